@@ -1,0 +1,172 @@
+-- +goose Up
+-- Times are milliseconds since 1970 by the database's clock (see installation.clock_offset_ms); addresses are canonical text.
+
+-- One row: what is true of this installation as a whole.
+CREATE TABLE installation (
+    one              integer PRIMARY KEY DEFAULT 1 CHECK (one = 1),
+    epoch            text     NOT NULL, -- names this life of the database; rotated after a restore
+    clock_offset_ms  integer  NOT NULL DEFAULT 0, -- added to the clock; only tests set it
+    expiry_ran_at    integer  NOT NULL DEFAULT 0  -- when leases were last looked at, on any replica
+);
+INSERT INTO installation (epoch) VALUES (lower(hex(randomblob(8))));
+
+CREATE TABLE signing_keys (
+    kid            text   PRIMARY KEY,
+    alg            text   NOT NULL,
+    private_sealed blob   NOT NULL, -- AES-256-GCM under the key-encryption key
+    created_at     integerNOT NULL
+);
+-- Seals device and account ids inside tokens.
+CREATE TABLE sealing_keys (
+    version    integer PRIMARY KEY,
+    key_sealed blob    NOT NULL,
+    created_at integer NOT NULL
+);
+
+CREATE TABLE accounts (
+    id         text   PRIMARY KEY,
+    name       text   NOT NULL,
+    created_at integerNOT NULL
+);
+
+CREATE TABLE premises (
+    id                 text    PRIMARY KEY,
+    account_id         text    NOT NULL REFERENCES accounts (id),
+    name               text    NOT NULL,
+    allow_public_range integer NOT NULL DEFAULT 0,
+    created_at         integer NOT NULL
+);
+CREATE INDEX premises_account ON premises (account_id);
+
+CREATE TABLE devices (
+    id          integer PRIMARY KEY,
+    account_id  text    NOT NULL REFERENCES accounts (id),
+    premises_id text    NOT NULL REFERENCES premises (id),
+    type        text    NOT NULL,
+    name        text    NOT NULL,
+    model       text    NOT NULL DEFAULT '',
+    pop         integer NOT NULL DEFAULT 1,
+    trigger     text    NOT NULL DEFAULT 'option',
+    not_before  integer NOT NULL DEFAULT 0,
+    created_at  integer NOT NULL
+);
+CREATE INDEX devices_account ON devices (account_id);
+
+CREATE TABLE services (
+    id         text   PRIMARY KEY,
+    name       text   NOT NULL,
+    not_before integerNOT NULL DEFAULT 0,
+    created_at integerNOT NULL
+);
+
+-- An account's consent for a service; deleted when it ends, so a new consent has a new service account id.
+CREATE TABLE service_links (
+    service_id         text   NOT NULL REFERENCES services (id),
+    account_id         text   NOT NULL REFERENCES accounts (id),
+    service_account_id integerNOT NULL,
+    created_at         integerNOT NULL,
+    PRIMARY KEY (service_id, account_id),
+    UNIQUE (service_id, service_account_id)
+);
+CREATE INDEX service_links_account ON service_links (account_id);
+
+-- A row for each device of type gateway; the addresses are empty until it declares them. The row's lock orders all changes
+-- of the gateway's groups, so that revision order is commit order.
+CREATE TABLE gateways (
+    id          integerPRIMARY KEY REFERENCES devices (id),
+    account_id  text   NOT NULL REFERENCES accounts (id),
+    premises_id text   NOT NULL REFERENCES premises (id),
+    lan_prefix  text   NOT NULL DEFAULT '',
+    lan_addr    text   NOT NULL DEFAULT '',
+    uplink      text   NOT NULL DEFAULT '',
+    range_first text   NOT NULL DEFAULT '',
+    range_last  text   NOT NULL DEFAULT '',
+    revision    integerNOT NULL DEFAULT 1
+);
+CREATE INDEX gateways_premises ON gateways (premises_id);
+
+-- Apart from gateways, so that recording a poll never waits for a change and no change waits for it.
+CREATE TABLE gateway_polls (
+    gateway_id     integerPRIMARY KEY REFERENCES gateways (id),
+    epoch          text   NOT NULL DEFAULT '',
+    acked_revision integerNOT NULL DEFAULT 0,
+    polled_at      integerNOT NULL DEFAULT 0
+);
+
+CREATE TABLE groups (
+    id          text   PRIMARY KEY,
+    account_id  text   NOT NULL REFERENCES accounts (id),
+    premises_id text   NOT NULL REFERENCES premises (id),
+    gateway_id  integerNOT NULL REFERENCES gateways (id),
+    name        text   NOT NULL,
+    ip          text   NOT NULL,
+    generation  integerNOT NULL,
+    next_number integerNOT NULL DEFAULT 1,
+    created_at  integerNOT NULL,
+    UNIQUE (account_id, premises_id, name),
+    UNIQUE (gateway_id, ip)
+);
+
+-- One row per group IP: free -> allocated -> quarantined -> free.
+CREATE TABLE addresses (
+    gateway_id        integerNOT NULL REFERENCES gateways (id),
+    ip                text   NOT NULL,
+    state             text   NOT NULL DEFAULT 'free' CHECK (state IN ('free', 'allocated', 'quarantined')),
+    group_id          text   UNIQUE REFERENCES groups (id),
+    last_group_name   text   NOT NULL DEFAULT '',
+    generation        integerNOT NULL DEFAULT 0,
+    released_at       integerNOT NULL DEFAULT 0,
+    released_revision integerNOT NULL DEFAULT 0,
+    PRIMARY KEY (gateway_id, ip),
+    CHECK ((state = 'allocated') = (group_id IS NOT NULL))
+);
+
+CREATE TABLE registrations (
+    id            text   PRIMARY KEY,
+    group_id      text   NOT NULL REFERENCES groups (id),
+    account_id    text   NOT NULL REFERENCES accounts (id),
+    premises_id   text   NOT NULL REFERENCES premises (id),
+    member_type   text   NOT NULL CHECK (member_type IN ('Device', 'Service')),
+    member_id     integerNOT NULL,
+    role          text   NOT NULL CHECK (role IN ('source', 'destination')),
+    instance      text   NOT NULL DEFAULT '',
+    owner_device  integerREFERENCES devices (id),
+    owner_service text   REFERENCES services (id),
+    number        integerNOT NULL,
+    private_ipv4  text   NOT NULL DEFAULT '',
+    public_ipv4   text   NOT NULL DEFAULT '',
+    ipv6          text   NOT NULL DEFAULT '',
+    port          integer NOT NULL DEFAULT 0,
+    device_type   text   NOT NULL DEFAULT '',
+    model         text   NOT NULL DEFAULT '',
+    name          text   NOT NULL DEFAULT '',
+    created_at    integerNOT NULL,
+    UNIQUE (group_id, member_type, member_id, role, instance),
+    CHECK ((owner_device IS NULL) <> (owner_service IS NULL))
+);
+CREATE INDEX registrations_owner_device ON registrations (owner_device);
+CREATE INDEX registrations_owner_service ON registrations (owner_service, account_id);
+
+-- Apart from registrations, so that a renewal touches one narrow row.
+CREATE TABLE leases (
+    registration_id text    PRIMARY KEY REFERENCES registrations (id),
+    ttl_seconds     integer NOT NULL,
+    expires_at      integer NOT NULL
+);
+CREATE INDEX leases_expires_at ON leases (expires_at);
+
+-- +goose Down
+DROP TABLE leases;
+DROP TABLE registrations;
+DROP TABLE addresses;
+DROP TABLE groups;
+DROP TABLE gateway_polls;
+DROP TABLE gateways;
+DROP TABLE service_links;
+DROP TABLE services;
+DROP TABLE devices;
+DROP TABLE premises;
+DROP TABLE accounts;
+DROP TABLE sealing_keys;
+DROP TABLE signing_keys;
+DROP TABLE installation;

@@ -1,0 +1,92 @@
+package models
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// AddrRange is an inclusive range of IPv4 addresses.
+type AddrRange struct {
+	First, Last netip.Addr
+}
+
+// Size is the number of addresses, 0 for a range that isn't one.
+func (r AddrRange) Size() int {
+	if !r.First.Is4() || !r.Last.Is4() || r.Last.Less(r.First) {
+		return 0
+	}
+	return int(v4(r.Last)-v4(r.First)) + 1
+}
+
+// Contains tells whether the address lies in the range.
+func (r AddrRange) Contains(a netip.Addr) bool {
+	return r.Size() > 0 && !a.Less(r.First) && !r.Last.Less(a) && a.Is4()
+}
+
+// Overlaps tells whether the two ranges share an address.
+func (r AddrRange) Overlaps(o AddrRange) bool {
+	return r.Size() > 0 && o.Size() > 0 && !r.Last.Less(o.First) && !o.Last.Less(r.First)
+}
+
+// String gives first-last, the form of the contract.
+func (r AddrRange) String() string { return fmt.Sprintf("%s-%s", r.First, r.Last) }
+
+func v4(a netip.Addr) uint32 {
+	b := a.As4()
+	return uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
+}
+
+// Gateway is what a gateway declared about its network, and where its group information stands.
+type Gateway struct {
+	ID         ID // the device id
+	AccountID  AccountID
+	PremisesID PremisesID
+	LANPrefix  netip.Prefix
+	// LANAddr is the gateway's own address in the LAN.
+	LANAddr netip.Addr
+	Uplink  netip.Addr
+	Range   AddrRange
+	// Revision rises, from 1, each time the gateway's group information changes (SPEC §6).
+	Revision int64
+	// AckedRevision is the newest revision the gateway has said it holds, in the epoch that is current.
+	AckedRevision int64
+	// PolledAt is when the gateway last asked; zero if never.
+	PolledAt time.Time
+}
+
+// AddressState is where a group IP stands in its cycle free → allocated → quarantined → free (SPEC §5).
+type AddressState string
+
+// The states of an address.
+const (
+	AddressFree        AddressState = "free"
+	AddressAllocated   AddressState = "allocated"
+	AddressQuarantined AddressState = "quarantined"
+)
+
+// Address is one group IP of a gateway's range: one row per address.
+type Address struct {
+	GatewayID ID
+	IP        netip.Addr
+	State     AddressState
+	// GroupID is the group that has it, while it is allocated.
+	GroupID GroupID
+	// LastGroupName is the group that has or last had it, so that the same group gets it back.
+	LastGroupName string
+	// Generation rises each time the address is handed out.
+	Generation int64
+	// ReleasedAt is when its last group ended; zero if it never had one.
+	ReleasedAt time.Time
+	// ReleasedRevision is the gateway's revision that no longer holds the group.
+	ReleasedRevision int64
+}
+
+// Pool counts the addresses of a gateway's range.
+type Pool struct {
+	Size        int
+	Allocated   int
+	Quarantined int
+	// NextFreeAt is the earliest instant at which a quarantined address may become free; zero if none is quarantined.
+	NextFreeAt time.Time
+}

@@ -1,0 +1,109 @@
+package models
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Group is one life of a group: it begins when its first source registers and ends with its last (SPEC §5).
+type Group struct {
+	ID         GroupID
+	AccountID  AccountID
+	PremisesID PremisesID
+	GatewayID  ID
+	Name       string
+	IP         netip.Addr
+	Generation int64
+	// State is the number of live destinations.
+	State     int
+	CreatedAt time.Time
+}
+
+// MemberType is the type of a registration in the contract.
+type MemberType string
+
+// The member types, in the spelling of the contract.
+const (
+	MemberDevice  MemberType = "Device"
+	MemberService MemberType = "Service"
+)
+
+// Role is what a member does in its group.
+type Role string
+
+// The roles of SPEC §2.
+const (
+	RoleSource      Role = "source"
+	RoleDestination Role = "destination"
+)
+
+// MemberKey names a member within its group: posting again with the same key renews (SPEC §4).
+type MemberKey struct {
+	Type     MemberType
+	ID       ID
+	Role     Role
+	Instance string
+}
+
+// Registration is one member's lease in a group.
+type Registration struct {
+	ID         RegistrationID
+	GroupID    GroupID
+	AccountID  AccountID
+	PremisesID PremisesID
+	Key        MemberKey
+	// Owner is who may read, renew and end it: the device id of a device, or the service of a service account id.
+	OwnerDevice  ID
+	OwnerService ServiceID
+	// Number counts the members of one life of a group: 1, 2, … and is never reused in it.
+	Number      int64
+	PrivateIPv4 netip.Addr
+	PublicIPv4  netip.Addr
+	IPv6        netip.Addr
+	// Port is the UDP port for the copies; 0 means the port of the camera's datagram.
+	Port       uint16
+	DeviceType DeviceType
+	Model      string
+	Name       string
+	CreatedAt  time.Time
+	// TTL is what was granted at the last renewal.
+	TTL time.Duration
+	// ExpiresAt is when the lease ends by the database's clock, grace not counted.
+	ExpiresAt time.Time
+}
+
+// GroupInformation is what one gateway forwards by, as of one revision (SPEC §6).
+type GroupInformation struct {
+	GatewayID ID
+	Epoch     string
+	Revision  int64
+	// Groups are sorted by group IP; the members within by their number.
+	Groups []GatewayGroup
+}
+
+// GatewayGroup is one group of a gateway with the addresses it forwards by.
+type GatewayGroup struct {
+	Group
+	Sources      []GatewaySource
+	Destinations []GatewayDestination
+}
+
+// GatewaySource is a camera as its gateway sees it.
+type GatewaySource struct {
+	RegistrationID RegistrationID
+	Number         int64
+	Name           string
+	IPv4           netip.Addr
+	IPv6           netip.Addr
+	Trigger        Trigger
+}
+
+// GatewayDestination is a receiver as the gateway sees it: exactly one of IPv4 and IPv6 says where the copies go, IPv4 first.
+type GatewayDestination struct {
+	RegistrationID RegistrationID
+	Number         int64
+	Name           string
+	IPv4           netip.Addr
+	IPv6           netip.Addr
+	Port           uint16
+}

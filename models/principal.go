@@ -1,0 +1,33 @@
+package models
+
+// Kind says what a caller is (SPEC §8).
+type Kind string
+
+// The kinds of principals.
+const (
+	KindDevice   Kind = "device"
+	KindGateway  Kind = "gateway"
+	KindService  Kind = "service"
+	KindOperator Kind = "operator"
+)
+
+// Principal is an authenticated caller. Account, premises and device come from the token and from the row it names, never from
+// a request body (SPEC §4).
+type Principal struct {
+	Kind       Kind
+	Scopes     []string
+	AccountID  AccountID  // empty for a service
+	PremisesID PremisesID // empty for a service
+	Device     Device     // device and gateway
+	Service    Service    // service
+}
+
+// HasScope tells whether the token was granted the scope.
+func (p Principal) HasScope(scope string) bool {
+	for _, s := range p.Scopes {
+		if s == scope {
+			return true
+		}
+	}
+	return false
+}
