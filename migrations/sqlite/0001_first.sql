@@ -14,7 +14,7 @@ CREATE TABLE signing_keys (
     kid            text   PRIMARY KEY,
     alg            text   NOT NULL,
     private_sealed blob   NOT NULL, -- AES-256-GCM under the key-encryption key
-    created_at     integerNOT NULL
+    created_at     integer NOT NULL
 );
 -- Seals device and account ids inside tokens.
 CREATE TABLE sealing_keys (
@@ -26,7 +26,7 @@ CREATE TABLE sealing_keys (
 CREATE TABLE accounts (
     id         text   PRIMARY KEY,
     name       text   NOT NULL,
-    created_at integerNOT NULL
+    created_at integer NOT NULL
 );
 
 CREATE TABLE premises (
@@ -55,16 +55,16 @@ CREATE INDEX devices_account ON devices (account_id);
 CREATE TABLE services (
     id         text   PRIMARY KEY,
     name       text   NOT NULL,
-    not_before integerNOT NULL DEFAULT 0,
-    created_at integerNOT NULL
+    not_before integer NOT NULL DEFAULT 0,
+    created_at integer NOT NULL
 );
 
 -- An account's consent for a service; deleted when it ends, so a new consent has a new service account id.
 CREATE TABLE service_links (
     service_id         text   NOT NULL REFERENCES services (id),
     account_id         text   NOT NULL REFERENCES accounts (id),
-    service_account_id integerNOT NULL,
-    created_at         integerNOT NULL,
+    service_account_id integer NOT NULL,
+    created_at         integer NOT NULL,
     PRIMARY KEY (service_id, account_id),
     UNIQUE (service_id, service_account_id)
 );
@@ -81,7 +81,7 @@ CREATE TABLE gateways (
     uplink      text   NOT NULL DEFAULT '',
     range_first text   NOT NULL DEFAULT '',
     range_last  text   NOT NULL DEFAULT '',
-    revision    integerNOT NULL DEFAULT 1
+    revision    integer NOT NULL DEFAULT 1
 );
 CREATE INDEX gateways_premises ON gateways (premises_id);
 
@@ -89,34 +89,34 @@ CREATE INDEX gateways_premises ON gateways (premises_id);
 CREATE TABLE gateway_polls (
     gateway_id     integerPRIMARY KEY REFERENCES gateways (id),
     epoch          text   NOT NULL DEFAULT '',
-    acked_revision integerNOT NULL DEFAULT 0,
-    polled_at      integerNOT NULL DEFAULT 0
+    acked_revision integer NOT NULL DEFAULT 0,
+    polled_at      integer NOT NULL DEFAULT 0
 );
 
 CREATE TABLE groups (
     id          text   PRIMARY KEY,
     account_id  text   NOT NULL REFERENCES accounts (id),
     premises_id text   NOT NULL REFERENCES premises (id),
-    gateway_id  integerNOT NULL REFERENCES gateways (id),
+    gateway_id  integer NOT NULL REFERENCES gateways (id),
     name        text   NOT NULL,
     ip          text   NOT NULL,
-    generation  integerNOT NULL,
-    next_number integerNOT NULL DEFAULT 1,
-    created_at  integerNOT NULL,
+    generation  integer NOT NULL,
+    next_number integer NOT NULL DEFAULT 1,
+    created_at  integer NOT NULL,
     UNIQUE (account_id, premises_id, name),
     UNIQUE (gateway_id, ip)
 );
 
 -- One row per group IP: free -> allocated -> quarantined -> free.
 CREATE TABLE addresses (
-    gateway_id        integerNOT NULL REFERENCES gateways (id),
+    gateway_id        integer NOT NULL REFERENCES gateways (id),
     ip                text   NOT NULL,
     state             text   NOT NULL DEFAULT 'free' CHECK (state IN ('free', 'allocated', 'quarantined')),
     group_id          text   UNIQUE REFERENCES groups (id),
     last_group_name   text   NOT NULL DEFAULT '',
-    generation        integerNOT NULL DEFAULT 0,
-    released_at       integerNOT NULL DEFAULT 0,
-    released_revision integerNOT NULL DEFAULT 0,
+    generation        integer NOT NULL DEFAULT 0,
+    released_at       integer NOT NULL DEFAULT 0,
+    released_revision integer NOT NULL DEFAULT 0,
     PRIMARY KEY (gateway_id, ip),
     CHECK ((state = 'allocated') = (group_id IS NOT NULL))
 );
@@ -127,12 +127,12 @@ CREATE TABLE registrations (
     account_id    text   NOT NULL REFERENCES accounts (id),
     premises_id   text   NOT NULL REFERENCES premises (id),
     member_type   text   NOT NULL CHECK (member_type IN ('Device', 'Service')),
-    member_id     integerNOT NULL,
+    member_id     integer NOT NULL,
     role          text   NOT NULL CHECK (role IN ('source', 'destination')),
     instance      text   NOT NULL DEFAULT '',
     owner_device  integerREFERENCES devices (id),
     owner_service text   REFERENCES services (id),
-    number        integerNOT NULL,
+    number        integer NOT NULL,
     private_ipv4  text   NOT NULL DEFAULT '',
     public_ipv4   text   NOT NULL DEFAULT '',
     ipv6          text   NOT NULL DEFAULT '',
@@ -140,7 +140,7 @@ CREATE TABLE registrations (
     device_type   text   NOT NULL DEFAULT '',
     model         text   NOT NULL DEFAULT '',
     name          text   NOT NULL DEFAULT '',
-    created_at    integerNOT NULL,
+    created_at    integer NOT NULL,
     UNIQUE (group_id, member_type, member_id, role, instance),
     CHECK ((owner_device IS NULL) <> (owner_service IS NULL))
 );
