@@ -1,0 +1,124 @@
+package harness
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+var build struct {
+	sync.Once
+	dir string
+	err error
+}
+
+// Bin gives the path of one of the project's programs, built once per test process with the race detector's setting of the
+// test left out: it is the program that users run.
+func Bin(t testing.TB, name string) string {
+	t.Helper()
+	build.Do(func() {
+		build.dir, build.err = os.MkdirTemp("", "groupcast-bin-")
+		if build.err != nil {
+			return
+		}
+		// Programs that run in namespaces or as another user must be able to reach it.
+		_ = os.Chmod(build.dir, 0o755)
+		_, file, _, _ := runtime.Caller(0)
+		cmd := exec.Command("go", "build", "-o", build.dir+string(filepath.Separator), "./cmd/...")
+		cmd.Dir = filepath.Join(filepath.Dir(file), "..", "..")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			build.err = fmt.Errorf("go build ./cmd/...: %w\n%s", err, out)
+		}
+	})
+	require.NoError(t, build.err)
+	return filepath.Join(build.dir, name)
+}
+
+// RemoveBuilt deletes what Bin built; call it from TestMain after the tests.
+func RemoveBuilt() {
+	if build.dir != "" {
+		_ = os.RemoveAll(build.dir)
+	}
+}
+
+// Process is one running program with what it has printed.
+type Process struct {
+	Cmd  *exec.Cmd
+	Name string
+
+	log  logBuffer
+	done chan struct{}
+	err  error
+}
+
+// Start runs the program; it is killed at the end of the test if it still runs, and its log is shown if the test failed.
+func Start(t testing.TB, name string, cmd *exec.Cmd) *Process {
+	t.Helper()
+	p := &Process{Cmd: cmd, Name: name, done: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = &p.log, &p.log
+	require.NoError(t, cmd.Start(), "start %s", name)
+	go func() {
+		p.err = cmd.Wait()
+		close(p.done)
+	}()
+	t.Cleanup(func() {
+		p.Kill()
+		if t.Failed() {
+			t.Logf("--- log of %s ---\n%s", name, p.Log())
+		}
+	})
+	return p
+}
+
+// Log gives everything the program printed so far.
+func (p *Process) Log() string { return p.log.String() }
+
+// Done is closed when the program has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Kill ends the program the hard way, as a power cut would, and waits until it is gone.
+func (p *Process) Kill() {
+	_ = p.Cmd.Process.Kill()
+	<-p.done
+}
+
+// Stop asks the program to end and gives its error, or says that it didn't end within ten seconds.
+func (p *Process) Stop() error {
+	if err := p.Cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("ask %s to stop: %w", p.Name, err)
+	}
+	select {
+	case <-p.done:
+		return p.err
+	case <-time.After(10 * time.Second):
+		p.Kill()
+		return fmt.Errorf("%s did not stop within 10 s", p.Name)
+	}
+}
+
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}

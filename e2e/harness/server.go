@@ -1,0 +1,236 @@
+package harness
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/groupcast/groupcast/e2e/pgtest"
+	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/openapi/adminapi"
+	"github.com/groupcast/groupcast/openapi/adminclient"
+	"github.com/groupcast/groupcast/openapi/client"
+)
+
+// Databases runs the test once on SQLite and once on a real Postgres.
+func Databases(t *testing.T, test func(t *testing.T, databaseURL string)) {
+	t.Run("sqlite", func(t *testing.T) { test(t, "") })
+	t.Run("postgres", func(t *testing.T) { test(t, pgtest.URL(t)) })
+}
+
+// Options says how a server is started.
+type Options struct {
+	// DatabaseURL is empty for SQLite in the data directory.
+	DatabaseURL string
+	// Listen is an address and port; empty means a free port on 127.0.0.1.
+	Listen string
+	// Command wraps the start, for example to run inside a network namespace; nil runs it here.
+	Command func(name string, args ...string) *exec.Cmd
+	// Dial replaces the way to connect, for a server inside a network namespace.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Args are further flags.
+	Args []string
+}
+
+// Server is a running groupcastd.
+type Server struct {
+	URL     string
+	DataDir string
+	Admin   *adminclient.ClientWithResponses
+	HTTP    *http.Client
+
+	options Options
+	process *Process
+}
+
+// StartServer starts groupcastd and waits until it is ready.
+func StartServer(t testing.TB, o Options) *Server {
+	t.Helper()
+	if o.Listen == "" {
+		o.Listen = freePort(t)
+	}
+	if o.Command == nil {
+		o.Command = exec.Command
+	}
+	dial := o.Dial
+	if dial == nil {
+		dial = (&net.Dialer{}).DialContext
+	}
+	// Not t.TempDir: the path of a unix socket must stay below 108 bytes.
+	dir, err := os.MkdirTemp("", "gc-")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	s := &Server{
+		URL:     "http://" + o.Listen,
+		DataDir: dir,
+		HTTP:    &http.Client{Transport: &http.Transport{DialContext: dial}, Timeout: 70 * time.Second},
+		options: o,
+	}
+	socket := filepath.Join(dir, "admin.sock")
+	s.Admin, err = adminclient.NewClientWithResponses("http://groupcastd", adminclient.WithHTTPClient(&http.Client{
+		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		}, DisableKeepAlives: true},
+		Timeout: 30 * time.Second,
+	}))
+	require.NoError(t, err)
+	s.Start(t)
+	return s
+}
+
+// Start starts a server that was stopped or killed, on the same address and data.
+func (s *Server) Start(t testing.TB) {
+	t.Helper()
+	args := []string{"serve", "--listen", s.options.Listen, "--data-dir", s.DataDir, "--metrics-listen", "", "--log-level", "debug"}
+	if s.options.DatabaseURL != "" {
+		args = append(args, "--database-url", s.options.DatabaseURL, "--migrate")
+	}
+	args = append(args, s.options.Args...)
+	s.process = Start(t, "groupcastd", s.options.Command(Bin(t, "groupcastd"), args...))
+	s.waitReady(t)
+}
+
+func (s *Server) waitReady(t testing.TB) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		select {
+		case <-s.process.Done():
+			t.Errorf("groupcastd ended at its start:\n%s", s.process.Log())
+			return true
+		default:
+		}
+		r, err := s.HTTP.Get(s.URL + "/readyz")
+		if err != nil {
+			return false
+		}
+		defer r.Body.Close()
+		return r.StatusCode == http.StatusOK
+	}, 20*time.Second, 20*time.Millisecond, "groupcastd is not ready")
+	if t.Failed() {
+		t.FailNow()
+	}
+}
+
+// Kill ends the server as a power cut of the process would.
+func (s *Server) Kill() { s.process.Kill() }
+
+// Stop ends the server gracefully.
+func (s *Server) Stop() error { return s.process.Stop() }
+
+// Log gives what the server printed since its last start.
+func (s *Server) Log() string { return s.process.Log() }
+
+// Client speaks the public contract with the given token.
+func (s *Server) Client(t testing.TB, token string) *client.ClientWithResponses {
+	t.Helper()
+	c, err := client.NewClientWithResponses(s.URL, client.WithHTTPClient(s.HTTP),
+		client.WithRequestEditorFn(func(_ context.Context, r *http.Request) error {
+			r.Header.Set("Authorization", "Bearer "+token)
+			return nil
+		}))
+	require.NoError(t, err)
+	return c
+}
+
+// Account creates an account.
+func (s *Server) Account(t testing.TB, name string) models.AccountID {
+	t.Helper()
+	r, err := s.Admin.CreateAccountWithResponse(t.Context(), adminapi.AccountRequest{Name: name})
+	require.NoError(t, err)
+	require.NotNil(t, r.JSON200, "%s", r.Body)
+	return r.JSON200.AccountID
+}
+
+// Premises creates a premises of the account.
+func (s *Server) Premises(t testing.TB, account models.AccountID, name string, allowPublicRange bool) models.PremisesID {
+	t.Helper()
+	r, err := s.Admin.CreatePremisesWithResponse(t.Context(), adminapi.PremisesRequest{
+		AccountID: account, Name: name, AllowPublicRange: &allowPublicRange,
+	})
+	require.NoError(t, err)
+	require.NotNil(t, r.JSON200, "%s", r.Body)
+	return r.JSON200.PremisesID
+}
+
+// Device creates a device and gives its id; the request's premises is filled in.
+func (s *Server) Device(t testing.TB, premises models.PremisesID, d adminapi.DeviceRequest) models.ID {
+	t.Helper()
+	d.PremisesID = premises
+	r, err := s.Admin.CreateDeviceWithResponse(t.Context(), d)
+	require.NoError(t, err)
+	require.NotNil(t, r.JSON200, "%s", r.Body)
+	return r.JSON200.DeviceID
+}
+
+// Service creates a service.
+func (s *Server) Service(t testing.TB, id models.ServiceID, name string) {
+	t.Helper()
+	r, err := s.Admin.CreateServiceWithResponse(t.Context(), adminapi.ServiceRequest{ServiceID: id, Name: name})
+	require.NoError(t, err)
+	require.NotNil(t, r.JSON200, "%s", r.Body)
+}
+
+// Link records the account's consent for the service and gives the service account id; a zero id draws one.
+func (s *Server) Link(t testing.TB, service models.ServiceID, account models.AccountID, id models.ID) models.ID {
+	t.Helper()
+	req := adminapi.LinkRequest{ServiceID: service, AccountID: account}
+	if id.Valid() {
+		req.ServiceAccountID = &id
+	}
+	r, err := s.Admin.CreateLinkWithResponse(t.Context(), req)
+	require.NoError(t, err)
+	require.NotNil(t, r.JSON200, "%s", r.Body)
+	return r.JSON200.ServiceAccountID
+}
+
+// DeviceToken mints a token for the device.
+func (s *Server) DeviceToken(t testing.TB, device models.ID) string {
+	t.Helper()
+	return s.token(t, adminapi.TokenRequest{DeviceID: &device})
+}
+
+// ServiceToken mints a token (SAT) for the service.
+func (s *Server) ServiceToken(t testing.TB, service models.ServiceID) string {
+	t.Helper()
+	return s.token(t, adminapi.TokenRequest{ServiceID: &service})
+}
+
+func (s *Server) token(t testing.TB, req adminapi.TokenRequest) string {
+	t.Helper()
+	r, err := s.Admin.CreateTokenWithResponse(t.Context(), req)
+	require.NoError(t, err)
+	require.NotNil(t, r.JSON200, "%s", r.Body)
+	return r.JSON200.AccessToken
+}
+
+// Post sends a body as it stands, with the token in the given form of the header, and gives status and body.
+func (s *Server) Post(t testing.TB, path, authorization, body string) (int, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL+path, strings.NewReader(body))
+	require.NoError(t, err)
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Authorization", authorization)
+	r, err := s.HTTP.Do(req)
+	require.NoError(t, err)
+	defer r.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
+	require.NoError(t, err)
+	return r.StatusCode, string(b)
+}
+
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	return l.Addr().String()
+}
