@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/groupcast/groupcast/e2e/netlab"
 )
 
 var build struct {
@@ -61,12 +63,17 @@ type Process struct {
 	err  error
 }
 
-// Start runs the program; it is killed at the end of the test if it still runs, and its log is shown if the test failed.
-func Start(t testing.TB, name string, cmd *exec.Cmd) *Process {
+// Start runs the program, inside the namespace if there is one. It is killed at the end of the test if it still runs, and its
+// log is shown if the test failed.
+func Start(t testing.TB, in *netlab.Namespace, name string, cmd *exec.Cmd) *Process {
 	t.Helper()
 	p := &Process{Cmd: cmd, Name: name, done: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = &p.log, &p.log
-	require.NoError(t, cmd.Start(), "start %s", name)
+	if in != nil {
+		in.Start(cmd)
+	} else {
+		require.NoError(t, cmd.Start(), "start %s", name)
+	}
 	go func() {
 		p.err = cmd.Wait()
 		close(p.done)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/groupcast/groupcast/e2e/netlab"
 	"github.com/groupcast/groupcast/e2e/pgtest"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/adminapi"
@@ -33,10 +34,8 @@ type Options struct {
 	DatabaseURL string
 	// Listen is an address and port; empty means a free port on 127.0.0.1.
 	Listen string
-	// Command wraps the start, for example to run inside a network namespace; nil runs it here.
-	Command func(name string, args ...string) *exec.Cmd
-	// Dial replaces the way to connect, for a server inside a network namespace.
-	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// In is the network namespace the server runs in and is reached from; nil means here.
+	In *netlab.Namespace
 	// Args are further flags.
 	Args []string
 }
@@ -58,13 +57,6 @@ func StartServer(t testing.TB, o Options) *Server {
 	if o.Listen == "" {
 		o.Listen = freePort(t)
 	}
-	if o.Command == nil {
-		o.Command = exec.Command
-	}
-	dial := o.Dial
-	if dial == nil {
-		dial = (&net.Dialer{}).DialContext
-	}
 	// Not t.TempDir: the path of a unix socket must stay below 108 bytes.
 	dir, err := os.MkdirTemp("", "gc-")
 	require.NoError(t, err)
@@ -72,7 +64,7 @@ func StartServer(t testing.TB, o Options) *Server {
 	s := &Server{
 		URL:     "http://" + o.Listen,
 		DataDir: dir,
-		HTTP:    &http.Client{Transport: &http.Transport{DialContext: dial}, Timeout: 70 * time.Second},
+		HTTP:    &http.Client{Transport: &http.Transport{DialContext: dialIn(o.In)}, Timeout: 70 * time.Second},
 		options: o,
 	}
 	socket := filepath.Join(dir, "admin.sock")
@@ -95,7 +87,7 @@ func (s *Server) Start(t testing.TB) {
 		args = append(args, "--database-url", s.options.DatabaseURL, "--migrate")
 	}
 	args = append(args, s.options.Args...)
-	s.process = Start(t, "groupcastd", s.options.Command(Bin(t, "groupcastd"), args...))
+	s.process = Start(t, s.options.In, "groupcastd", exec.Command(Bin(t, "groupcastd"), args...))
 	s.waitReady(t)
 }
 
@@ -225,6 +217,18 @@ func (s *Server) Post(t testing.TB, path, authorization, body string) (int, stri
 	b, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
 	require.NoError(t, err)
 	return r.StatusCode, string(b)
+}
+
+// dialIn connects from inside the namespace: a socket belongs to the namespace of the thread that opens it.
+func dialIn(in *netlab.Namespace) func(ctx context.Context, network, address string) (net.Conn, error) {
+	var d net.Dialer
+	if in == nil {
+		return d.DialContext
+	}
+	return func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+		in.Do(func() { conn, err = d.DialContext(ctx, network, address) })
+		return conn, err
+	}
 }
 
 func freePort(t testing.TB) string {

@@ -1,0 +1,84 @@
+package harness
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/groupcast/groupcast/e2e/netlab"
+	"github.com/groupcast/groupcast/models"
+)
+
+// AgentOptions says how a gateway agent is started. Empty fields are left to the agent's defaults.
+type AgentOptions struct {
+	Server    *Server
+	GatewayID models.ID
+	Token     string
+	// In is the network namespace of the gateway; nil means here, on loopback.
+	In *netlab.Namespace
+
+	LANInterface, LANPrefix, LANAddress, Uplink, GroupRange, CopyOptions string
+	// Args are further flags.
+	Args []string
+}
+
+// Agent is a running gateway agent with its state on disk.
+type Agent struct {
+	Dir string
+
+	options AgentOptions
+	process *Process
+}
+
+// StartAgent writes the agent's configuration and credential as a gateway engineer would, and starts it.
+func StartAgent(t testing.TB, o AgentOptions) *Agent {
+	t.Helper()
+	a := &Agent{Dir: t.TempDir(), options: o}
+	credential := filepath.Join(a.Dir, "credential")
+	require.NoError(t, os.WriteFile(credential, []byte(o.Token), 0o600))
+	var b strings.Builder
+	for _, kv := range [][2]string{
+		{"server", o.Server.URL},
+		{"credential", credential},
+		{"gateway-id", o.GatewayID.String()},
+		{"lan-interface", o.LANInterface},
+		{"lan-prefix", o.LANPrefix},
+		{"lan-address", o.LANAddress},
+		{"uplink-address", o.Uplink},
+		{"group-range", o.GroupRange},
+		{"copy-options", o.CopyOptions},
+		{"state-dir", filepath.Join(a.Dir, "state")},
+		{"log-level", "debug"},
+	} {
+		if kv[1] != "" {
+			fmt.Fprintf(&b, "%s: %q\n", kv[0], kv[1])
+		}
+	}
+	b.WriteString("metrics-listen: \"\"\n")
+	require.NoError(t, os.WriteFile(a.config(), []byte(b.String()), 0o600))
+	a.Start(t)
+	return a
+}
+
+func (a *Agent) config() string { return filepath.Join(a.Dir, "agent.yaml") }
+
+// Start starts an agent that was stopped or killed, with the state it left.
+func (a *Agent) Start(t testing.TB) {
+	t.Helper()
+	args := append([]string{"run", "--config", a.config()}, a.options.Args...)
+	a.process = Start(t, a.options.In, "gateway-agent", exec.Command(Bin(t, "gateway-agent"), args...))
+}
+
+// Kill ends the agent as a power cut of the process would.
+func (a *Agent) Kill() { a.process.Kill() }
+
+// Stop ends the agent gracefully.
+func (a *Agent) Stop() error { return a.process.Stop() }
+
+// Log gives what the agent printed since its last start.
+func (a *Agent) Log() string { return a.process.Log() }
