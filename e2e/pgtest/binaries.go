@@ -27,8 +27,8 @@ func binDir() (string, error) {
 	}
 	if initdb, err := exec.LookPath("initdb"); err == nil {
 		// initdb looks for postgres beside itself, so a link in PATH is no use.
-		if real, err := filepath.EvalSymlinks(initdb); err == nil && hasServer(filepath.Dir(real)) {
-			return filepath.Dir(real), nil
+		if target, err := filepath.EvalSymlinks(initdb); err == nil && hasServer(filepath.Dir(target)) {
+			return filepath.Dir(target), nil
 		}
 	}
 	packaged, err := filepath.Glob("/usr/lib/postgresql/*/bin")

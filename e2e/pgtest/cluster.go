@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"os/exec"
@@ -66,9 +67,7 @@ func (o Options) settings(socketDir string) []string {
 		s["bgwriter_delay"] = "10s"
 		s["wal_writer_delay"] = "10s"
 	}
-	for name, value := range o.Settings {
-		s[name] = value
-	}
+	maps.Copy(s, o.Settings)
 	list := make([]string, 0, len(s))
 	for name, value := range s {
 		list = append(list, name+"="+value)
