@@ -1,0 +1,91 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/groupcast/groupcast/models"
+)
+
+// defaultRange is the service's own default (SPEC §5): .230 to .254 of the LAN's /24. The agent spells it out when it
+// declares, so that both sides know the range without asking.
+func (c *Config) defaultRange() {
+	g := &c.Gateway
+	if g.Range.Size() > 0 || g.LANPrefix.Bits() != 24 {
+		return
+	}
+	first, last := g.LANPrefix.Addr().As4(), g.LANPrefix.Addr().As4()
+	first[3], last[3] = 230, 254
+	g.Range = models.AddrRange{First: netip.AddrFrom4(first), Last: netip.AddrFrom4(last)}
+}
+
+// Check tells everything that keeps an agent from running with this configuration, each with its key.
+func (c Config) Check() error {
+	var faults []error
+	fault := func(key, format string, args ...any) {
+		faults = append(faults, fmt.Errorf(key+": "+format, args...))
+	}
+	g := c.Gateway
+	if c.Server == nil {
+		fault("server", "give the URL of the registration service")
+	} else if c.Server.Scheme == "http" && !c.AllowPlainHTTP && !loopbackHost(c.Server.Hostname()) {
+		fault("server", "the token would cross the network readably: use https, or set allow-plain-http if the way there is protected otherwise")
+	}
+	if c.Credential == "" {
+		fault("credential", "give the file with the gateway's access token")
+	}
+	if !g.ID.Valid() {
+		fault("gateway-id", "give the id that the operator enrolled this gateway with")
+	}
+	if c.StateDir == "" {
+		fault("state-dir", "give a directory for the last group information")
+	}
+	if !g.LANPrefix.IsValid() {
+		fault("lan-prefix", "give the LAN's prefix, for example 192.168.1.0/24")
+	}
+	if !g.LANAddr.IsValid() {
+		fault("lan-address", "give this gateway's own address in the LAN")
+	}
+	if !g.Uplink.IsValid() {
+		fault("uplink-address", "give the address that copies leave with")
+	}
+	if len(faults) == 0 {
+		c.checkLAN(fault)
+	}
+	return errors.Join(faults...)
+}
+
+func (c Config) checkLAN(fault func(key, format string, args ...any)) {
+	g := c.Gateway
+	network, broadcast := g.LANPrefix.Addr(), lastOf(g.LANPrefix)
+	if !g.LANPrefix.Contains(g.LANAddr) || g.LANAddr == network || g.LANAddr == broadcast {
+		fault("lan-address", "%s is not a host of the LAN %s", g.LANAddr, g.LANPrefix)
+	}
+	switch r := g.Range; {
+	case r.Size() == 0:
+		fault("group-range", "there is no default for a /%d: give first-last inside %s", g.LANPrefix.Bits(), g.LANPrefix)
+	case !g.LANPrefix.Contains(r.First) || !g.LANPrefix.Contains(r.Last):
+		fault("group-range", "%s is not inside the LAN %s", r, g.LANPrefix)
+	case r.Contains(network) || r.Contains(broadcast) || r.Contains(g.LANAddr):
+		fault("group-range", "%s holds the network, broadcast or gateway address: leave them out", r)
+	case r.Contains(g.Uplink):
+		fault("group-range", "%s holds uplink-address: leave it out", r)
+	}
+	onLoopback := g.LANAddr.IsLoopback() || g.Uplink.IsLoopback()
+	switch {
+	case onLoopback && !c.AllowLoopback:
+		fault("allow-loopback", "lan-address or uplink-address is in 127.0.0.0/8, which is for demonstrations on one machine: set allow-loopback if this is one")
+	case c.AllowLoopback && (!g.LANAddr.IsLoopback() || !g.Uplink.IsLoopback() || c.MetricsListen.IsValid() && !c.MetricsListen.Addr().IsLoopback()):
+		fault("allow-loopback", "lan-address, uplink-address and metrics-listen have to be in 127.0.0.0/8 too: it is for demonstrations on one machine")
+	}
+}
+
+func loopbackHost(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	ip := net.ParseIP(host)
+	return ip != nil && ip.IsLoopback()
+}

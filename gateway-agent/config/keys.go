@@ -1,0 +1,206 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/groupcast/groupcast/gateway-agent/packet"
+	"github.com/groupcast/groupcast/models"
+)
+
+// key is one setting: its name, what it is if nobody sets it, and how its text is read.
+type key struct {
+	name    string
+	def     string
+	help    string
+	boolean bool
+	list    bool
+	read    func(*Config, string) error
+}
+
+var keys = []key{
+	{name: "server", help: "`URL` of the registration service", read: func(c *Config, s string) (err error) {
+		c.Server, err = serverURL(s)
+		return err
+	}},
+	{name: "ca", help: "`FILE` with the certificates that sign the server's (PEM); empty: the system's", read: func(c *Config, s string) error {
+		c.CA = s
+		return nil
+	}},
+	{name: "credential", help: "`FILE` with the access token, readable by its owner only; read again when it changes", read: func(c *Config, s string) error {
+		c.Credential = s
+		return nil
+	}},
+	{name: "allow-plain-http", def: "false", boolean: true, help: "send the token without TLS to a server that is not on loopback", read: func(c *Config, s string) (err error) {
+		c.AllowPlainHTTP, err = boolean(s)
+		return err
+	}},
+	{name: "gateway-id", help: "`ID` of this gateway, as the operator enrolled it", read: func(c *Config, s string) (err error) {
+		c.Gateway.ID, err = models.ParseID(s)
+		return err
+	}},
+	{name: "lan-interface", help: "`INTERFACE` of the LAN with the cameras; empty: the one that has lan-address", read: func(c *Config, s string) error {
+		c.LANInterface = s
+		return nil
+	}},
+	{name: "lan-prefix", help: "the LAN's IPv4 `PREFIX`, from /16 to /30, for example 192.168.1.0/24", read: func(c *Config, s string) (err error) {
+		c.Gateway.LANPrefix, err = lanPrefix(s)
+		return err
+	}},
+	{name: "lan-address", help: "this gateway's own IPv4 `ADDRESS` in the LAN", read: func(c *Config, s string) (err error) {
+		c.Gateway.LANAddr, err = ipv4(s)
+		return err
+	}},
+	{name: "uplink-address", help: "IPv4 `ADDRESS` that copies leave with", read: func(c *Config, s string) (err error) {
+		c.Gateway.Uplink, err = ipv4(s)
+		return err
+	}},
+	{name: "group-range", help: "`RANGE` of group IPs that DHCP must not hand out, first-last or a prefix; empty: .230 to .254 of a /24", read: func(c *Config, s string) (err error) {
+		c.Gateway.Range, err = addrRange(s)
+		return err
+	}},
+	{name: "media-ports", def: "5004", list: true, help: "UDP `PORTS` that cameras send to, separated by commas", read: func(c *Config, s string) (err error) {
+		c.MediaPorts, err = ports(s)
+		return err
+	}},
+	{name: "copy-options", def: "strip", help: "what copies carry in place of the camera's IP options: `strip|nop`", read: func(c *Config, s string) error {
+		c.CopyOptions = packet.CopyOptions(s)
+		return oneOf(s, string(packet.Strip), string(packet.NOP))
+	}},
+	{name: "state-dir", def: "/var/lib/groupcast-gateway-agent", help: "`DIR` for the last group information; one agent per directory", read: func(c *Config, s string) error {
+		c.StateDir = s
+		return nil
+	}},
+	{name: "metrics-listen", def: "127.0.0.1:9091", help: "`ADDRESS:PORT` for Prometheus; empty: off", read: func(c *Config, s string) (err error) {
+		if s != "" {
+			c.MetricsListen, err = netip.ParseAddrPort(s)
+		}
+		if err != nil {
+			return errors.New("give an IP address and a port, for example 127.0.0.1:9091, or leave it empty")
+		}
+		return nil
+	}},
+	{name: "allow-loopback", def: "false", boolean: true, help: "allow 127.0.0.0/8 as LAN and destinations: a demonstration on one machine", read: func(c *Config, s string) (err error) {
+		c.AllowLoopback, err = boolean(s)
+		return err
+	}},
+	{name: "log-level", def: "info", help: "`debug|info|warn|error`", read: func(c *Config, s string) error {
+		levels := map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}
+		c.LogLevel = levels[s]
+		return oneOf(s, "debug", "info", "warn", "error")
+	}},
+	{name: "log-format", def: "text", help: "`text|json`", read: func(c *Config, s string) error {
+		c.LogFormat = s
+		return oneOf(s, "text", "json")
+	}},
+}
+
+func lookup(name string) *key {
+	for i := range keys {
+		if keys[i].name == name {
+			return &keys[i]
+		}
+	}
+	return nil
+}
+
+func serverURL(s string) (*url.URL, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
+		return nil, errors.New("give a URL, for example https://groupcast.example")
+	}
+	// The text isn't repeated: it could hold a password.
+	if u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return nil, errors.New("give scheme, host and path only; the token belongs in the credential file")
+	}
+	return u, nil
+}
+
+func ipv4(s string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(s)
+	if err != nil || !a.Is4() || a.IsUnspecified() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+		return netip.Addr{}, fmt.Errorf("%q is not the IPv4 address of a host", s)
+	}
+	return a, nil
+}
+
+func lanPrefix(s string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(s)
+	if err != nil || !p.Addr().Is4() || p.Bits() < 16 || p.Bits() > 30 {
+		return netip.Prefix{}, fmt.Errorf("%q is not an IPv4 prefix from /16 to /30, for example 192.168.1.0/24", s)
+	}
+	if p != p.Masked() {
+		return netip.Prefix{}, fmt.Errorf("%q has host bits: did you mean %s?", s, p.Masked())
+	}
+	return p, nil
+}
+
+// maxRange is the largest group range of the contract.
+const maxRange = 254
+
+func addrRange(s string) (models.AddrRange, error) {
+	bad := fmt.Errorf("%q is not a range of at most %d IPv4 addresses: give first-last, for example 192.168.1.230-192.168.1.254, or a prefix", s, maxRange)
+	var r models.AddrRange
+	if first, last, ok := strings.Cut(s, "-"); ok {
+		f, errF := netip.ParseAddr(strings.TrimSpace(first))
+		l, errL := netip.ParseAddr(strings.TrimSpace(last))
+		if errF != nil || errL != nil {
+			return r, bad
+		}
+		r = models.AddrRange{First: f, Last: l}
+	} else {
+		p, err := netip.ParsePrefix(s)
+		if err != nil || !p.Addr().Is4() || p != p.Masked() {
+			return r, bad
+		}
+		r = models.AddrRange{First: p.Addr(), Last: lastOf(p)}
+	}
+	if n := r.Size(); n < 1 || n > maxRange {
+		return models.AddrRange{}, bad
+	}
+	return r, nil
+}
+
+func ports(s string) ([]uint16, error) {
+	var out []uint16
+	for _, item := range strings.Split(s, ",") {
+		n, err := strconv.ParseUint(strings.TrimSpace(item), 10, 16)
+		if err != nil || n == 0 {
+			return nil, fmt.Errorf("%q is not a UDP port from 1 to 65535", item)
+		}
+		if slices.Contains(out, uint16(n)) {
+			return nil, fmt.Errorf("port %d stands twice: keep one", n)
+		}
+		out = append(out, uint16(n))
+	}
+	if len(out) > 16 {
+		return nil, fmt.Errorf("%d ports are too many: give at most 16", len(out))
+	}
+	return out, nil
+}
+
+func boolean(s string) (bool, error) {
+	return s == "true", oneOf(s, "true", "false")
+}
+
+func oneOf(s string, allowed ...string) error {
+	if !slices.Contains(allowed, s) {
+		return fmt.Errorf("%q is not one of %s", s, strings.Join(allowed, ", "))
+	}
+	return nil
+}
+
+// lastOf is the highest address of an IPv4 prefix.
+func lastOf(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().As4()
+	for i := p.Bits(); i < 32; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	return netip.AddrFrom4(b)
+}
