@@ -55,6 +55,16 @@ type Gateway struct {
 	PolledAt time.Time
 }
 
+// Poll says that a gateway asked for its group information and, by the cursor it sent, what it holds: its acknowledgement.
+type Poll struct {
+	GatewayID ID
+	// Epoch and Revision are the cursor's; revision 0 acknowledges nothing.
+	Epoch    string
+	Revision int64
+	// Ago is how long before now the gateway asked.
+	Ago time.Duration
+}
+
 // AddressState is where a group IP stands in its cycle free → allocated → quarantined → free (SPEC §5).
 type AddressState string
 

@@ -55,7 +55,7 @@ type Registration struct {
 	// Owner is who may read, renew and end it: the device id of a device, or the service of a service account id.
 	OwnerDevice  ID
 	OwnerService ServiceID
-	// Number counts the members of one life of a group: 1, 2, … and is never reused in it.
+	// Number counts the members with this role in one life of a group: 1, 2, … and is never reused in it.
 	Number      int64
 	PrivateIPv4 netip.Addr
 	PublicIPv4  netip.Addr
@@ -70,6 +70,14 @@ type Registration struct {
 	TTL time.Duration
 	// ExpiresAt is when the lease ends by the database's clock, grace not counted.
 	ExpiresAt time.Time
+}
+
+// Member is what everybody who sees a group may know of one of its members: no address (SPEC §4).
+type Member struct {
+	Type MemberType
+	ID   ID
+	Role Role
+	Name string
 }
 
 // GroupInformation is what one gateway forwards by, as of one revision (SPEC §6).
