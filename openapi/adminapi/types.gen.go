@@ -96,7 +96,7 @@ type DeviceRequest struct {
 	// Example: 664123086043511412
 	DeviceID *DecimalID `json:"deviceId,omitempty"`
 
-	// Model The model
+	// Model The model, for people.
 	Model *string `json:"model,omitempty"`
 
 	// Name What people call the device.

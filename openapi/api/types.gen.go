@@ -231,9 +231,6 @@ type HealthStatus string
 // IPv4 Example: 172.168.0.5
 type IPv4 = netip.Addr
 
-// IPv6 Example: 2001:db8::5
-type IPv6 = netip.Addr
-
 // LeaveAnswer defines model for LeaveAnswer.
 type LeaveAnswer struct {
 	// GroupIP Example: 172.168.0.5
@@ -270,9 +267,6 @@ type Pool struct {
 	PoolSize    int32 `json:"poolSize"`
 	Quarantined int32 `json:"quarantined"`
 }
-
-// Port UDP port.
-type Port = int32
 
 // PremisesID A home or building of an account.
 type PremisesID = models.PremisesID

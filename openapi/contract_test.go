@@ -1,0 +1,292 @@
+package openapi_test
+
+import (
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3"
+
+	"github.com/groupcast/groupcast/openapi"
+)
+
+// TestContractRules is `make contract-lint`: what the two documents have to keep to so that generated clients work and
+// nothing is undeclared.
+func TestContractRules(t *testing.T) {
+	for name, document := range map[string][]byte{"openapi.yaml": openapi.Public, "admin.yaml": openapi.Admin} {
+		t.Run(name, func(t *testing.T) {
+			for _, violation := range violations(t, string(document)) {
+				t.Error(violation)
+			}
+		})
+	}
+}
+
+// TestContractRulesFind proves each rule on a document that breaks it.
+func TestContractRulesFind(t *testing.T) {
+	public := string(openapi.Public)
+	for _, c := range []struct{ name, old, new, want string }{
+		{"an operation without an id", "      operationId: leave\n", "", "DELETE /v1/registrations/{registrationId}: operationId"},
+		{"an id used twice", "operationId: leave\n", "operationId: register\n", `operationId "register"`},
+		{"an operation without a summary", "      summary: Leave the group\n", "", "summary"},
+		{"an unknown tag", "tags: [groups]", "tags: [crowds]", `tag "crowds"`},
+		{"no declared error", "        \"4XX\":\n          $ref: \"#/components/responses/Problem\"\n", "", "4XX"},
+		{"no permission", "      x-gc-authz:\n        kinds: [device, service]\n        scope: gc:register\n        rule: Only the caller's own registrations.\n", "", "x-gc-authz"},
+		{"a permission for nobody", "kinds: [device, service]", "kinds: []", "kinds"},
+		{"an unknown kind of caller", "kinds: [device, service]", "kinds: [device, wizard]", `"wizard"`},
+		{"a scope that differs", "scope: gc:register", "scope: gc:notify", "scope"},
+		{"an undeclared scope", "gc:register: Register", "gc:other: Register", "gc:register"},
+		{"no caller needed, yet not for anyone", "kinds: [anyone]", "kinds: [device]", "anyone"},
+		{"an open request object", "    RegistrationRequest:\n      type: object\n      additionalProperties: false\n", "    RegistrationRequest:\n      type: object\n", "additionalProperties"},
+		{"an unbounded string in a request", "        model:\n          type: string\n          maxLength: 64\n", "        model:\n          type: string\n", "maxLength"},
+		{"an unbounded number in a request", "          maximum: 2147483647\n", "", "maximum"},
+		{"a default in a request", "          maximum: 2147483647\n", "          maximum: 2147483647\n          default: 3600\n", "default"},
+		{"a number beyond 2^53", "type: integer\n          format: int32\n          minimum: 0\n          description: The number of live destinations of", "type: integer\n          format: int64\n          minimum: 0\n          description: The number of live destinations of", "int32"},
+		{"an object without a name", "        destinationName:\n          type: string\n", "        destinationName:\n          type: object\n", "name"},
+		{"a part that nothing uses", "  schemas:\n    DecimalId:", "  schemas:\n    Orphan:\n      type: string\n    DecimalId:", "Orphan"},
+		{"a Go type in the published document", "      x-gc-accept: integer\n", "      x-gc-accept: integer\n      x-go-type: int64\n", "x-go"},
+		{"another version", "openapi: 3.0.3", "openapi: 3.0.1", "3.0.3"},
+		{"an example that is no value of its schema", "destination: false\n                  privateIPv4", "destination: 7\n                  privateIPv4", "document"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if !strings.Contains(public, c.old) {
+				t.Fatalf("openapi.yaml no longer has the text that this test changes: %q", c.old)
+			}
+			found := violations(t, strings.Replace(public, c.old, c.new, 1))
+			if !slices.ContainsFunc(found, func(v string) bool { return strings.Contains(v, c.want) }) {
+				t.Errorf("no violation names %q; found: %q", c.want, found)
+			}
+		})
+	}
+}
+
+// Kinds of callers, see models.Kind; "anyone" needs no token, "operator" opens the unix socket.
+var kinds = []string{"anyone", "device", "gateway", "operator", "relay", "service", "user"}
+
+type linter struct {
+	doc   *openapi3.T
+	found []string
+}
+
+func (l *linter) add(format string, args ...any) {
+	l.found = append(l.found, fmt.Sprintf(format, args...))
+}
+
+// violations lists every breach of a rule in a document, in a stable order.
+func violations(t *testing.T, document string) []string {
+	t.Helper()
+	doc, err := openapi3.NewLoader().LoadFromData([]byte(document))
+	if err != nil {
+		return []string{fmt.Sprintf("document: %v", err)}
+	}
+	l := &linter{doc: doc}
+	if err := doc.Validate(t.Context(), openapi3.EnableExamplesValidation()); err != nil {
+		l.add("document: %v", err)
+	}
+	if doc.OpenAPI != "3.0.3" {
+		l.add("document: version %s, want 3.0.3 (ADR 1)", doc.OpenAPI)
+	}
+	if strings.Contains(document, "x-go-") {
+		l.add("document: x-go-… belongs in overlay.yaml, the published document knows nothing of Go")
+	}
+	l.operations()
+	for _, name := range slices.Sorted(maps.Keys(doc.Components.Schemas)) {
+		l.schema("schema "+name, doc.Components.Schemas[name], false)
+	}
+	l.orphans(document)
+	return l.found
+}
+
+func (l *linter) operations() {
+	seen := map[string]bool{}
+	for _, path := range slices.Sorted(maps.Keys(l.doc.Paths.Map())) {
+		item := l.doc.Paths.Value(path)
+		for _, method := range slices.Sorted(maps.Keys(item.Operations())) {
+			op := item.GetOperation(method)
+			at := method + " " + path
+			if op.OperationID == "" || seen[op.OperationID] {
+				l.add("%s: operationId %q is missing or used twice", at, op.OperationID)
+			}
+			seen[op.OperationID] = true
+			if op.Summary == "" || op.Description == "" {
+				l.add("%s: summary and description are for the reader of the documentation; write both", at)
+			}
+			if len(op.Tags) != 1 || l.doc.Tags.Get(op.Tags[0]) == nil {
+				l.add("%s: wants one tag of the document's list; has tag %q", at, strings.Join(op.Tags, ", "))
+			}
+			scopes, open := l.security(at, op)
+			l.permission(at, op, scopes, open)
+			l.responses(at, op, open)
+			for _, p := range slices.Concat(item.Parameters, op.Parameters) {
+				if p.Value.Description == "" {
+					l.add("%s: parameter %s has no description", at, p.Value.Name)
+				}
+				l.schema(at+" parameter "+p.Value.Name, p.Value.Schema, true)
+			}
+			if op.RequestBody != nil {
+				for media, content := range op.RequestBody.Value.Content {
+					if content.Schema.Ref == "" {
+						l.add("%s: the %s body's schema needs a name under components", at, media)
+					}
+					l.schema(at+" body", content.Schema, true)
+				}
+			}
+		}
+	}
+}
+
+// security checks the ways to authenticate and returns the scopes they ask for; open means that none is needed.
+func (l *linter) security(at string, op *openapi3.Operation) (scopes []string, open bool) {
+	ways := op.Security
+	if ways == nil {
+		ways = &l.doc.Security
+	}
+	for _, way := range *ways {
+		for name, asked := range way {
+			scheme := l.doc.Components.SecuritySchemes[name]
+			if scheme == nil {
+				l.add("%s: security scheme %q is not declared", at, name)
+				continue
+			}
+			if len(asked) > 0 && (scheme.Value.Flows == nil || scheme.Value.Flows.ClientCredentials == nil) {
+				l.add("%s: scopes are for oauth2 schemes only", at)
+				continue
+			}
+			for _, scope := range asked {
+				if _, ok := scheme.Value.Flows.ClientCredentials.Scopes[scope]; !ok {
+					l.add("%s: scope %q is not declared", at, scope)
+				}
+			}
+			scopes = append(scopes, asked...)
+		}
+	}
+	return scopes, len(*ways) == 0
+}
+
+func (l *linter) permission(at string, op *openapi3.Operation, scopes []string, open bool) {
+	authz, ok := op.Extensions["x-gc-authz"].(map[string]any)
+	if !ok {
+		l.add("%s: x-gc-authz is missing; without it the server does not start", at)
+		return
+	}
+	allowed, _ := authz["kinds"].([]any)
+	if len(allowed) == 0 {
+		l.add("%s: x-gc-authz names no kinds of callers", at)
+	}
+	for _, kind := range allowed {
+		if name, _ := kind.(string); !slices.Contains(kinds, name) {
+			l.add("%s: x-gc-authz names the unknown kind %q", at, kind)
+		}
+	}
+	if rule, _ := authz["rule"].(string); rule == "" {
+		l.add("%s: x-gc-authz has no rule in words", at)
+	}
+	if anyone := len(allowed) == 1 && allowed[0] == "anyone"; open != anyone {
+		l.add("%s: `security: []` and `kinds: [anyone]` belong together", at)
+	}
+	scope, _ := authz["scope"].(string)
+	if len(scopes) == 0 && scope == "" {
+		return
+	}
+	if !slices.Equal(scopes, []string{scope}) {
+		l.add("%s: x-gc-authz has scope %q, security asks for %q", at, scope, scopes)
+	}
+}
+
+func (l *linter) responses(at string, op *openapi3.Operation, open bool) {
+	want := []string{"4XX", "5XX"}
+	if open && len(op.Parameters) == 0 && op.RequestBody == nil {
+		want = want[1:] // there is nothing that the caller could do wrong
+	}
+	for _, status := range want {
+		response := op.Responses.Value(status)
+		if response == nil || response.Value.Content.Get("application/problem+json") == nil {
+			l.add("%s: declares no %s with application/problem+json", at, status)
+		}
+	}
+	if op.Responses.Len() <= len(want) {
+		l.add("%s: declares no success", at)
+	}
+	for status, response := range op.Responses.Map() {
+		for media, content := range response.Value.Content {
+			if content.Schema.Ref == "" && media != "text/event-stream" && media != "text/html" {
+				l.add("%s: the schema of %s needs a name under components", at, status)
+			}
+		}
+	}
+}
+
+// schema checks a schema and what is inside it; request says that callers send it.
+func (l *linter) schema(at string, ref *openapi3.SchemaRef, request bool) {
+	s := ref.Value
+	if len(s.OneOf)+len(s.AnyOf) > 0 && s.Discriminator == nil {
+		l.add("%s: oneOf and anyOf need a discriminator, or clients cannot be generated", at)
+	}
+	if request && s.Default != nil {
+		l.add("%s: a default makes generated clients require the member; say it in the description", at)
+	}
+	switch {
+	case s.Type.Is("integer"):
+		if s.Format != "int32" {
+			l.add("%s: an integer wants format int32; what may be larger is a decimal string", at)
+		}
+		if request && (s.Min == nil || s.Max == nil) {
+			l.add("%s: wants minimum and maximum", at)
+		}
+	case s.Type.Is("string"):
+		if request && len(s.Enum) == 0 && s.MaxLength == nil {
+			l.add("%s: wants maxLength or enum", at)
+		}
+	case s.Type.Is("array"):
+		if request && s.MaxItems == nil {
+			l.add("%s: wants maxItems", at)
+		}
+		l.part(at+"[]", s.Items, request)
+	case s.Type.Is("object"):
+		if request && (s.AdditionalProperties.Has == nil || *s.AdditionalProperties.Has) {
+			l.add("%s: wants additionalProperties: false, or mistakes of callers go unnoticed", at)
+		}
+		for _, name := range slices.Sorted(maps.Keys(s.Properties)) {
+			l.part(at+"."+name, s.Properties[name], request)
+		}
+	}
+}
+
+// part is a property or an array's items. A named schema is checked under its own name, unless callers send it here.
+func (l *linter) part(at string, ref *openapi3.SchemaRef, request bool) {
+	if ref.Ref == "" && ref.Value.Type.Is("object") {
+		l.add("%s: an object needs a name under components, or each generator invents one", at)
+	}
+	if ref.Ref == "" || request {
+		l.schema(at, ref, request)
+	}
+}
+
+var component = regexp.MustCompile(`#/components/(\w+)/(\w+)`)
+
+// orphans finds components that nothing refers to.
+func (l *linter) orphans(document string) {
+	used := map[string]bool{}
+	for _, match := range component.FindAllStringSubmatch(document, -1) {
+		used[match[1]+"/"+match[2]] = true
+	}
+	c := l.doc.Components
+	have := slices.Concat(names("schemas", c.Schemas), names("parameters", c.Parameters), names("responses", c.Responses))
+	for _, name := range have {
+		if !used[name] {
+			l.add("components/%s is used by nothing", name)
+		}
+	}
+}
+
+func names[V any](section string, m map[string]V) []string {
+	list := make([]string, 0, len(m))
+	for name := range m {
+		list = append(list, section+"/"+name)
+	}
+	slices.Sort(list)
+	return list
+}
