@@ -85,7 +85,7 @@ func TestReplayRefusesWrongAnswers(t *testing.T) {
 			done := make(chan struct{})
 			go func() { // FailNow ends the goroutine it is called on
 				defer close(done)
-				replay(inner, 0, wrong)
+				replay(inner, 0, wrong) //nolint:testifylint // the test waits for this goroutine
 			}()
 			<-done
 			assert.True(t, inner.Failed())

@@ -89,7 +89,8 @@ func (e *example) post(t *testing.T, token, body string) (answer struct {
 	GroupIP        string `json:"groupIP"`
 	State          int    `json:"state"`
 	RegistrationID string `json:"registrationId"`
-}) {
+},
+) {
 	t.Helper()
 	status, text := e.Post(t, "/v1/registrations", token, body) // the bare token: the document's header has no scheme
 	require.Equal(t, 200, status, "%s", text)

@@ -1,5 +1,7 @@
 package models
 
+import "slices"
+
 // Kind says what a caller is (SPEC §8).
 type Kind string
 
@@ -24,10 +26,5 @@ type Principal struct {
 
 // HasScope tells whether the token was granted the scope.
 func (p Principal) HasScope(scope string) bool {
-	for _, s := range p.Scopes {
-		if s == scope {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(p.Scopes, scope)
 }

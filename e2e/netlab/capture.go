@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -186,9 +187,9 @@ func (c *Capture) lost() error {
 }
 
 func dump(frames []Frame) string {
-	var s string
+	var s strings.Builder
 	for _, f := range frames[max(0, len(frames)-20):] {
-		s += fmt.Sprintf("%s out=%t %x\n", f.At.Format("15:04:05.000000"), f.Outgoing, f.Data[:min(len(f.Data), 64)])
+		fmt.Fprintf(&s, "%s out=%t %x\n", f.At.Format("15:04:05.000000"), f.Outgoing, f.Data[:min(len(f.Data), 64)])
 	}
-	return s
+	return s.String()
 }
