@@ -1,0 +1,110 @@
+// Package problem is the one place where a refusal becomes HTTP: it maps each models.Code to a status and a title, and writes
+// application/problem+json (RFC 9457).
+//
+// It never decides what is refused, and never shows the cause of an error: that is for the log.
+package problem
+
+import (
+	"encoding/json"
+	"net/http"
+	"strconv"
+
+	"github.com/groupcast/groupcast/models"
+)
+
+// MediaType is that of a problem document.
+const MediaType = "application/problem+json"
+
+// TypePrefix begins the type of every problem; the code follows. It is relative to the service, which serves the pages itself.
+const TypePrefix = "/problems/"
+
+// FieldError says which part of a request is wrong.
+type FieldError struct {
+	// Pointer is a JSON Pointer into the body (RFC 6901) or the name of a parameter; empty for the body as a whole.
+	Pointer string `json:"pointer,omitempty"`
+	Detail  string `json:"detail"`
+}
+
+// FieldErrors is the member of models.Error.Fields that holds a []FieldError.
+const FieldErrors = "errors"
+
+// row is what a code means in HTTP.
+type row struct {
+	status int
+	title  string
+	// retryAfter, in seconds, is sent with answers that say "not now".
+	retryAfter int
+}
+
+var catalogue = map[models.Code]row{
+	models.CodeBadRequest:       {status: http.StatusBadRequest, title: "The request can't be read"},
+	models.CodeUnauthenticated:  {status: http.StatusUnauthorized, title: "No valid access token"},
+	models.CodeForbidden:        {status: http.StatusForbidden, title: "Not allowed"},
+	models.CodeContradictsToken: {status: http.StatusForbidden, title: "The request contradicts the token"},
+	models.CodeNotFound:         {status: http.StatusNotFound, title: "Not found"},
+	models.CodeUnknownRoute:     {status: http.StatusNotFound, title: "Unknown path"},
+	models.CodeMethodNotAllowed: {status: http.StatusMethodNotAllowed, title: "Method not allowed"},
+	models.CodeTooLarge:         {status: http.StatusRequestEntityTooLarge, title: "The body is too large"},
+	models.CodeUnsupportedMedia: {status: http.StatusUnsupportedMediaType, title: "Unsupported media type"},
+	models.CodeNoUsableAddress:  {status: http.StatusUnprocessableEntity, title: "No usable address"},
+	models.CodeBadAddress:       {status: http.StatusUnprocessableEntity, title: "The address may not be used"},
+	models.CodeAmbiguousGroup:   {status: http.StatusConflict, title: "Several groups have this name"},
+	models.CodeGroupIPMismatch:  {status: http.StatusConflict, title: "The group has another group IP"},
+	models.CodeGroupIPTaken:     {status: http.StatusConflict, title: "The group IP is taken"},
+	models.CodeWrongLAN:         {status: http.StatusConflict, title: "The source is in no gateway's LAN"},
+	models.CodeNoGateway:        {status: http.StatusConflict, title: "The premises has no gateway yet"},
+	models.CodePoolExhausted:    {status: http.StatusConflict, title: "No group IP is free"},
+	models.CodeRangeConflict:    {status: http.StatusConflict, title: "The range conflicts with another"},
+	models.CodeBadRange:         {status: http.StatusUnprocessableEntity, title: "The range is not usable"},
+	models.CodeAlreadyExists:    {status: http.StatusConflict, title: "It exists already"},
+	models.CodeOverloaded:       {status: http.StatusServiceUnavailable, title: "Too many callers wait", retryAfter: 5},
+	models.CodeUnavailable:      {status: http.StatusServiceUnavailable, title: "Not available now", retryAfter: 2},
+	models.CodeInternal:         {status: http.StatusInternalServerError, title: "A fault of the service"},
+}
+
+// Status is the HTTP status of a code; a code that the catalogue doesn't know is a fault of ours, 500.
+func Status(code models.Code) int { return lookup(code).status }
+
+func lookup(code models.Code) row {
+	if r, ok := catalogue[code]; ok {
+		return r
+	}
+	return catalogue[models.CodeInternal]
+}
+
+// Write answers with the problem document of an error. The instance is the id of the request. Headers that belong to this one
+// answer, such as WWW-Authenticate, are set by the caller before.
+func Write(w http.ResponseWriter, e *models.Error, instance string) {
+	r, code := lookup(e.Code), e.Code
+	if _, ok := catalogue[code]; !ok {
+		code = models.CodeInternal
+	}
+	doc := map[string]any{}
+	for k, v := range e.Fields {
+		doc[k] = v
+	}
+	doc["type"] = TypePrefix + string(code)
+	doc["title"] = r.title
+	doc["status"] = r.status
+	doc["detail"] = e.Detail
+	doc["instance"] = instance
+	body, err := json.Marshal(doc)
+	if err != nil {
+		// A member that JSON can't hold is a fault of ours; the standard members always can.
+		for k := range e.Fields {
+			delete(doc, k)
+		}
+		body, _ = json.Marshal(doc) //nolint:errchkjson // strings and a number only
+	}
+	h := w.Header()
+	h.Set("Content-Type", MediaType)
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	h.Del("ETag")
+	if r.retryAfter > 0 && h.Get("Retry-After") == "" {
+		h.Set("Retry-After", strconv.Itoa(r.retryAfter))
+	}
+	w.WriteHeader(r.status)
+	_, _ = w.Write(body) // a client that is gone can't be told
+}
