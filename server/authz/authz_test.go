@@ -1,0 +1,140 @@
+package authz_test
+
+import (
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/openapi"
+	"github.com/groupcast/groupcast/server/authz"
+)
+
+func parse(t *testing.T, text []byte) *openapi3.T {
+	t.Helper()
+	doc, err := openapi3.NewLoader().LoadFromData(text)
+	require.NoError(t, err)
+	return doc
+}
+
+// TestDecisionsOfTheContract states for the whole contract who may do what. Whoever adds an operation has to add it here.
+func TestDecisionsOfTheContract(t *testing.T) {
+	device, gateway, service, operator := models.KindDevice, models.KindGateway, models.KindService, models.KindOperator
+	for name, c := range map[string]struct {
+		text []byte
+		want map[string][]models.Kind // nil: anyone
+	}{
+		"public": {openapi.Public, map[string][]models.Kind{
+			"register":            {device, service},
+			"listRegistrations":   {device, service},
+			"getRegistration":     {device, service},
+			"leave":               {device, service},
+			"listGroups":          {device, gateway, service},
+			"getGroup":            {device, gateway, service},
+			"declareGateway":      {gateway},
+			"getGateway":          {gateway},
+			"getGroupInformation": {gateway},
+			"getHealth":           nil,
+			"getReadiness":        nil,
+		}},
+		"admin": {openapi.Admin, map[string][]models.Kind{
+			"createAccount": {operator}, "listAccounts": {operator}, "createPremises": {operator}, "createDevice": {operator},
+			"changeDevice": {operator}, "deleteDevice": {operator}, "createService": {operator}, "createLink": {operator},
+			"deleteLink": {operator}, "createToken": {operator},
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			table, err := authz.Load(parse(t, c.text))
+			require.NoError(t, err)
+			assert.ElementsMatch(t, slices.Collect(maps.Keys(c.want)), slices.Collect(maps.Keys(table)))
+			for op, allowed := range c.want {
+				for _, kind := range []models.Kind{device, gateway, service, operator} {
+					all := []string{"gc:register", "gc:notify", "gc:groups.read", "gc:consent.report", "gc:events"}
+					err := table.Decide(op, &models.Principal{Kind: kind, Scopes: all})
+					if allowed == nil || slices.Contains(allowed, kind) {
+						assert.NoError(t, err, "%s by %s", op, kind)
+					} else {
+						assertCode(t, models.CodeForbidden, err)
+					}
+					if allowed != nil && kind != operator {
+						assertCode(t, models.CodeForbidden, table.Decide(op, &models.Principal{Kind: kind, Scopes: []string{"gc:other"}}))
+					}
+				}
+				if allowed != nil {
+					assertCode(t, models.CodeUnauthenticated, table.Decide(op, nil))
+				}
+			}
+		})
+	}
+}
+
+func TestAnOperationThatNobodyDeclaredIsDenied(t *testing.T) {
+	table, err := authz.Load(parse(t, openapi.Public))
+	require.NoError(t, err)
+	assertCode(t, models.CodeForbidden, table.Decide("dropEverything", &models.Principal{Kind: models.KindOperator}))
+	assertCode(t, models.CodeForbidden, table.Decide("", nil))
+}
+
+func assertCode(t *testing.T, code models.Code, err error) {
+	t.Helper()
+	var e *models.Error
+	if assert.True(t, errors.As(err, &e), "%v", err) {
+		assert.Equal(t, code, e.Code)
+		assert.NotEmpty(t, e.Detail)
+	}
+}
+
+func TestAContractWithAHoleIsNotLoaded(t *testing.T) {
+	const whole = `
+openapi: 3.0.3
+info: {title: t, version: "1"}
+security: [{token: ["gc:a"]}]
+paths:
+  /x:
+    get:
+      operationId: x
+      x-gc-authz: {kinds: [device], scope: "gc:a", rule: r}
+      responses: {"200": {description: d}}
+components:
+  securitySchemes:
+    token: {type: oauth2, flows: {clientCredentials: {tokenUrl: /t, scopes: {"gc:a": a, "gc:b": b}}}}
+    bare: {type: apiKey, in: header, name: Authorization}
+`
+	_, err := authz.Load(parse(t, []byte(whole)))
+	require.NoError(t, err)
+	const rule = `x-gc-authz: {kinds: [device], scope: "gc:a", rule: r}`
+	for _, c := range []struct{ old, new, want string }{
+		{rule, "tags: [a]", "x-gc-authz is missing"},
+		{rule, `x-gc-authz: {kinds: [devices], scope: "gc:a", rule: r}`, `"devices" is no kind`},
+		{rule, `x-gc-authz: {kinds: [device, device], scope: "gc:a", rule: r}`, "stands twice"},
+		{rule, `x-gc-authz: {kinds: [], scope: "gc:a", rule: r}`, "kinds is empty"},
+		{rule, `x-gc-authz: {kinds: [device, anyone], scope: "gc:a", rule: r}`, `"anyone" is no kind`},
+		{rule, `x-gc-authz: {kinds: [anyone], rule: r}`, "an operation for anyone"},
+		{rule, `x-gc-authz: {kind: [device], scope: "gc:a", rule: r}`, "unknown field"},
+		{rule, `x-gc-authz: {kinds: device, scope: "gc:a", rule: r}`, "cannot unmarshal"},
+		{rule, `x-gc-authz: {kinds: [device], scope: "gc:a"}`, "rule is missing"},
+		{rule, `x-gc-authz: {kinds: [device], scope: "gc:b", rule: r}`, "security asks for the scopes [gc:a]"},
+		{rule, `x-gc-authz: {kinds: [device], rule: r}`, "security asks for the scopes [gc:a]"},
+		{`security: [{token: ["gc:a"]}]`, `security: [{token: ["gc:a", "gc:b"]}]`, "security asks for"},
+		{`security: [{token: ["gc:a"]}]`, `security: [{token: ["gc:a"]}, {}]`, "without credentials"},
+		{`security: [{token: ["gc:a"]}]`, `security: []`, "security is missing"},
+		{`security: [{token: ["gc:a"]}]`, `security: [{other: []}]`, "other is not declared"},
+		{`security: [{token: ["gc:a"]}]`, `security: [{bare: []}]`, "knows the scope gc:a"},
+		{`"gc:a": a, `, "", "scope gc:a is not declared"},
+		{"operationId: x", "summary: x", "operationId is missing"},
+	} {
+		broken := strings.Replace(whole, c.old, c.new, 1)
+		require.NotEqual(t, whole, broken)
+		_, err := authz.Load(parse(t, []byte(broken)))
+		if assert.Error(t, err, c.new) {
+			assert.Contains(t, err.Error(), "GET /x: ")
+			assert.Contains(t, err.Error(), c.want)
+		}
+	}
+}
