@@ -41,26 +41,15 @@ func snapshot(groupIPs ...string) *table.Snapshot {
 	return s
 }
 
-// home is a gateway, which is the test's own process, with a camera on its LAN and a host on its uplink. Both sides check
-// sources strictly, and the gateway forwards.
+// home is the worked example's network with the test's own process as the gateway, and captures at both ends.
 type home struct {
-	camera, gateway, wan *netlab.Namespace
-	lanSide, uplink      *netlab.Capture // what the camera and the host on the uplink see
+	netlab.Home
+	lanSide, uplink *netlab.Capture // what the camera and the host on the uplink see
 }
 
 func newHome(t *testing.T) home {
-	h := home{camera: netlab.New(t, "camera"), gateway: netlab.Current(t, "gateway"), wan: netlab.New(t, "wan")}
-	netlab.Connect(h.camera, "cam0", h.gateway, "lan0")
-	netlab.Connect(h.gateway, "wan0", h.wan, "ext0")
-	h.camera.Address("cam0", "172.168.0.5/24")
-	h.gateway.Address("lan0", "172.168.0.1/24")
-	h.gateway.Address("wan0", "203.0.113.1/24")
-	h.wan.Address("ext0", "203.0.113.254/24")
-	h.camera.Route("0.0.0.0/0", "172.168.0.1")
-	h.gateway.Route("0.0.0.0/0", "203.0.113.254")
-	h.gateway.Sysctl("net.ipv4.ip_forward", "1")
-	h.gateway.Sysctl("net.ipv4.conf.all.rp_filter", "1")
-	h.lanSide, h.uplink = h.camera.Capture("cam0"), h.wan.Capture("ext0")
+	h := home{Home: netlab.NewHome(t, netlab.Current(t, "gateway"))}
+	h.lanSide, h.uplink = h.Camera.Capture("cam0"), h.WAN.Capture("ext0")
 	return h
 }
 
@@ -86,7 +75,7 @@ func (h home) answered(t *testing.T, addrs ...string) string {
 	t.Helper()
 	seen := len(h.lanSide.Frames())
 	for _, a := range append(addrs, "172.168.0.1") {
-		h.camera.InjectFrame("cam0", arpRequest(t, h.camera, netip.MustParseAddr(a)))
+		h.Camera.InjectFrame("cam0", arpRequest(t, h.Camera, netip.MustParseAddr(a)))
 	}
 	var got []string
 	h.lanSide.Wait(wait, func(frames []netlab.Frame) bool {
@@ -128,7 +117,7 @@ func datagram(to string, payload string) []byte {
 func (h home) onUplink(t *testing.T) string {
 	t.Helper()
 	seen := len(h.uplink.Frames())
-	h.camera.InjectIPv4(datagram("192.0.2.9", "ordinary"))
+	h.Camera.InjectIPv4(datagram("192.0.2.9", "ordinary"))
 	isLast := func(f netlab.Frame) bool { return strings.HasSuffix(string(f.IPv4()), "ordinary") }
 	frames := h.uplink.Wait(wait, func(frames []netlab.Frame) bool {
 		for _, f := range frames[seen:] {
@@ -183,7 +172,7 @@ func TestDatagramsToAGroupIPArrive(t *testing.T) {
 		g := open(t, homeRange)
 		apply(t, g, "172.168.0.233")
 		receiver := listenAt(t, "172.168.0.233:5004")
-		camera := h.camera.ListenUDP("172.168.0.5:40000")
+		camera := h.Camera.ListenUDP("172.168.0.5:40000")
 		if _, err := camera.WriteToUDPAddrPort([]byte("video"), netip.MustParseAddrPort("172.168.0.233:5004")); err != nil {
 			t.Fatal(err)
 		}
@@ -223,7 +212,7 @@ func TestTheGroupRangeNeverLeavesTheUplink(t *testing.T) {
 		sendAll := func() {
 			t.Helper()
 			for last := 229; last <= 255; last++ {
-				h.camera.InjectIPv4(datagram(fmt.Sprintf("198.18.9.%d", last), "to the range"))
+				h.Camera.InjectIPv4(datagram(fmt.Sprintf("198.18.9.%d", last), "to the range"))
 			}
 			own, err := net.ListenPacket("udp4", "203.0.113.1:0")
 			if err != nil {
@@ -260,20 +249,20 @@ func TestTheGroupRangeNeverLeavesTheUplink(t *testing.T) {
 func TestASecondAgentStartsFromWhatIsWantedNow(t *testing.T) {
 	netlab.Isolated(t, func(t *testing.T) {
 		h := newHome(t)
-		rules := func() string { return h.gateway.Run("ip", "-4", "rule", "show") }
+		rules := func() string { return h.Gateway.Run("ip", "-4", "rule", "show") }
 		untouched := rules()
 		apply(t, open(t, elsewhere), "198.18.9.233") // killed: never closed
-		h.gateway.Run("ip", "route", "add", "local", "172.168.0.240/32", "dev", "lo", "table", "147", "proto", "static")
+		h.Gateway.Run("ip", "route", "add", "local", "172.168.0.240/32", "dev", "lo", "table", "147", "proto", "static")
 
 		g := open(t, homeRange)
 		if got := rules(); strings.Contains(got, "198.18.9") || strings.Count(got, "lookup 147") != 1 {
 			t.Errorf("rules of the dead agent are left:\n%s", got)
 		}
-		if got := h.gateway.Run("ip", "route", "show", "table", "147"); strings.Contains(got, "198.18.9") {
+		if got := h.Gateway.Run("ip", "route", "show", "table", "147"); strings.Contains(got, "198.18.9") {
 			t.Errorf("routes of the dead agent are left:\n%s", got)
 		}
 		apply(t, g, "172.168.0.233")
-		if got := h.gateway.Run("ip", "route", "show", "table", "147"); !strings.Contains(got, "172.168.0.240") {
+		if got := h.Gateway.Run("ip", "route", "show", "table", "147"); !strings.Contains(got, "172.168.0.240") {
 			t.Errorf("a route of somebody else is gone:\n%s", got)
 		}
 		once := rules()
@@ -286,9 +275,9 @@ func TestASecondAgentStartsFromWhatIsWantedNow(t *testing.T) {
 			t.Errorf("opened twice:\n%s, opened once:\n%s", got, once)
 		}
 		// How to uninstall, as the package comment says.
-		h.gateway.Run("ip", "rule", "del", "pref", "147")
+		h.Gateway.Run("ip", "rule", "del", "pref", "147")
 		for range strings.Count(once, "blackhole") {
-			h.gateway.Run("ip", "rule", "del", "pref", "148")
+			h.Gateway.Run("ip", "rule", "del", "pref", "148")
 		}
 		if got := rules(); got != untouched {
 			t.Errorf("after uninstalling:\n%s, before:\n%s", got, untouched)
@@ -304,7 +293,7 @@ func TestSettingsThatHideGroupIPsAreRefused(t *testing.T) {
 		defer g.Close()
 		apply(t, g, "172.168.0.233")
 		for _, key := range []string{"all.arp_ignore", "lan0.arp_ignore", "all.arp_filter", "lan0.arp_filter"} {
-			h.gateway.Sysctl("net.ipv4.conf."+key, "1")
+			h.Gateway.Sysctl("net.ipv4.conf."+key, "1")
 			if got := h.answered(t, "172.168.0.233"); got != "" {
 				t.Errorf("%s: the kernel answers after all; the check is wrong", key)
 			}
@@ -312,7 +301,7 @@ func TestSettingsThatHideGroupIPsAreRefused(t *testing.T) {
 			if path := strings.ReplaceAll(key, ".", "/"); err == nil || !strings.Contains(err.Error(), path+" is 1; set it to 0") {
 				t.Errorf("%s: %v", key, err)
 			}
-			h.gateway.Sysctl("net.ipv4.conf."+key, "0")
+			h.Gateway.Sysctl("net.ipv4.conf."+key, "0")
 		}
 		if got := h.answered(t, "172.168.0.233"); got != "172.168.0.233" {
 			t.Errorf("answered for %q", got)
