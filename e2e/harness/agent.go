@@ -23,8 +23,8 @@ type AgentOptions struct {
 	In *netlab.Namespace
 
 	LANInterface, LANPrefix, LANAddress, Uplink, GroupRange, CopyOptions string
-	// Args are further flags.
-	Args []string
+	// AllowLoopback lets the agent copy to 127/8.
+	AllowLoopback bool
 }
 
 // Agent is a running gateway agent with its state on disk.
@@ -59,7 +59,7 @@ func StartAgent(t testing.TB, o AgentOptions) *Agent {
 			fmt.Fprintf(&b, "%s: %q\n", kv[0], kv[1])
 		}
 	}
-	b.WriteString("metrics-listen: \"\"\n")
+	fmt.Fprintf(&b, "metrics-listen: \"\"\nallow-loopback: %t\n", o.AllowLoopback)
 	require.NoError(t, os.WriteFile(a.config(), []byte(b.String()), 0o600))
 	a.Start(t)
 	return a
@@ -70,8 +70,7 @@ func (a *Agent) config() string { return filepath.Join(a.Dir, "agent.yaml") }
 // Start starts an agent that was stopped or killed, with the state it left.
 func (a *Agent) Start(t testing.TB) {
 	t.Helper()
-	args := append([]string{"run", "--config", a.config()}, a.options.Args...)
-	a.process = Start(t, a.options.In, "gateway-agent", exec.Command(Bin(t, "gateway-agent"), args...))
+	a.process = Start(t, a.options.In, "gateway-agent", exec.Command(Bin(t, "gateway-agent"), "run", "--config", a.config()))
 }
 
 // Kill ends the agent as a power cut of the process would.
