@@ -1,0 +1,152 @@
+package duplicator
+
+import (
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/groupcast/groupcast/gateway-agent/packet"
+)
+
+// Counters is what was copied and what wasn't. Numbers only rise.
+type Counters struct {
+	Destinations map[string]DestinationCounters // by registration id; kept for a while after the destination left
+	Groups       map[netip.Addr]GroupCounters   // by group IP
+	Refused      int                            // destinations of the snapshot in force that never get media (refuse.go)
+}
+
+// DestinationCounters counts the copies for one destination.
+type DestinationCounters struct {
+	Packets uint64
+	Bytes   uint64            // UDP payload
+	Drops   map[string]uint64 // copies that were not sent, by reason; see the Drop constants
+}
+
+// GroupCounters counts what arrived at one group IP.
+type GroupCounters struct {
+	Received uint64
+	Drops    map[string]uint64 // datagrams not copied, by packet.Reason, DropOverflow or DropStreams
+}
+
+// Reasons beside those of package packet.
+const (
+	DropOverflow = "overflow" // group: the kernel had no room for the datagram
+	DropStreams  = "streams"  // group: one camera stream more than there may be
+
+	DropFull        = "full"        // destination: its socket's send buffer has no room
+	DropRefused     = "refused"     // destination: the host said that nobody listens at the port
+	DropUnreachable = "unreachable" // destination: no way there
+	DropTooBig      = "too-big"     // destination: the datagram doesn't fit
+	DropNoSocket    = "no-socket"   // destination: no socket could be opened; logged
+	DropError       = "error"       // destination: any other error of the send
+)
+
+// departedKept is how long the counters of a destination that left can still be read.
+const departedKept = 10 * time.Minute
+
+type destinationCounters struct {
+	packets, bytes                                        atomic.Uint64
+	full, refused, unreachable, tooBig, noSocket, failure atomic.Uint64
+	departed                                              time.Time // guarded by registry.mu; zero while it is a destination
+}
+
+func (c *destinationCounters) read() DestinationCounters {
+	return DestinationCounters{Packets: c.packets.Load(), Bytes: c.bytes.Load(), Drops: nonZero(map[string]uint64{
+		DropFull: c.full.Load(), DropRefused: c.refused.Load(), DropUnreachable: c.unreachable.Load(),
+		DropTooBig: c.tooBig.Load(), DropNoSocket: c.noSocket.Load(), DropError: c.failure.Load(),
+	})}
+}
+
+type groupCounters struct {
+	received, overflow, streams atomic.Uint64
+	reasons                     [packet.ReasonCount]atomic.Uint64
+}
+
+func (c *groupCounters) read() GroupCounters {
+	drops := map[string]uint64{DropOverflow: c.overflow.Load(), DropStreams: c.streams.Load()}
+	for r := range c.reasons {
+		if reason := packet.Reason(r); reason != packet.Copy {
+			drops[reason.String()] = c.reasons[r].Load()
+		}
+	}
+	return GroupCounters{Received: c.received.Load(), Drops: nonZero(drops)}
+}
+
+func nonZero(m map[string]uint64) map[string]uint64 {
+	for k, v := range m {
+		if v == 0 {
+			delete(m, k)
+		}
+	}
+	return m
+}
+
+// registry holds the counters under stable names, so that they survive every swap of the snapshot.
+type registry struct {
+	mu           sync.Mutex
+	destinations map[string]*destinationCounters
+	groups       map[netip.Addr]*groupCounters
+}
+
+func newRegistry() *registry {
+	return &registry{destinations: map[string]*destinationCounters{}, groups: map[netip.Addr]*groupCounters{}}
+}
+
+func (r *registry) destination(id string) *destinationCounters {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c, ok := r.destinations[id]
+	if !ok {
+		c = &destinationCounters{}
+		r.destinations[id] = c
+	}
+	return c
+}
+
+func (r *registry) group(ip netip.Addr) *groupCounters {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c, ok := r.groups[ip]
+	if !ok {
+		c = &groupCounters{}
+		r.groups[ip] = c
+	}
+	return c
+}
+
+// keep makes counters for the destinations of a plan, and forgets those of destinations that left long ago.
+func (r *registry) keep(p *plan, now time.Time) {
+	present := map[string]bool{}
+	for _, g := range p.Groups {
+		for _, d := range g.Destinations {
+			present[d.ID] = true
+			r.destination(d.ID)
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id, c := range r.destinations {
+		switch {
+		case present[id]:
+			c.departed = time.Time{}
+		case c.departed.IsZero():
+			c.departed = now
+		case now.Sub(c.departed) > departedKept:
+			delete(r.destinations, id)
+		}
+	}
+}
+
+func (r *registry) read() Counters {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := Counters{Destinations: map[string]DestinationCounters{}, Groups: map[netip.Addr]GroupCounters{}}
+	for id, d := range r.destinations {
+		c.Destinations[id] = d.read()
+	}
+	for ip, g := range r.groups {
+		c.Groups[ip] = g.read()
+	}
+	return c
+}

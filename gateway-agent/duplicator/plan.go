@@ -1,0 +1,58 @@
+package duplicator
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/groupcast/groupcast/gateway-agent/table"
+)
+
+// plan is a snapshot as this host may act on it: without refused destinations, and with a deadline by the monotonic clock.
+type plan struct {
+	*table.Snapshot
+	refused map[refusal]string
+}
+
+type refusal struct{ group, destination string }
+
+// newPlan never changes the snapshot it is given. An error names the groups that are not in the plan.
+func newPlan(s *table.Snapshot, now time.Time, c Config, r refusals) (*plan, error) {
+	if s == nil {
+		s = &table.Snapshot{}
+	}
+	p := &plan{
+		Snapshot: &table.Snapshot{
+			Version: s.Version,
+			// Counted from now, so a wall clock that jumps later neither ends the snapshot nor prolongs it.
+			ValidUntil: now.Add(min(s.ValidUntil.Sub(now), c.MaxStale)),
+			Groups:     map[netip.Addr]*table.Group{},
+		},
+		refused: map[refusal]string{},
+	}
+	var errs []error
+	for ip, g := range s.Groups {
+		if !c.GroupRange.Contains(ip) || g.IP != ip {
+			errs = append(errs, fmt.Errorf("group %s is refused: its group IP %s is outside this gateway's range %s",
+				g.ID, ip, c.GroupRange))
+			continue
+		}
+		p.Groups[ip] = p.withoutRefused(g, r)
+	}
+	return p, errors.Join(errs...)
+}
+
+func (p *plan) withoutRefused(g *table.Group, r refusals) *table.Group {
+	kept := *g
+	kept.Destinations = make([]table.Destination, 0, len(g.Destinations))
+	for _, d := range g.Destinations {
+		d.Addr = d.Addr.Unmap()
+		if why := r.why(d.Addr); why != "" {
+			p.refused[refusal{g.ID, d.ID}] = why
+			continue
+		}
+		kept.Destinations = append(kept.Destinations, d)
+	}
+	return &kept
+}

@@ -1,0 +1,260 @@
+package duplicator
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/groupcast/groupcast/gateway-agent/packet"
+	"github.com/groupcast/groupcast/gateway-agent/table"
+)
+
+// socketPause is how long an outlet whose socket can't be opened waits before it tries again.
+const socketPause = time.Second
+
+// stream is what one camera sends from one port to one port of a group IP. Its copies leave from one source port, whoever comes
+// and goes, so that receivers and their firewalls see one flow.
+type stream struct {
+	group   *table.Group
+	trigger table.Trigger
+	options []byte // options area of the copies over IPv4
+	uplink  netip.Addr
+	v4, v6  *reservation
+	outlets []*outlet // those of group.Destinations, in that order
+	used    time.Time // of the last datagram
+	log     *slog.Logger
+}
+
+// outlet is the socket of a stream for one destination.
+type outlet struct {
+	destination table.Destination
+	counters    *destinationCounters
+	fd          int       // -1 while there is none
+	retry       time.Time // not before then
+}
+
+// streamOf finds or makes the stream of a datagram, with the outlets of the verdict's group. It gives nil if there are too many.
+func (l *listener) streamOf(v packet.Verdict, camera packet.Datagram) *stream {
+	s := l.streams[camera.Source]
+	if s != nil && s.group != v.Group && !s.serves(v.Group, camera.Source.Addr()) {
+		l.closeStream(camera.Source, s)
+		s = nil
+	}
+	if s == nil {
+		if l.owner.streams.Add(1) > int64(l.owner.config.MaxStreams) {
+			l.owner.streams.Add(-1)
+			return nil
+		}
+		s = &stream{
+			trigger: v.Source.Trigger, options: l.owner.config.CopyOptions.For(v.Source),
+			uplink: l.owner.config.Uplink, log: l.log,
+		}
+		l.streams[camera.Source] = s
+	}
+	s.follow(v.Group, l.owner.counters)
+	return s
+}
+
+func (l *listener) closeStream(from netip.AddrPort, s *stream) {
+	s.close()
+	delete(l.streams, from)
+	l.owner.streams.Add(-1)
+}
+
+func (l *listener) closeStreams() {
+	for from, s := range l.streams {
+		l.closeStream(from, s)
+	}
+}
+
+// serves tells whether the stream may go on under a newer snapshot: the same group, handed out the same time, and the source
+// still in it on the same terms.
+func (s *stream) serves(g *table.Group, from netip.Addr) bool {
+	source, ok := g.Source(from)
+	return ok && source.Trigger == s.trigger && g.ID == s.group.ID && g.Generation == s.group.Generation
+}
+
+// follow makes the outlets those of the group's destinations. Whoever stays keeps its socket.
+func (s *stream) follow(g *table.Group, r *registry) {
+	if s.group == g {
+		return
+	}
+	type identity struct {
+		id   string
+		addr netip.Addr
+		port uint16
+	}
+	before := map[identity]*outlet{}
+	for _, o := range s.outlets {
+		before[identity{o.destination.ID, o.destination.Addr, o.destination.Port}] = o
+	}
+	s.group, s.outlets = g, make([]*outlet, 0, len(g.Destinations))
+	for _, d := range g.Destinations {
+		key := identity{d.ID, d.Addr, d.Port}
+		o := before[key]
+		if o == nil {
+			o = &outlet{counters: r.destination(d.ID), fd: -1}
+		}
+		delete(before, key)
+		o.destination = d
+		s.outlets = append(s.outlets, o)
+	}
+	for _, gone := range before {
+		gone.close()
+	}
+}
+
+func (s *stream) close() {
+	for _, o := range s.outlets {
+		o.close()
+	}
+	for _, r := range []*reservation{s.v4, s.v6} {
+		if r != nil {
+			_ = unix.Close(r.fd)
+		}
+	}
+}
+
+func (o *outlet) close() {
+	if o.fd >= 0 {
+		_ = unix.Close(o.fd)
+		o.fd = -1
+	}
+}
+
+// ready tells whether the outlet has a socket, and opens one if it is time to.
+func (o *outlet) ready(s *stream, camera packet.Datagram, now time.Time) bool {
+	if o.fd >= 0 {
+		return true
+	}
+	if now.Before(o.retry) {
+		return false
+	}
+	fd, err := s.open(packet.Target(o.destination, camera))
+	if err != nil {
+		if o.retry.IsZero() {
+			s.log.Warn("no socket for a destination; trying again every second",
+				"group", s.group.ID, "destination", o.destination.ID, "error", err)
+		}
+		o.retry = now.Add(socketPause)
+		return false
+	}
+	o.fd, o.retry = fd, time.Time{}
+	return true
+}
+
+// open gives a socket that sends to one destination from the stream's source port.
+func (s *stream) open(to netip.AddrPort) (int, error) {
+	if to.Addr().Is6() {
+		if s.v6 == nil {
+			r, err := reserve(netip.IPv6Unspecified()) // the kernel picks the address that suits the way
+			if err != nil {
+				return -1, err
+			}
+			s.v6 = r
+		}
+		return openConnected(s.v6.at, to, nil)
+	}
+	if s.v4 == nil {
+		r, err := reserve(s.uplink)
+		if err != nil {
+			return -1, err
+		}
+		s.v4 = r
+	}
+	return openConnected(s.v4.at, to, s.options)
+}
+
+// reservation is a bound socket that holds a stream's source port while destinations come and go.
+type reservation struct {
+	fd int
+	at netip.AddrPort
+}
+
+// reserve takes a free port. It shares the port only afterwards: the kernel may give a port that is shared already to a socket
+// that asks for a shared one.
+func reserve(addr netip.Addr) (*reservation, error) {
+	fd, err := openUDP(addr)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Bind(fd, sockaddr(netip.AddrPortFrom(addr, 0)))
+	if err == nil {
+		err = sharePort(fd)
+	}
+	var name unix.Sockaddr
+	if err == nil {
+		name, err = unix.Getsockname(fd)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	return &reservation{fd: fd, at: netip.AddrPortFrom(addr, portOf(name))}, nil
+}
+
+func openConnected(from, to netip.AddrPort, options []byte) (int, error) {
+	fd, err := openUDP(to.Addr())
+	if err != nil {
+		return -1, err
+	}
+	err = sharePort(fd)
+	if err == nil {
+		err = unix.Bind(fd, sockaddr(from))
+	}
+	if err == nil && len(options) > 0 {
+		err = unix.SetsockoptString(fd, unix.IPPROTO_IP, unix.IP_OPTIONS, string(options))
+	}
+	if err == nil {
+		err = unix.Connect(fd, sockaddr(to))
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// openUDP gives a socket for sending: what receivers send back is dropped in a small buffer.
+func openUDP(addr netip.Addr) (int, error) {
+	family := unix.AF_INET
+	if addr.Is6() {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 0) // the kernel's minimum
+	if addr.Is6() {
+		err = errors.Join(err, unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1))
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// sharePort lets sockets of this user have the same source port. SO_REUSEADDR would let anybody.
+func sharePort(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) }
+
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is6() {
+		return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+	}
+	return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
+}
+
+func portOf(a unix.Sockaddr) uint16 {
+	switch a := a.(type) {
+	case *unix.SockaddrInet4:
+		return uint16(a.Port)
+	case *unix.SockaddrInet6:
+		return uint16(a.Port)
+	}
+	return 0
+}
