@@ -42,6 +42,7 @@ demo: ## A real camera, one stream, three receivers, on loopback (DURATION=10s e
 .PHONY: test
 test: ## All tests; as root also those on the wire (PKG=./server/... RUN=TestX select)
 	@.ci/install test
+	@echo 'vet, then tests (the first time everything is compiled, which takes minutes)'
 	@go vet $(PKG)
 	@$(GOTEST) $(PKG) | $(SUMMARY)
 
