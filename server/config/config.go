@@ -1,0 +1,198 @@
+// Package config holds the settings of groupcastd. Each key is defined once, in define, and is at the same time a flag, a variable
+// GROUPCAST_… and a key of the YAML file; flags win over variables, variables over the file, the file over the defaults.
+//
+// It reads and checks settings and opens nothing: files that keys name are read by those who need them.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/knadh/koanf/parsers/yaml"
+	"github.com/knadh/koanf/providers/env/v2"
+	"github.com/knadh/koanf/providers/file"
+	"github.com/knadh/koanf/v2"
+	"github.com/spf13/pflag"
+)
+
+// EnvPrefix begins the name of every variable; the rest is the key in capitals with _ for -.
+const EnvPrefix = "GROUPCAST_"
+
+// fileKey names the YAML file. It is a flag and a variable, but no key of the file.
+const fileKey = "config"
+
+// Config is what one groupcastd runs with. docs/groupcastd.yaml describes every key.
+type Config struct {
+	Listen         string
+	PublicURL      string
+	TLSCert        string
+	TLSKey         string
+	BehindProxy    bool
+	TrustedProxies []string
+
+	DataDir              string
+	DatabaseURL          string
+	DatabaseMaxConns     int
+	Migrate              bool
+	KeyEncryptionKeyFile string
+
+	MaxStale           time.Duration
+	LongPollMaxWaiters int
+	DrainTime          time.Duration
+	AllowLoopback      bool
+
+	MetricsListen string
+	LogLevel      slog.Level
+	LogFormat     string
+}
+
+// define is the one list of keys, with their defaults and what they are for.
+func define(fs *pflag.FlagSet, c *Config) {
+	fs.StringVar(&c.Listen, "listen", "127.0.0.1:8080", "`ADDRESS:PORT` of the public interface")
+	fs.StringVar(&c.PublicURL, "public-url", "", "`URL` that clients reach the service at; empty: made from listen")
+	fs.StringVar(&c.TLSCert, "tls-cert", "", "`FILE` with the certificate chain (PEM); read again when it changes")
+	fs.StringVar(&c.TLSKey, "tls-key", "", "`FILE` with the certificate's private key (PEM)")
+	fs.BoolVar(&c.BehindProxy, "behind-proxy", false, "allow plain HTTP off loopback, because a proxy in front terminates TLS")
+	fs.StringSliceVar(&c.TrustedProxies, "trusted-proxies", nil, "`PREFIXES` of the proxies whose X-Forwarded-For is believed")
+
+	fs.StringVar(&c.DataDir, "data-dir", "/var/lib/groupcast", "`DIR` for the SQLite database, the key-encryption key and admin.sock; one process per directory")
+	fs.StringVar(&c.DatabaseURL, "database-url", "", "`URL` of a Postgres database; empty: SQLite in data-dir")
+	fs.IntVar(&c.DatabaseMaxConns, "database-max-conns", 12, "size of the Postgres connection pool")
+	fs.BoolVar(&c.Migrate, "migrate", false, "bring a Postgres schema up to date at the start; SQLite's always is")
+	fs.StringVar(&c.KeyEncryptionKeyFile, "key-encryption-key-file", "", "`FILE` with the key that seals the keys in the database; created if missing; empty: kek in data-dir")
+
+	fs.DurationVar(&c.MaxStale, "max-stale", 900*time.Second, "how long gateways go on copying without an answer")
+	fs.IntVar(&c.LongPollMaxWaiters, "long-poll-max-waiters", 10000, "how many long polls may wait at once")
+	fs.DurationVar(&c.DrainTime, "drain-time", 5*time.Second, "time over which waiting long polls are ended at a stop")
+	fs.BoolVar(&c.AllowLoopback, "allow-loopback", false, "allow members and gateways in 127.0.0.0/8, for demonstrations on one machine")
+
+	fs.StringVar(&c.MetricsListen, "metrics-listen", "127.0.0.1:9090", "`ADDRESS:PORT` for Prometheus; empty: off")
+	fs.TextVar(&c.LogLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	fs.StringVar(&c.LogFormat, "log-format", "text", "`text|json`")
+}
+
+// Source reads the settings of one command line; Load adds the environment and the file.
+type Source struct {
+	config Config
+	flags  *pflag.FlagSet
+	file   string
+}
+
+// Flags defines --config and one flag per key.
+func Flags(fs *pflag.FlagSet) *Source {
+	s := &Source{flags: pflag.NewFlagSet("keys", pflag.ContinueOnError)}
+	define(s.flags, &s.config)
+	fs.StringVar(&s.file, fileKey, "", "read the keys from this YAML `FILE`")
+	fs.AddFlagSet(s.flags)
+	return s
+}
+
+// Load gives the settings once the command line is parsed. An unknown key or variable, or a value that can't be read, is an
+// error that names it and where it stands. Whether the settings make sense together, Check tells.
+func (s *Source) Load(environ []string) (Config, error) {
+	variables, faults := s.readEnv(environ)
+	if s.file == "" {
+		s.file, _ = variables[fileKey].(string)
+	}
+	delete(variables, fileKey)
+	var keys map[string]any
+	if s.file != "" {
+		var err error
+		if keys, err = s.readFile(); err != nil {
+			faults = append(faults, err)
+		}
+	}
+	s.flags.VisitAll(func(f *pflag.Flag) {
+		if f.Changed {
+			return
+		}
+		value, where := variables[f.Name], envName(f.Name)
+		if value == nil {
+			value, where = keys[f.Name], s.file
+		}
+		if value == nil {
+			return
+		}
+		if err := set(f, value); err != nil {
+			faults = append(faults, fmt.Errorf("%s (%s): %w", f.Name, where, err))
+		}
+	})
+	if err := errors.Join(faults...); err != nil {
+		return Config{}, err
+	}
+	return s.config, nil
+}
+
+func envName(key string) string {
+	return EnvPrefix + strings.ToUpper(strings.ReplaceAll(key, "-", "_"))
+}
+
+func (s *Source) known(key string) bool { return s.flags.Lookup(key) != nil }
+
+// readEnv gives the variables by key.
+func (s *Source) readEnv(environ []string) (map[string]any, []error) {
+	var faults []error
+	k := koanf.New("\x00") // no key is nested
+	err := k.Load(env.Provider("\x00", env.Opt{
+		Prefix:      EnvPrefix,
+		EnvironFunc: func() []string { return environ },
+		TransformFunc: func(name, value string) (string, any) {
+			key := strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(name, EnvPrefix), "_", "-"))
+			if key != fileKey && !s.known(key) || envName(key) != name {
+				faults = append(faults, fmt.Errorf("%s is no variable of groupcastd: remove it, or look up its spelling in docs/groupcastd.yaml", name))
+				return "", nil
+			}
+			return key, value
+		},
+	}), nil)
+	if err != nil {
+		faults = append(faults, fmt.Errorf("read the environment: %w", err))
+	}
+	return k.Raw(), faults
+}
+
+// readFile gives the keys of the YAML file.
+func (s *Source) readFile() (map[string]any, error) {
+	k := koanf.New("\x00")
+	if err := k.Load(file.Provider(s.file), yaml.Parser()); err != nil {
+		return nil, fmt.Errorf("%s: can't read %s: %w", fileKey, s.file, err)
+	}
+	keys := k.Raw()
+	var faults []error
+	for key := range keys {
+		if !s.known(key) {
+			faults = append(faults, fmt.Errorf("%s (%s): unknown key: remove it, or look up its spelling in docs/groupcastd.yaml", key, s.file))
+		}
+	}
+	slices.SortFunc(faults, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	return keys, errors.Join(faults...)
+}
+
+// set reads a value into a flag's variable as if it had been given on the command line.
+func set(f *pflag.Flag, value any) error {
+	switch v := value.(type) {
+	case nil:
+		return errors.New("the key has no value")
+	case map[string]any:
+		return errors.New("write one plain value")
+	case []any:
+		list, ok := f.Value.(pflag.SliceValue)
+		if !ok {
+			return errors.New("write one plain value, not a list")
+		}
+		items := make([]string, len(v))
+		for i, item := range v {
+			items[i] = fmt.Sprint(item)
+		}
+		return list.Replace(items)
+	default:
+		if text := fmt.Sprint(v); f.Value.Set(text) != nil {
+			return fmt.Errorf("%q is not a value for this key: %s", text, f.Usage)
+		}
+		return nil
+	}
+}
