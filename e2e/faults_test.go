@@ -225,4 +225,6 @@ func TestNothingAcceptedIsLost(t *testing.T) {
 	})
 }
 
-func newBody(format string, args ...any) *strings.Reader { return strings.NewReader(fmt.Sprintf(format, args...)) }
+func newBody(format string, args ...any) *strings.Reader {
+	return strings.NewReader(fmt.Sprintf(format, args...))
+}

@@ -25,30 +25,20 @@ const mediaPort = 5004
 // wire is the network of the worked example: a camera and a gateway on one /24 without static routes or neighbours, and
 // everybody else behind the uplink. None of the namespaces has a link to the host's network.
 type wire struct {
-	camera, gateway, wan *netlab.Namespace
-	uplink               *netlab.Capture
-	receivers            map[string]*net.UDPConn
+	camera, gateway *netlab.Namespace
+	uplink          *netlab.Capture
+	receivers       map[string]*net.UDPConn
 }
 
 func newWire(t *testing.T) *wire {
+	home := netlab.NewHome(t, netlab.New(t, "gateway"))
+	home.Camera.Address("cam0", "172.168.0.6/24") // groupcast2's camera
 	w := &wire{
-		camera: netlab.New(t, "camera"), gateway: netlab.New(t, "gateway"), wan: netlab.New(t, "wan"),
-		receivers: map[string]*net.UDPConn{},
+		camera: home.Camera, gateway: home.Gateway,
+		uplink: home.Gateway.Capture("wan0"), receivers: map[string]*net.UDPConn{},
 	}
-	netlab.Connect(w.camera, "eth0", w.gateway, "lan0")
-	netlab.Connect(w.gateway, "wan0", w.wan, "eth0")
-	w.camera.Address("eth0", cameraAddr+"/24")
-	w.camera.Address("eth0", "172.168.0.6/24") // groupcast2's camera
-	w.camera.Route("0.0.0.0/0", gatewayAddr)   // as DHCP would set it
-	w.gateway.Address("lan0", gatewayAddr+"/24")
-	w.gateway.Address("wan0", uplinkAddr+"/24")
-	w.gateway.Route("0.0.0.0/0", "203.0.113.2")
-	w.gateway.Sysctl("net.ipv4.ip_forward", "1")
-	w.wan.Address("eth0", "203.0.113.2/24")
-	w.uplink = w.gateway.Capture("wan0")
 	for _, addr := range []string{uploadAddr, thumbnailAddr, phoneAddr, foreignAddr} {
-		w.wan.Address("lo", addr+"/32")
-		w.receivers[addr] = w.wan.ListenUDP(fmt.Sprintf("%s:%d", addr, mediaPort))
+		w.receivers[addr] = home.WAN.ListenUDP(fmt.Sprintf("%s:%d", addr, mediaPort))
 	}
 	return w
 }
