@@ -10,7 +10,10 @@ import (
 
 	"github.com/getkin/kin-openapi/openapi3"
 
+	"github.com/groupcast/groupcast/docs/problems"
+	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi"
+	"github.com/groupcast/groupcast/server/problem"
 )
 
 // TestContractRules is `make contract-lint`: what the two documents have to keep to so that generated clients work and
@@ -49,6 +52,21 @@ func TestContractRulesFind(t *testing.T) {
 		{"a part that nothing uses", "  schemas:\n    DecimalId:", "  schemas:\n    Orphan:\n      type: string\n    DecimalId:", "Orphan"},
 		{"a Go type in the published document", "      x-gc-accept: integer\n", "      x-gc-accept: integer\n      x-go-type: int64\n", "x-go"},
 		{"another version", "openapi: 3.0.3", "openapi: 3.0.1", "3.0.3"},
+		{"an example with an address that is none", "destination: false\n                  privateIPv4: 172.168.0.5", "destination: false\n                  privateIPv4: 172.168.0.500", "document"},
+		{"an example with an id beyond int64", "                  id: \"664123086043511412\"\n                  destination: false", "                  id: \"9964123086043511412\"\n                  destination: false", "document"},
+		{"a POST that doesn't say what a repetition does", "      x-gc-idempotent: natural\n", "", "x-gc-idempotent"},
+		{"a repetition of an unknown kind", "x-gc-idempotent: natural", "x-gc-idempotent: maybe", `"maybe"`},
+		{"a key that isn't declared", "x-gc-idempotent: natural", "x-gc-idempotent: key", "Idempotency-Key"},
+		{"no list of problems", "      x-gc-problems: [unavailable, internal]\n", "", "GET /readyz: x-gc-problems"},
+		{"a problem that doesn't exist", "x-gc-problems: [unavailable, internal]", "x-gc-problems: [unavailable, internal, bad-luck]", `"bad-luck"`},
+		{"a problem listed twice", "x-gc-problems: [unavailable, internal]", "x-gc-problems: [unavailable, internal, internal]", "twice"},
+		{"a problem whose status isn't declared", "x-gc-problems: [unavailable, internal]", "x-gc-problems: [unavailable, internal, forbidden]", "4XX"},
+		{"a problem that every caller with a token can meet, not listed", "[bad-request, unauthenticated, forbidden, not-found, overloaded,", "[bad-request, forbidden, not-found, overloaded,", `"unauthenticated"`},
+		{"a problem that every body can meet, not listed", "not-found, too-large, unsupported-media,", "not-found, too-large,", `"unsupported-media"`},
+		{"a body without an example", "            examples:\n              worked:\n                summary: The gateway", "            x-examples:\n              worked:\n                summary: The gateway", "PUT /v1/gateways/{gatewayId}: the application/json body"},
+		{"an answer without an example", "              examples:\n                left:", "              x-examples:\n                left:", "DELETE /v1/registrations/{registrationId}: 200"},
+		{"a deprecation without its dates", "      operationId: leave\n", "      operationId: leave\n      deprecated: true\n", "x-sunset"},
+		{"a deprecation that callers don't hear of", "      operationId: leave\n", "      operationId: leave\n      deprecated: true\n", "header Deprecation"},
 		{"an example that is no value of its schema", "destination: false\n                  privateIPv4", "destination: 7\n                  privateIPv4", "document"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -82,6 +100,13 @@ func violations(t *testing.T, document string) []string {
 	if err != nil {
 		return []string{fmt.Sprintf("document: %v", err)}
 	}
+	// By itself the library checks neither; the service does.
+	openapi3.DefineIPv4Format()
+	openapi3.DefineIPv6Format()
+	openapi3.DefineStringFormatValidator("decimal-id", openapi3.NewCallbackValidator(func(v string) error {
+		_, err := models.ParseID(v)
+		return err
+	}))
 	l := &linter{doc: doc}
 	if err := doc.Validate(t.Context(), openapi3.EnableExamplesValidation()); err != nil {
 		l.add("document: %v", err)
@@ -120,6 +145,11 @@ func (l *linter) operations() {
 			scopes, open := l.security(at, op)
 			l.permission(at, op, scopes, open)
 			l.responses(at, op, open)
+			l.problems(at, item, op, open)
+			l.deprecation(at, op)
+			if method == "POST" {
+				l.idempotency(at, op)
+			}
 			for _, p := range slices.Concat(item.Parameters, op.Parameters) {
 				if p.Value.Description == "" {
 					l.add("%s: parameter %s has no description", at, p.Value.Name)
@@ -128,6 +158,7 @@ func (l *linter) operations() {
 			}
 			if op.RequestBody != nil {
 				for media, content := range op.RequestBody.Value.Content {
+					l.example(fmt.Sprintf("%s: the %s body", at, media), content)
 					if content.Schema.Ref == "" {
 						l.add("%s: the %s body's schema needs a name under components", at, media)
 					}
@@ -210,10 +241,102 @@ func (l *linter) responses(at string, op *openapi3.Operation, open bool) {
 	if op.Responses.Len() <= len(want) {
 		l.add("%s: declares no success", at)
 	}
-	for status, response := range op.Responses.Map() {
+	for _, status := range slices.Sorted(maps.Keys(op.Responses.Map())) {
+		response := op.Responses.Value(status)
 		for media, content := range response.Value.Content {
+			if media != "text/event-stream" && media != "text/html" {
+				l.example(fmt.Sprintf("%s: %s %s", at, status, media), content)
+			}
 			if content.Schema.Ref == "" && media != "text/event-stream" && media != "text/html" {
 				l.add("%s: the schema of %s needs a name under components", at, status)
+			}
+		}
+	}
+}
+
+// example wants at least one; that it fits its schema is checked with the document.
+func (l *linter) example(at string, content *openapi3.MediaType) {
+	if content.Example == nil && len(content.Examples) == 0 {
+		l.add("%s has no example", at)
+	}
+}
+
+// problems checks x-gc-problems, the codes that an operation can answer: each exists, its status is declared, and those
+// that follow from what the operation is are there.
+func (l *linter) problems(at string, item *openapi3.PathItem, op *openapi3.Operation, open bool) {
+	values, _ := op.Extensions["x-gc-problems"].([]any)
+	if len(values) == 0 {
+		l.add("%s: x-gc-problems is missing: list the codes of all problems that it can answer", at)
+		return
+	}
+	listed := map[models.Code]bool{}
+	for _, value := range values {
+		name, _ := value.(string)
+		code := models.Code(name)
+		if !slices.Contains(problems.Codes(), name) {
+			l.add("%s: x-gc-problems lists %q, which is no code of models", at, name)
+			continue
+		}
+		if listed[code] {
+			l.add("%s: x-gc-problems lists %q twice", at, name)
+		}
+		listed[code] = true
+		if class := fmt.Sprintf("%dXX", problem.Status(code)/100); op.Responses.Value(class) == nil {
+			l.add("%s: x-gc-problems lists %q, but the operation declares no %s", at, name, class)
+		}
+	}
+	want := []models.Code{models.CodeInternal}
+	if op.Responses.Value("4XX") != nil {
+		want = append(want, models.CodeBadRequest, models.CodeUnavailable)
+	}
+	authz, _ := op.Extensions["x-gc-authz"].(map[string]any)
+	if allowed, _ := authz["kinds"].([]any); !open && !slices.Contains(allowed, any("operator")) {
+		want = append(want, models.CodeUnauthenticated, models.CodeForbidden)
+	}
+	for _, p := range slices.Concat(item.Parameters, op.Parameters) {
+		if p.Value.In == "path" {
+			want = append(want, models.CodeNotFound)
+			break
+		}
+	}
+	if op.RequestBody != nil {
+		want = append(want, models.CodeTooLarge, models.CodeUnsupportedMedia)
+	}
+	for _, code := range want {
+		if !listed[code] {
+			l.add("%s: x-gc-problems doesn't list %q, which it can answer", at, code)
+		}
+	}
+}
+
+// idempotency wants to know what happens if a POST is sent again because its answer was lost; docs/api-guidelines.md
+// explains the words.
+func (l *linter) idempotency(at string, op *openapi3.Operation) {
+	word, _ := op.Extensions["x-gc-idempotent"].(string)
+	if !slices.Contains([]string{"natural", "key", "refused", "repeats"}, word) {
+		l.add("%s: x-gc-idempotent is %q; say natural, key, refused or repeats", at, word)
+	}
+	if declared := op.Parameters.GetByInAndName("header", "Idempotency-Key") != nil; declared != (word == "key") {
+		l.add("%s: `x-gc-idempotent: key` and the header Idempotency-Key belong together", at)
+	}
+}
+
+// deprecation wants that callers of a deprecated operation hear of it in every answer, and until when it works.
+func (l *linter) deprecation(at string, op *openapi3.Operation) {
+	if !op.Deprecated {
+		return
+	}
+	if _, ok := op.Extensions["x-sunset"]; !ok {
+		l.add("%s: a deprecated operation wants x-sunset, the day after which it may go", at)
+	}
+	for _, status := range slices.Sorted(maps.Keys(op.Responses.Map())) {
+		response := op.Responses.Value(status)
+		if !strings.HasPrefix(status, "2") {
+			continue
+		}
+		for _, name := range []string{"Deprecation", "Sunset"} {
+			if header := response.Value.Headers[name]; header == nil || !header.Value.Required {
+				l.add("%s: a deprecated operation wants the required header %s in its %s", at, name, status)
 			}
 		}
 	}
