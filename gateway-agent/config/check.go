@@ -9,14 +9,14 @@ import (
 	"github.com/groupcast/groupcast/models"
 )
 
-// defaultRange is the service's own default (SPEC §5): .230 to .254 of the LAN's /24. The agent spells it out when it
-// declares, so that both sides know the range without asking.
+// defaultRange is the service's own default (SPEC §5): .230 to .254 of the /24 that the gateway is in. The agent spells it out
+// when it declares, so that both sides know the range without asking.
 func (c *Config) defaultRange() {
 	g := &c.Gateway
-	if g.Range.Size() > 0 || g.LANPrefix.Bits() != 24 {
+	if g.Range.Size() > 0 || !g.LANPrefix.IsValid() || g.LANPrefix.Bits() > 24 || !g.LANAddr.IsValid() {
 		return
 	}
-	first, last := g.LANPrefix.Addr().As4(), g.LANPrefix.Addr().As4()
+	first, last := g.LANAddr.As4(), g.LANAddr.As4()
 	first[3], last[3] = 230, 254
 	g.Range = models.AddrRange{First: netip.AddrFrom4(first), Last: netip.AddrFrom4(last)}
 }
@@ -65,7 +65,7 @@ func (c Config) checkLAN(fault func(key, format string, args ...any)) {
 	}
 	switch r := g.Range; {
 	case r.Size() == 0:
-		fault("group-range", "there is no default for a /%d: give first-last inside %s", g.LANPrefix.Bits(), g.LANPrefix)
+		fault("group-range", "there is no default in a LAN as small as %s: give first-last", g.LANPrefix)
 	case !g.LANPrefix.Contains(r.First) || !g.LANPrefix.Contains(r.Last):
 		fault("group-range", "%s is not inside the LAN %s", r, g.LANPrefix)
 	case r.Contains(network) || r.Contains(broadcast) || r.Contains(g.LANAddr):

@@ -103,7 +103,7 @@ func (s *Source) Load(environ []string) (Config, error) {
 	var c Config
 	for _, k := range keys {
 		t := texts[k.name]
-		if t.value == "" && t.value == k.def {
+		if t.value == "" && k.def == "" {
 			continue
 		}
 		if err := k.read(&c, t.value); err != nil {

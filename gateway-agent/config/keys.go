@@ -61,7 +61,7 @@ var keys = []key{
 		c.Gateway.Uplink, err = ipv4(s)
 		return err
 	}},
-	{name: "group-range", help: "`RANGE` of group IPs that DHCP must not hand out, first-last or a prefix; empty: .230 to .254 of a /24", read: func(c *Config, s string) (err error) {
+	{name: "group-range", help: "`RANGE` of group IPs that DHCP must not hand out, first-last or a prefix; empty: .230 to .254 of lan-address's /24", read: func(c *Config, s string) (err error) {
 		c.Gateway.Range, err = addrRange(s)
 		return err
 	}},
@@ -169,7 +169,7 @@ func addrRange(s string) (models.AddrRange, error) {
 
 func ports(s string) ([]uint16, error) {
 	var out []uint16
-	for _, item := range strings.Split(s, ",") {
+	for _, item := range strings.SplitSeq(s, ",") {
 		n, err := strconv.ParseUint(strings.TrimSpace(item), 10, 16)
 		if err != nil || n == 0 {
 			return nil, fmt.Errorf("%q is not a UDP port from 1 to 65535", item)

@@ -50,7 +50,8 @@ func worked() models.GroupInformation {
 func derive(t interface {
 	require.TestingT
 	Helper()
-}, info models.GroupInformation, in table.Inputs) *table.Snapshot {
+}, info models.GroupInformation, in table.Inputs,
+) *table.Snapshot {
 	t.Helper()
 	require.NoError(t, table.Check(info, gateway))
 	db, err := table.Open()

@@ -1,0 +1,110 @@
+package sync
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/groupcast/groupcast/gateway-agent/table"
+	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/openapi/api"
+)
+
+// MaxStaleLimit is the longest time that a server may let a gateway go on without being heard from.
+const MaxStaleLimit = 24 * time.Hour
+
+// Information is one full snapshot of this gateway's group information that passed every check.
+type Information struct {
+	models.GroupInformation
+	// MaxStale is how long it may be used after the server was last heard from; from 1 s to MaxStaleLimit.
+	MaxStale time.Duration
+	// Raw is what the server sent, for keeping.
+	Raw json.RawMessage
+}
+
+// Cursor names the snapshot; sending it acknowledges it.
+func (i *Information) Cursor() string { return table.Version(i.Epoch, i.Revision) }
+
+// Decode reads group information in the form of the contract and refuses it whole if anything in it can't be right. Members
+// it doesn't know are ignored, as the contract asks of clients.
+func Decode(raw []byte, gateway models.Gateway) (*Information, error) {
+	var said api.GroupInformation
+	if err := json.Unmarshal(raw, &said); err != nil {
+		return nil, fmt.Errorf("it can't be read: %w", scrub(err))
+	}
+	return check(said, raw, gateway)
+}
+
+// scrub keeps values out of errors: json and netip quote what they can't read, and it may be a destination's address.
+func scrub(err error) error {
+	if e, ok := errors.AsType[*json.SyntaxError](err); ok {
+		return fmt.Errorf("not JSON at byte %d", e.Offset)
+	}
+	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		return fmt.Errorf("%s is not what the contract says", e.Field)
+	}
+	return errors.New("a value is not what the contract says")
+}
+
+func check(said api.GroupInformation, raw []byte, gateway models.Gateway) (*Information, error) {
+	revision, err := strconv.ParseInt(said.Revision, 10, 64)
+	if err != nil || strconv.FormatInt(revision, 10) != said.Revision {
+		return nil, fmt.Errorf("its revision %.32q is not a number", said.Revision)
+	}
+	info := &Information{
+		GroupInformation: models.GroupInformation{GatewayID: said.GatewayID, Epoch: said.Epoch, Revision: revision},
+		MaxStale:         time.Duration(said.MaxStaleSeconds) * time.Second,
+		Raw:              raw,
+	}
+	if info.MaxStale < time.Second || info.MaxStale > MaxStaleLimit {
+		return nil, fmt.Errorf("its maxStaleSeconds %d is not from 1 to %d", said.MaxStaleSeconds, int(MaxStaleLimit.Seconds()))
+	}
+	if said.Groups == nil {
+		// An empty list says that there are no groups; none at all says that something went wrong.
+		return nil, errors.New("it has no list of groups")
+	}
+	for i, g := range said.Groups {
+		if g.GroupSources == nil || g.GroupDestinations == nil {
+			return nil, fmt.Errorf("groups[%d] has no list of sources or destinations", i)
+		}
+		group, err := convert(g)
+		if err != nil {
+			return nil, fmt.Errorf("groups[%d]: %w", i, err)
+		}
+		info.Groups = append(info.Groups, group)
+	}
+	if err := table.Check(info.GroupInformation, gateway); err != nil {
+		return nil, err
+	}
+	return info, nil
+}
+
+func convert(g api.GatewayGroup) (models.GatewayGroup, error) {
+	out := models.GatewayGroup{Group: models.Group{
+		ID: g.GroupID, PremisesID: g.PremisesID, Name: g.GroupName, IP: g.GroupIP, Generation: int64(g.Generation), State: int(g.State),
+	}}
+	for _, s := range g.GroupSources {
+		source := models.GatewaySource{RegistrationID: s.RegistrationID, Name: s.SourceName, IPv4: s.SourceIPv4, Trigger: s.Trigger}
+		source.IPv6, _ = s.SourceIPv6.Get() // the zero Addr if there is none
+		out.Sources = append(out.Sources, source)
+	}
+	for i, d := range g.GroupDestinations {
+		number, err := strconv.ParseInt(d.DestinationID, 10, 64)
+		if err != nil {
+			return out, fmt.Errorf("groupDestinations[%d]: destinationId %.32q is not a number", i, d.DestinationID)
+		}
+		destination := models.GatewayDestination{RegistrationID: d.RegistrationID, Number: number, Name: d.DestinationName}
+		destination.IPv4, _ = d.DestinationIPv4.Get()
+		destination.IPv6, _ = d.DestinationIPv6.Get()
+		if port, err := d.DestinationPort.Get(); err == nil {
+			if port < 1 || port > 65535 {
+				return out, fmt.Errorf("groupDestinations[%d]: destinationPort %d is not a port", i, port)
+			}
+			destination.Port = uint16(port)
+		}
+		out.Destinations = append(out.Destinations, destination)
+	}
+	return out, nil
+}

@@ -1,0 +1,210 @@
+package sync
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/openapi/api"
+	"github.com/groupcast/groupcast/openapi/client"
+)
+
+const (
+	wait    = 30 * time.Second // how long the server may hold a poll
+	reserve = 10 * time.Second // for everything in a call that is not waiting
+
+	firstBackOff   = 500 * time.Millisecond
+	longestBackOff = 30 * time.Second
+	longestRetry   = 5 * time.Minute // of what a Retry-After asks for
+	startSpread    = 5 * time.Second
+)
+
+// Answer is one success: the server was heard from.
+type Answer struct {
+	// Information is the full snapshot, nil if nothing changed since the cursor that was sent.
+	Information *Information
+}
+
+// Deliver applies an answer. It gives the cursor of what is now applied and kept safe, which acknowledges it; "" if there
+// is none. With an error the same question is asked again after a back-off.
+type Deliver func(context.Context, Answer) (cursor string, err error)
+
+// Config is whom to talk to, and about which gateway.
+type Config struct {
+	Server    string
+	Gateway   models.Gateway
+	Transport *http.Transport
+	// Authorize puts the credential into each request.
+	Authorize client.RequestEditorFn
+	Log       *slog.Logger
+}
+
+// Poller keeps one gateway's group information up to date.
+type Poller struct {
+	config  Config
+	client  *client.Client
+	limiter *rate.Limiter
+	counts  counts
+
+	declared    bool
+	connectedAt time.Time
+}
+
+// New makes a poller; nothing is sent before Run.
+func New(c Config) (*Poller, error) {
+	p := &Poller{config: c, limiter: rate.NewLimiter(rate.Every(time.Second), 2)}
+	var err error
+	p.client, err = client.NewClient(c.Server, client.WithRequestEditorFn(c.Authorize), client.WithHTTPClient(&http.Client{
+		Transport: c.Transport,
+		// The token goes to the server that was configured and to nobody it points at.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}))
+	if err != nil {
+		return nil, fmt.Errorf("sync: %w", err)
+	}
+	return p, nil
+}
+
+// Run declares and polls until ctx ends, beginning with the cursor of what is applied already. It survives everything else.
+func (p *Poller) Run(ctx context.Context, cursor string, deliver Deliver) {
+	defer p.config.Transport.CloseIdleConnections()
+	faults := faults{log: p.config.Log}
+	for first := true; ctx.Err() == nil; first = false {
+		if p.limiter.Wait(ctx) != nil {
+			return
+		}
+		next, err := p.once(ctx, cursor, deliver)
+		if ctx.Err() != nil {
+			return
+		}
+		cursor = next
+		if err == nil {
+			faults.over()
+			continue
+		}
+		p.counts.failed.Add(1)
+		select {
+		case <-ctx.Done():
+		case <-time.After(faults.happened(ctx, err, first)):
+		}
+	}
+}
+
+// once declares if that is due, polls once and delivers the answer. It gives the cursor to send next.
+func (p *Poller) once(ctx context.Context, cursor string, deliver Deliver) (string, error) {
+	p.recycle()
+	if !p.declared {
+		if err := p.declare(ctx); err != nil {
+			return cursor, fmt.Errorf("declare the gateway: %w", err)
+		}
+		p.declared = true
+		p.config.Log.Info("gateway declared", "gateway", p.config.Gateway.ID, "groupRange", p.config.Gateway.Range)
+	}
+	got, err := p.poll(ctx, cursor)
+	if err != nil {
+		return cursor, fmt.Errorf("fetch the group information: %w", err)
+	}
+	next, err := deliver(ctx, got)
+	if err != nil {
+		return next, fmt.Errorf("apply the group information: %w", err)
+	}
+	return next, nil
+}
+
+// recycle drops the connection if it is old; between two polls it is idle.
+func (p *Poller) recycle() {
+	if now := time.Now(); now.Sub(p.connectedAt) > recycle {
+		p.config.Transport.CloseIdleConnections()
+		p.connectedAt = now.Add(rand.N(recycle / 10))
+	}
+}
+
+func (p *Poller) declare(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, reserve)
+	defer cancel()
+	g := p.config.Gateway
+	groupRange := g.Range.String()
+	a, err := read(p.client.DeclareGateway(ctx, g.ID, api.GatewayDeclaration{
+		LanPrefix: g.LANPrefix.String(), GatewayIPv4: g.LANAddr, UplinkIPv4: g.Uplink, GroupRange: &groupRange,
+	}))
+	switch {
+	case err != nil:
+		return err
+	case a.status != http.StatusOK:
+		return a.failure()
+	}
+	return nil
+}
+
+// poll asks for what is newer than the cursor.
+func (p *Poller) poll(ctx context.Context, cursor string) (Answer, error) {
+	params := &api.GetGroupInformationParams{}
+	deadline := reserve
+	if cursor != "" {
+		seconds, etag := int32(wait.Seconds()), `"`+cursor+`"`
+		params.Wait, params.IfNoneMatch = &seconds, &etag
+		deadline += wait + wait/16 // the server spreads its answers over a sixteenth
+	}
+	ctx, cancel := context.WithTimeout(ctx, deadline)
+	defer cancel()
+	a, err := read(p.client.GetGroupInformation(ctx, p.config.Gateway.ID, params))
+	if err != nil {
+		return Answer{}, err
+	}
+	etag := a.header.Get("ETag")
+	switch a.status {
+	case http.StatusNotModified:
+		if cursor == "" || etag != `"`+cursor+`"` {
+			return Answer{}, errors.New("the server says that nothing changed since something that was not asked about")
+		}
+		p.counts.unchanged.Add(1)
+		return Answer{}, nil
+	case http.StatusOK:
+		info, err := Decode(a.body, p.config.Gateway)
+		if err == nil && etag != `"`+info.Cursor()+`"` {
+			err = errors.New("its ETag is not its epoch and revision")
+		}
+		if err != nil {
+			p.counts.refused.Add(1)
+			// The server may know another declaration, for example an older one from a backup.
+			p.declared = false
+			return Answer{}, fmt.Errorf("refused, the last good one stays in force: %w", err)
+		}
+		if why := a.header.Get("Groupcast-Resync"); why != "" {
+			p.config.Log.Warn("the server did not know the cursor and sent everything", "why", why)
+		}
+		if epoch, _, ok := strings.Cut(cursor, "."); ok && epoch != info.Epoch {
+			p.declared = false // another life of the database may not know what this gateway declared
+		}
+		p.counts.changed.Add(1)
+		return Answer{Information: info}, nil
+	case http.StatusNotFound, http.StatusConflict:
+		p.declared = false
+	}
+	return Answer{}, a.failure()
+}
+
+// Counts says how the polls went since the start.
+type Counts struct {
+	Changed   uint64 // answered with a snapshot
+	Unchanged uint64 // answered at the time-out
+	Refused   uint64 // answered with something that can't be right
+	Failed    uint64 // calls and answers that led to a back-off, the refused ones included
+}
+
+type counts struct{ changed, unchanged, refused, failed atomic.Uint64 }
+
+// Counts may be asked at any time.
+func (p *Poller) Counts() Counts {
+	c := &p.counts
+	return Counts{c.changed.Load(), c.unchanged.Load(), c.refused.Load(), c.failed.Load()}
+}
