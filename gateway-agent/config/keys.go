@@ -169,7 +169,7 @@ func addrRange(s string) (models.AddrRange, error) {
 
 func ports(s string) ([]uint16, error) {
 	var out []uint16
-	for _, item := range strings.SplitSeq(s, ",") {
+	for item := range strings.SplitSeq(s, ",") {
 		n, err := strconv.ParseUint(strings.TrimSpace(item), 10, 16)
 		if err != nil || n == 0 {
 			return nil, fmt.Errorf("%q is not a UDP port from 1 to 65535", item)
