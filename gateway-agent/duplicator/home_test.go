@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -129,7 +130,7 @@ func (h home) checkCopies(t *testing.T, mode packet.CopyOptions, destinations ..
 	if len(sent) != 1 {
 		t.Fatalf("the camera sent %d packets", len(sent))
 	}
-	if want := append(streamID, 0, 0); !bytes.Equal(sent[0][20:28], want) {
+	if want := slices.Concat(streamID, []byte{0, 0}); !bytes.Equal(sent[0][20:28], want) {
 		t.Fatalf("the camera's options are %x, want %x", sent[0][20:28], want)
 	}
 	original, err := packet.Parse(sent[0])

@@ -2,7 +2,6 @@ package duplicator_test
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -47,7 +46,7 @@ func config() duplicator.Config {
 		GroupRange:    models.AddrRange{First: loopback(230), Last: loopback(254)},
 		Uplink:        uplinkAddr,
 		AllowLoopback: true,
-		Log:           slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Log:           slog.New(slog.DiscardHandler),
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -120,12 +121,7 @@ func (h home) onUplink(t *testing.T) string {
 	h.Camera.InjectIPv4(datagram("192.0.2.9", "ordinary"))
 	isLast := func(f netlab.Frame) bool { return strings.HasSuffix(string(f.IPv4()), "ordinary") }
 	frames := h.uplink.Wait(wait, func(frames []netlab.Frame) bool {
-		for _, f := range frames[seen:] {
-			if isLast(f) {
-				return true
-			}
-		}
-		return false
+		return slices.ContainsFunc(frames[seen:], isLast)
 	})
 	var got []string
 	for _, f := range frames {
