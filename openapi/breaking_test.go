@@ -33,8 +33,10 @@ func newRepository(t *testing.T) repository {
 
 func (r repository) git(t *testing.T, args ...string) {
 	t.Helper()
-	cmd := exec.Command("git", append([]string{"-c", "user.name=test", "-c", "user.email=test@example.com", "-c", "commit.gpgsign=false",
-		"-c", "tag.gpgsign=false"}, args...)...)
+	cmd := exec.Command("git", append([]string{
+		"-c", "user.name=test", "-c", "user.email=test@example.com", "-c", "commit.gpgsign=false",
+		"-c", "tag.gpgsign=false",
+	}, args...)...)
 	cmd.Dir = r.dir
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "git %s: %s", args, out)
@@ -78,7 +80,7 @@ func TestBreakingChangesAreFound(t *testing.T) {
 		return edit(leave, leave+"      deprecated: true\n      x-sunset: \""+sunset+"\"\n")
 	}
 	begin, end := strings.Index(now, "    delete:\n"+leave), strings.Index(now, "  /v1/groups:\n")
-	require.Less(t, 0, begin)
+	require.Positive(t, begin)
 	require.Less(t, begin, end)
 	removed := now[:begin] + now[end:]
 
