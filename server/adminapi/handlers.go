@@ -1,0 +1,207 @@
+// Package adminapi answers the operator's contract (openapi/admin.yaml): it translates between the contract's types and the
+// services, and holds no rules. Which socket it is served on, and how requests are checked before they get here, is
+// server/httpapi's business.
+package adminapi
+
+import (
+	"context"
+	"time"
+
+	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/openapi/adminapi"
+	"github.com/groupcast/groupcast/openapi/adminserver"
+	"github.com/groupcast/groupcast/server/accounts"
+	"github.com/groupcast/groupcast/server/tokens"
+)
+
+// tokenLife is what a token lives if the operator doesn't say.
+const tokenLife = 24 * time.Hour
+
+// Handlers answers the operator's requests.
+type Handlers struct {
+	accounts *accounts.Service
+	issuer   *tokens.Issuer
+}
+
+var _ adminserver.StrictServerInterface = (*Handlers)(nil)
+
+// New makes the handlers.
+func New(a *accounts.Service, issuer *tokens.Issuer) *Handlers {
+	return &Handlers{accounts: a, issuer: issuer}
+}
+
+// CreateAccount creates an account.
+func (h *Handlers) CreateAccount(ctx context.Context, r adminserver.CreateAccountRequestObject) (adminserver.CreateAccountResponseObject, error) {
+	a, err := h.accounts.CreateAccount(ctx, r.Body.Name)
+	if err != nil {
+		return nil, err
+	}
+	return adminserver.CreateAccount200JSONResponse(account(accounts.Account{Account: a})), nil
+}
+
+// ListAccounts lists accounts with everything that belongs to them.
+func (h *Handlers) ListAccounts(ctx context.Context, r adminserver.ListAccountsRequestObject) (adminserver.ListAccountsResponseObject, error) {
+	var page models.Page
+	if r.Params.PageSize != nil {
+		page.Size = int(*r.Params.PageSize)
+	}
+	if r.Params.PageToken != nil {
+		page.Token = *r.Params.PageToken
+	}
+	list, next, err := h.accounts.ListAccounts(ctx, page)
+	if err != nil {
+		return nil, err
+	}
+	answer := adminserver.ListAccounts200JSONResponse{Accounts: convert(list, account)}
+	if next != "" {
+		answer.NextPageToken = &next
+	}
+	return answer, nil
+}
+
+// CreatePremises creates a premises.
+func (h *Handlers) CreatePremises(ctx context.Context, r adminserver.CreatePremisesRequestObject) (adminserver.CreatePremisesResponseObject, error) {
+	p, err := h.accounts.CreatePremises(ctx, r.Body.AccountID, r.Body.Name, value(r.Body.AllowPublicRange))
+	if err != nil {
+		return nil, err
+	}
+	return adminserver.CreatePremises200JSONResponse(premises(p)), nil
+}
+
+// CreateDevice creates or imports a device.
+func (h *Handlers) CreateDevice(ctx context.Context, r adminserver.CreateDeviceRequestObject) (adminserver.CreateDeviceResponseObject, error) {
+	d, err := h.accounts.CreateDevice(ctx, accounts.NewDevice{
+		ID:         value(r.Body.DeviceID),
+		PremisesID: r.Body.PremisesID,
+		Type:       r.Body.Type,
+		Name:       r.Body.Name,
+		Model:      value(r.Body.Model),
+		NoPoP:      r.Body.Pop != nil && !*r.Body.Pop,
+		Trigger:    value(r.Body.Trigger),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return adminserver.CreateDevice200JSONResponse(device(d)), nil
+}
+
+// ChangeDevice renames a device or changes its trigger.
+func (h *Handlers) ChangeDevice(ctx context.Context, r adminserver.ChangeDeviceRequestObject) (adminserver.ChangeDeviceResponseObject, error) {
+	d, err := h.accounts.ChangeDevice(ctx, r.DeviceID, accounts.DeviceChange{Name: r.Body.Name, Trigger: r.Body.Trigger})
+	if err != nil {
+		return nil, err
+	}
+	return adminserver.ChangeDevice200JSONResponse(device(d)), nil
+}
+
+// DeleteDevice removes a device.
+func (h *Handlers) DeleteDevice(ctx context.Context, r adminserver.DeleteDeviceRequestObject) (adminserver.DeleteDeviceResponseObject, error) {
+	if err := h.accounts.DeleteDevice(ctx, r.DeviceID); err != nil {
+		return nil, err
+	}
+	return adminserver.DeleteDevice204Response{}, nil
+}
+
+// CreateService creates a service.
+func (h *Handlers) CreateService(ctx context.Context, r adminserver.CreateServiceRequestObject) (adminserver.CreateServiceResponseObject, error) {
+	s, err := h.accounts.CreateService(ctx, r.Body.ServiceID, r.Body.Name)
+	if err != nil {
+		return nil, err
+	}
+	return adminserver.CreateService200JSONResponse{ServiceID: s.ID, Name: s.Name}, nil
+}
+
+// CreateLink records an account's consent for a service.
+func (h *Handlers) CreateLink(ctx context.Context, r adminserver.CreateLinkRequestObject) (adminserver.CreateLinkResponseObject, error) {
+	l, err := h.accounts.CreateLink(ctx, r.Body.ServiceID, r.Body.AccountID, value(r.Body.ServiceAccountID))
+	if err != nil {
+		return nil, err
+	}
+	return adminserver.CreateLink200JSONResponse(link(l)), nil
+}
+
+// DeleteLink ends the consent.
+func (h *Handlers) DeleteLink(ctx context.Context, r adminserver.DeleteLinkRequestObject) (adminserver.DeleteLinkResponseObject, error) {
+	if err := h.accounts.DeleteLink(ctx, r.ServiceID, r.AccountID); err != nil {
+		return nil, err
+	}
+	return adminserver.DeleteLink204Response{}, nil
+}
+
+// CreateToken mints a token for exactly one of a device and a service.
+func (h *Handlers) CreateToken(ctx context.Context, r adminserver.CreateTokenRequestObject) (adminserver.CreateTokenResponseObject, error) {
+	life := tokenLife
+	if r.Body.LifetimeSeconds != nil {
+		life = time.Duration(*r.Body.LifetimeSeconds) * time.Second
+	}
+	token, err := h.mint(ctx, *r.Body, life)
+	if err != nil {
+		return nil, err
+	}
+	return adminserver.CreateToken200JSONResponse{
+		AccessToken: token, TokenType: adminapi.Bearer, ExpiresIn: int32(life / time.Second),
+	}, nil
+}
+
+func (h *Handlers) mint(ctx context.Context, r adminapi.TokenRequest, life time.Duration) (string, error) {
+	if (r.DeviceID == nil) == (r.ServiceID == nil) {
+		return "", models.Errorf(models.CodeBadRequest, "Name exactly one of deviceId and serviceId: whom shall the token stand for?")
+	}
+	if r.ServiceID != nil {
+		s, err := h.accounts.Service(ctx, *r.ServiceID)
+		if err != nil {
+			return "", err
+		}
+		return h.issuer.Service(s, life)
+	}
+	d, err := h.accounts.Device(ctx, *r.DeviceID)
+	if err != nil {
+		return "", err
+	}
+	return h.issuer.Device(d, life)
+}
+
+func account(a accounts.Account) adminapi.Account {
+	return adminapi.Account{
+		AccountID: a.ID,
+		Name:      a.Name,
+		Premises:  convert(a.Premises, premises),
+		Devices:   convert(a.Devices, device),
+		Links:     convert(a.Links, link),
+	}
+}
+
+func premises(p models.Premises) adminapi.Premises {
+	return adminapi.Premises{PremisesID: p.ID, AccountID: p.AccountID, Name: p.Name, AllowPublicRange: p.AllowPublicRange}
+}
+
+func device(d models.Device) adminapi.Device {
+	answer := adminapi.Device{
+		DeviceID: d.ID, AccountID: d.AccountID, PremisesID: d.PremisesID,
+		Type: d.Type, Name: d.Name, Pop: d.PoP, Trigger: d.Trigger,
+	}
+	if d.Model != "" {
+		answer.Model = &d.Model
+	}
+	return answer
+}
+
+func link(l models.Link) adminapi.Link {
+	return adminapi.Link{ServiceID: l.ServiceID, AccountID: l.AccountID, ServiceAccountID: l.ServiceAccountID}
+}
+
+// convert never gives nil, so that an empty list is [] in JSON.
+func convert[A, B any](list []A, f func(A) B) []B {
+	out := make([]B, len(list))
+	for i, a := range list {
+		out[i] = f(a)
+	}
+	return out
+}
+
+func value[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
