@@ -1,0 +1,93 @@
+// Package tokens issues and verifies groupcast's own access tokens: a device's and a gateway's JWT, and a service's SAT (RFC 9068,
+// design: identity.md §5.1). Account and device ids are sealed inside them: who reads a token learns neither.
+//
+// It never reads a request, and never asks whether the principal still exists: that is server/accounts, at every request.
+package tokens
+
+import (
+	"errors"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+
+	"github.com/groupcast/groupcast/models"
+)
+
+const (
+	// Audience is the aud of every token.
+	Audience = "groupcast"
+	// MaxLife is the longest life of a token.
+	MaxLife = 24 * time.Hour
+	// MaxSize is the longest token that is read, in bytes.
+	MaxSize = 4096
+
+	typ    = "at+jwt" // RFC 9068 §2.1
+	leeway = 30 * time.Second
+)
+
+// The claims whose values are sealed.
+const (
+	claimSubject = "sub"
+	claimDevice  = "edid"
+	claimAccount = "eacc"
+)
+
+// claims is the payload of a token. Numbers that are ids never stand in it.
+type claims struct {
+	jwt.RegisteredClaims
+	ClientID   string            `json:"client_id"`
+	Kind       models.Kind       `json:"gc_kind"`
+	DeviceType models.DeviceType `json:"dtype,omitempty"`
+	Device     string            `json:"edid,omitempty"`
+	Account    string            `json:"eacc,omitempty"`
+	Premises   models.PremisesID `json:"prem,omitempty"`
+	Scope      string            `json:"scope"`
+}
+
+// The client_id of devices, which are no clients of their own (RFC 9068 §2.2).
+const (
+	clientDevice  = "gc-device"
+	clientGateway = "gc-gateway"
+)
+
+// scopes is what each kind of principal is granted.
+var scopes = map[models.Kind]string{
+	models.KindDevice:  "gc:register gc:notify",
+	models.KindGateway: "gc:groups.read gc:notify gc:consent.report",
+	models.KindService: "gc:register gc:events gc:notify",
+}
+
+// Validate is called by the parser after its own checks: it closes what the library leaves open.
+func (c *claims) Validate() error {
+	switch {
+	case c.IssuedAt == nil || c.ExpiresAt == nil:
+		return errors.New("iat or exp is missing")
+	case !c.ExpiresAt.After(c.IssuedAt.Time):
+		return errors.New("exp is not after iat")
+	case c.ExpiresAt.Sub(c.IssuedAt.Time) > MaxLife+leeway:
+		return errors.New("the lifetime is longer than allowed")
+	case c.ID == "" || c.Subject == "" || c.ClientID == "":
+		return errors.New("jti, sub or client_id is missing")
+	case len(c.Audience) != 1:
+		return errors.New("aud is not a single audience")
+	}
+	device := c.Device != "" && c.Account != "" && c.Premises != ""
+	none := c.Device == "" && c.Account == "" && c.Premises == "" && c.DeviceType == ""
+	switch c.Kind {
+	case models.KindDevice:
+		if !device || c.DeviceType == "" || c.ClientID != clientDevice {
+			return errors.New("claims of a device are missing")
+		}
+	case models.KindGateway:
+		if !device || c.DeviceType != "" || c.ClientID != clientGateway {
+			return errors.New("claims of a gateway are missing")
+		}
+	case models.KindService:
+		if !none || c.Subject != c.ClientID {
+			return errors.New("claims of a service are wrong")
+		}
+	default:
+		return errors.New("gc_kind is unknown")
+	}
+	return nil
+}
