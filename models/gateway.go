@@ -11,6 +11,16 @@ type AddrRange struct {
 	First, Last netip.Addr
 }
 
+// PrefixRange is the range of all addresses of an IPv4 prefix; empty for any other.
+func PrefixRange(p netip.Prefix) AddrRange {
+	if !p.IsValid() || !p.Addr().Is4() {
+		return AddrRange{}
+	}
+	first := v4(p.Masked().Addr())
+	last := first | uint32(uint64(1)<<(32-p.Bits())-1)
+	return AddrRange{First: p.Masked().Addr(), Last: netip.AddrFrom4([4]byte{byte(last >> 24), byte(last >> 16), byte(last >> 8), byte(last)})}
+}
+
 // Size is the number of addresses, 0 for a range that isn't one.
 func (r AddrRange) Size() int {
 	if !r.First.Is4() || !r.Last.Is4() || r.Last.Less(r.First) {
@@ -53,6 +63,27 @@ type Gateway struct {
 	AckedRevision int64
 	// PolledAt is when the gateway last asked; zero if never.
 	PolledAt time.Time
+}
+
+// Declared tells whether the gateway has said anything yet.
+func (g Gateway) Declared() bool { return g.LANPrefix.IsValid() }
+
+// Hosts is the range of addresses that a host of the LAN may have: all but the network and the broadcast address.
+func (g Gateway) Hosts() AddrRange { return Hosts(g.LANPrefix) }
+
+// IsHost tells whether the address can be that of another host of the LAN: neither the gateway itself, nor a group IP, nor
+// the LAN's network or broadcast address.
+func (g Gateway) IsHost(a netip.Addr) bool {
+	return g.Hosts().Contains(a) && a != g.LANAddr && !g.Range.Contains(a)
+}
+
+// Hosts is the range of an IPv4 prefix without its network and its broadcast address; empty for a prefix longer than /30.
+func Hosts(p netip.Prefix) AddrRange {
+	r := PrefixRange(p)
+	if r.Size() < 4 {
+		return AddrRange{}
+	}
+	return AddrRange{First: r.First.Next(), Last: r.Last.Prev()}
 }
 
 // Poll says that a gateway asked for its group information and, by the cursor it sent, what it holds: its acknowledgement.

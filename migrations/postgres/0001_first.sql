@@ -3,10 +3,12 @@
 
 -- One row: what is true of this installation as a whole.
 CREATE TABLE installation (
-    one              smallint PRIMARY KEY DEFAULT 1 CHECK (one = 1),
-    epoch            text     NOT NULL, -- names this life of the database; rotated after a restore
-    clock_offset_ms  bigint   NOT NULL DEFAULT 0, -- added to the clock; only tests set it
-    expiry_ran_at    bigint   NOT NULL DEFAULT 0  -- when leases were last looked at, on any replica
+    one             smallint PRIMARY KEY DEFAULT 1 CHECK (one = 1),
+    epoch           text     NOT NULL, -- names this life of the database; rotated after a restore
+    clock_offset_ms bigint   NOT NULL DEFAULT 0, -- added to the clock; only tests set it
+    expiry_ran_at   bigint   NOT NULL DEFAULT 0, -- when leases were last looked at, on any replica
+    amnesty_ms      bigint   NOT NULL DEFAULT 0, -- how much every lease is being extended by after an outage; 0 if none is
+    amnesty_after   text     NOT NULL DEFAULT '' -- the last registration that was extended
 );
 INSERT INTO installation (epoch) VALUES (substr(md5(random()::text || clock_timestamp()::text), 1, 16));
 
@@ -59,7 +61,8 @@ CREATE TABLE services (
     created_at bigint NOT NULL
 );
 
--- An account's consent for a service; deleted when it ends, so a new consent has a new service account id.
+-- An account's consent for a service; deleted when it ends, so a new consent has a new service account id. Registrations
+-- refer to it, so no service can be a member without it.
 CREATE TABLE service_links (
     service_id         text   NOT NULL REFERENCES services (id),
     account_id         text   NOT NULL REFERENCES accounts (id),
@@ -94,20 +97,22 @@ CREATE TABLE gateway_polls (
 );
 
 CREATE TABLE groups (
-    id          text   PRIMARY KEY,
-    account_id  text   NOT NULL REFERENCES accounts (id),
-    premises_id text   NOT NULL REFERENCES premises (id),
-    gateway_id  bigint NOT NULL REFERENCES gateways (id),
-    name        text   NOT NULL,
-    ip          text   NOT NULL,
-    generation  bigint NOT NULL,
-    next_number bigint NOT NULL DEFAULT 1,
-    created_at  bigint NOT NULL,
+    id               text   PRIMARY KEY,
+    account_id       text   NOT NULL REFERENCES accounts (id),
+    premises_id      text   NOT NULL REFERENCES premises (id),
+    gateway_id       bigint NOT NULL REFERENCES gateways (id),
+    name             text   NOT NULL,
+    ip               text   NOT NULL,
+    generation       bigint NOT NULL,
+    next_source      bigint NOT NULL DEFAULT 1, -- the number of the next member, by role
+    next_destination bigint NOT NULL DEFAULT 1,
+    created_at       bigint NOT NULL,
     UNIQUE (account_id, premises_id, name),
     UNIQUE (gateway_id, ip)
 );
 
--- One row per group IP: free -> allocated -> quarantined -> free.
+-- One row per group IP: free -> allocated -> quarantined -> free. A row that was ever handed out stays, even if its address
+-- leaves the declared range, so that its generation never starts again.
 CREATE TABLE addresses (
     gateway_id        bigint NOT NULL REFERENCES gateways (id),
     ip                text   NOT NULL,
@@ -121,39 +126,42 @@ CREATE TABLE addresses (
     CHECK ((state = 'allocated') = (group_id IS NOT NULL))
 );
 
+-- The group holds premises and gateway.
 CREATE TABLE registrations (
-    id            text   PRIMARY KEY,
-    group_id      text   NOT NULL REFERENCES groups (id),
-    account_id    text   NOT NULL REFERENCES accounts (id),
-    premises_id   text   NOT NULL REFERENCES premises (id),
-    member_type   text   NOT NULL CHECK (member_type IN ('Device', 'Service')),
-    member_id     bigint NOT NULL,
-    role          text   NOT NULL CHECK (role IN ('source', 'destination')),
-    instance      text   NOT NULL DEFAULT '',
-    owner_device  bigint REFERENCES devices (id),
-    owner_service text   REFERENCES services (id),
-    number        bigint NOT NULL,
-    private_ipv4  text   NOT NULL DEFAULT '',
-    public_ipv4   text   NOT NULL DEFAULT '',
-    ipv6          text   NOT NULL DEFAULT '',
-    port          integer NOT NULL DEFAULT 0,
-    device_type   text   NOT NULL DEFAULT '',
-    model         text   NOT NULL DEFAULT '',
-    name          text   NOT NULL DEFAULT '',
-    created_at    bigint NOT NULL,
-    UNIQUE (group_id, member_type, member_id, role, instance),
+    id            text    PRIMARY KEY,
+    group_id      text    NOT NULL REFERENCES groups (id),
+    account_id    text    NOT NULL,
+    member_type   text    NOT NULL CHECK (member_type IN ('Device', 'Service')),
+    member_id     bigint  NOT NULL,
+    role          text    NOT NULL CHECK (role IN ('source', 'destination')),
+    instance      text    NOT NULL,
+    owner_device  bigint  REFERENCES devices (id),
+    owner_service text,
+    number        bigint  NOT NULL,
+    private_ipv4  text    NOT NULL,
+    public_ipv4   text    NOT NULL,
+    ipv6          text    NOT NULL,
+    port          integer NOT NULL,
+    device_type   text    NOT NULL,
+    model         text    NOT NULL,
+    name          text    NOT NULL,
+    created_at    bigint  NOT NULL,
+    FOREIGN KEY (owner_service, member_id) REFERENCES service_links (service_id, service_account_id),
     CHECK ((owner_device IS NULL) <> (owner_service IS NULL))
 );
-CREATE INDEX registrations_owner_device ON registrations (owner_device);
-CREATE INDEX registrations_owner_service ON registrations (owner_service, account_id);
+-- The service is part of the key, so that a service can't touch another's registration even if both know the account by one id.
+CREATE UNIQUE INDEX registrations_member ON registrations (group_id, member_type, member_id, role, instance, coalesce(owner_service, ''));
+CREATE INDEX registrations_owner_device ON registrations (owner_device) WHERE owner_device IS NOT NULL;
+CREATE INDEX registrations_owner_service ON registrations (owner_service, member_id) WHERE owner_service IS NOT NULL;
 
 -- Apart from registrations, so that a renewal touches one narrow row.
 CREATE TABLE leases (
-    registration_id text    PRIMARY KEY REFERENCES registrations (id),
+    registration_id text    PRIMARY KEY REFERENCES registrations (id) ON DELETE CASCADE,
     ttl_seconds     integer NOT NULL,
-    expires_at      bigint  NOT NULL
+    expires_at      bigint  NOT NULL,
+    removable_at    bigint  NOT NULL -- expires_at and the grace
 );
-CREATE INDEX leases_expires_at ON leases (expires_at);
+CREATE INDEX leases_removable_at ON leases (removable_at);
 
 -- +goose Down
 DROP TABLE leases, registrations, addresses, groups, gateway_polls, gateways, service_links, services, devices, premises, accounts,

@@ -6,7 +6,6 @@ package accounts
 
 import (
 	"context"
-	"errors"
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/store"
@@ -23,26 +22,6 @@ type Account struct {
 	Links    []models.Link
 }
 
-// NewDevice describes a device to create or to import.
-type NewDevice struct {
-	// ID is drawn if it is zero.
-	ID         models.ID
-	PremisesID models.PremisesID
-	Type       models.DeviceType
-	Name       string
-	Model      string
-	// NoPoP is for devices that can't prove possession of a key (SPEC §8).
-	NoPoP bool
-	// Trigger is TriggerOption if it is empty.
-	Trigger models.Trigger
-}
-
-// DeviceChange changes what is not nil.
-type DeviceChange struct {
-	Name    *string
-	Trigger *models.Trigger
-}
-
 // Service keeps accounts.
 type Service struct {
 	store *store.Store
@@ -54,72 +33,82 @@ func New(st *store.Store, waker Waker) *Service { return &Service{store: st, wak
 
 // CreateAccount creates an account.
 func (s *Service) CreateAccount(ctx context.Context, name string) (models.Account, error) {
-	return models.Account{}, errors.ErrUnsupported
-}
-
-// ListAccounts reads a page of accounts, oldest first, and the token of the next page.
-func (s *Service) ListAccounts(ctx context.Context, page models.Page) ([]Account, string, error) {
-	return nil, "", errors.ErrUnsupported
+	return s.store.InsertAccount(ctx, models.Account{ID: models.NewAccountID(), Name: name})
 }
 
 // CreatePremises creates a premises of an account.
 func (s *Service) CreatePremises(ctx context.Context, account models.AccountID, name string, allowPublicRange bool) (models.Premises, error) {
-	return models.Premises{}, errors.ErrUnsupported
+	p, err := s.store.InsertPremises(ctx, models.Premises{
+		ID: models.NewPremisesID(), AccountID: account, Name: name, AllowPublicRange: allowPublicRange,
+	})
+	if s.store.IsReference(err) {
+		return p, noAccount(account)
+	}
+	return p, err
 }
 
-// CreateDevice creates or imports a device.
-func (s *Service) CreateDevice(ctx context.Context, d NewDevice) (models.Device, error) {
-	return models.Device{}, errors.ErrUnsupported
+// ListAccounts reads a page of accounts, oldest first, and the token of the next page, which is empty on the last.
+func (s *Service) ListAccounts(ctx context.Context, page models.Page) (all []Account, next string, err error) {
+	after, err := page.After()
+	if err != nil {
+		return nil, "", err
+	}
+	limit := page.Limit()
+	err = s.store.Read(ctx, func(tx *store.Tx) error {
+		all, next, err = readAccounts(tx, after, limit)
+		return err
+	})
+	return all, next, err
 }
 
-// ChangeDevice renames a device or changes its trigger, which raises the revision of the gateways it is a source of.
-func (s *Service) ChangeDevice(ctx context.Context, id models.ID, change DeviceChange) (models.Device, error) {
-	return models.Device{}, errors.ErrUnsupported
+// readAccounts takes one statement for each noun, whatever the number of accounts.
+func readAccounts(tx *store.Tx, after string, limit int) (all []Account, next string, err error) {
+	accounts, err := tx.Accounts(after, limit+1)
+	if err != nil {
+		return nil, "", err
+	}
+	if len(accounts) > limit {
+		accounts = accounts[:limit]
+		next = models.PageToken(string(accounts[limit-1].ID))
+	}
+	ids := make([]models.AccountID, len(accounts))
+	at := make(map[models.AccountID]*Account, len(accounts))
+	all = make([]Account, len(accounts))
+	for i, a := range accounts {
+		all[i] = Account{Account: a}
+		ids[i], at[a.ID] = a.ID, &all[i]
+	}
+	premises, err := tx.PremisesOf(ids)
+	if err != nil {
+		return nil, "", err
+	}
+	for _, p := range premises {
+		at[p.AccountID].Premises = append(at[p.AccountID].Premises, p)
+	}
+	devices, err := tx.DevicesOf(ids)
+	if err != nil {
+		return nil, "", err
+	}
+	for _, d := range devices {
+		at[d.AccountID].Devices = append(at[d.AccountID].Devices, d)
+	}
+	links, err := tx.LinksOf(ids)
+	if err != nil {
+		return nil, "", err
+	}
+	for _, l := range links {
+		at[l.AccountID].Links = append(at[l.AccountID].Links, l)
+	}
+	return all, next, nil
 }
 
-// DeleteDevice removes a device; its registrations end, and with a gateway all its groups.
-func (s *Service) DeleteDevice(ctx context.Context, id models.ID) error {
-	return errors.ErrUnsupported
+// wake tells the gateways whose group information changed.
+func (s *Service) wake(gateways []models.ID) {
+	for _, id := range gateways {
+		s.waker.Wake(id)
+	}
 }
 
-// Device reads a device of any account; it is for operators.
-func (s *Service) Device(ctx context.Context, id models.ID) (models.Device, error) {
-	return models.Device{}, errors.ErrUnsupported
-}
-
-// CreateService creates a service.
-func (s *Service) CreateService(ctx context.Context, id models.ServiceID, name string) (models.Service, error) {
-	return models.Service{}, errors.ErrUnsupported
-}
-
-// Service reads a service.
-func (s *Service) Service(ctx context.Context, id models.ServiceID) (models.Service, error) {
-	return models.Service{}, errors.ErrUnsupported
-}
-
-// CreateLink records an account's consent for a service. The service account id is drawn if it is zero.
-func (s *Service) CreateLink(ctx context.Context, service models.ServiceID, account models.AccountID, serviceAccountID models.ID) (models.Link, error) {
-	return models.Link{}, errors.ErrUnsupported
-}
-
-// DeleteLink ends the consent and with it the service's registrations in the account.
-func (s *Service) DeleteLink(ctx context.Context, service models.ServiceID, account models.AccountID) error {
-	return errors.ErrUnsupported
-}
-
-// LinkByServiceAccountID finds the account that a service means by a service account id.
-func (s *Service) LinkByServiceAccountID(ctx context.Context, service models.ServiceID, id models.ID) (models.Link, error) {
-	return models.Link{}, errors.ErrUnsupported
-}
-
-// DevicePrincipal reads the device that a token names, as a caller without scopes. A device that is gone, or of another
-// account, is CodeUnauthenticated.
-func (s *Service) DevicePrincipal(ctx context.Context, account models.AccountID, device models.ID) (models.Principal, error) {
-	return models.Principal{}, errors.ErrUnsupported
-}
-
-// ServicePrincipal reads the service that a token names, as a caller without scopes. A service that is gone is
-// CodeUnauthenticated.
-func (s *Service) ServicePrincipal(ctx context.Context, id models.ServiceID) (models.Principal, error) {
-	return models.Principal{}, errors.ErrUnsupported
+func noAccount(id models.AccountID) error {
+	return models.Errorf(models.CodeNotFound, "There is no account %s. Create it first.", id)
 }

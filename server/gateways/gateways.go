@@ -1,8 +1,8 @@
 // Package gateways keeps what each gateway declares about its network: the LAN it serves, its uplink, and the range of group
 // IPs it keeps out of DHCP (SPEC §5).
 //
-// It owns the rules for what may be declared, and with them which addresses are in a pool. It never hands out an address:
-// that is server/addresspool, within server/registrations.
+// It owns the rules for what may be declared, and with them which addresses are in a pool and which gateway serves a camera. It
+// never hands out an address: that is server/addresspool, within server/registrations.
 package gateways
 
 import (
@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/server/addresspool"
 	"github.com/groupcast/groupcast/server/store"
 )
 
@@ -50,12 +51,179 @@ func New(st *store.Store, waker Waker, opts Options) *Service {
 	return &Service{store: st, waker: waker, opts: opts}
 }
 
-// Declare records what a gateway says of itself. Saying the same again changes nothing.
+// Serving chooses, among the gateways of a premises, the one whose LAN holds a source's address. Declare sees to it that there
+// is at most one. CodeNoGateway and CodeWrongLAN say what is missing.
+func Serving(gateways []models.Gateway, source netip.Addr) (models.Gateway, error) {
+	declared := 0
+	for _, g := range gateways {
+		if g.Declared() {
+			declared++
+		}
+		if g.LANPrefix.Contains(source) { // false for a gateway that declared nothing
+			return g, nil
+		}
+	}
+	if declared == 0 {
+		return models.Gateway{}, models.Errorf(models.CodeNoGateway,
+			"This premises has no gateway that declared its LAN. Start the gateway agent there and register again.")
+	}
+	return models.Gateway{}, models.Errorf(models.CodeWrongLAN,
+		"privateIPv4 %s is in the LAN of no gateway of this premises. Send the camera's address in the LAN that a gateway serves.", source)
+}
+
+var errUnchanged = errors.New("the declaration is the one that is there")
+
+// Declare records what a gateway says of itself. Saying the same again changes nothing. CodeBadRange is a declaration that isn't
+// usable; CodeRangeConflict is one that collides with another gateway or with live groups.
 func (s *Service) Declare(ctx context.Context, p models.Principal, d Declaration) (models.Gateway, models.Pool, error) {
-	return models.Gateway{}, models.Pool{}, errors.ErrUnsupported
+	if err := mayUse(p, d.GatewayID); err != nil {
+		return models.Gateway{}, models.Pool{}, err
+	}
+	declared, err := s.understand(d)
+	if err != nil {
+		return models.Gateway{}, models.Pool{}, err
+	}
+	declared.AccountID, declared.PremisesID = p.AccountID, p.PremisesID
+	err = s.store.Write(ctx, func(tx *store.Tx) error { return s.declare(tx, declared) })
+	if err != nil && !errors.Is(err, errUnchanged) {
+		return models.Gateway{}, models.Pool{}, err
+	}
+	if err == nil {
+		s.waker.Wake(d.GatewayID)
+	}
+	return s.Get(ctx, p, d.GatewayID)
+}
+
+// declare changes the gateway if the declaration is new. The premises is locked first, so that two gateways can't declare
+// overlapping LANs at the same moment.
+func (s *Service) declare(tx *store.Tx, declared models.Gateway) error {
+	premises, found, err := tx.LockPremises(declared.PremisesID)
+	if err != nil {
+		return err
+	}
+	if !found {
+		return models.NotFound()
+	}
+	if err := s.checkSpace(declared.Range, premises); err != nil {
+		return err
+	}
+	old, found, err := tx.LockGateway(declared.ID)
+	if err != nil {
+		return err
+	}
+	switch {
+	case !found:
+		return models.NotFound()
+	case old.LANPrefix == declared.LANPrefix && old.LANAddr == declared.LANAddr && old.Uplink == declared.Uplink && old.Range == declared.Range:
+		return errUnchanged
+	}
+	if err := checkNeighbours(tx, declared); err != nil {
+		return err
+	}
+	if err := checkSources(tx, declared); err != nil {
+		return err
+	}
+	if err := changeRange(tx, declared); err != nil {
+		return err
+	}
+	return tx.SetDeclaration(declared)
+}
+
+// checkNeighbours refuses a LAN that overlaps that of another gateway of the premises: a camera's gateway must be unambiguous.
+// The group ranges lie within the LANs, so they can't overlap either.
+func checkNeighbours(tx *store.Tx, declared models.Gateway) error {
+	all, err := tx.GatewaysOf(declared.PremisesID)
+	if err != nil {
+		return err
+	}
+	for _, g := range all {
+		if g.ID != declared.ID && g.Declared() && g.LANPrefix.Overlaps(declared.LANPrefix) {
+			return models.Errorf(models.CodeRangeConflict, "lanPrefix %s overlaps %s of gateway %s in the same premises. Each gateway needs a LAN of "+
+				"its own; move this one to another premises if it is one.", declared.LANPrefix, g.LANPrefix, g.ID)
+		}
+	}
+	return nil
+}
+
+// checkSources refuses a declaration in which a live source would no longer be a host of the LAN.
+func checkSources(tx *store.Tx, declared models.Gateway) error {
+	sources, err := tx.SourcesOf(declared.ID)
+	if err != nil {
+		return err
+	}
+	lost := 0
+	for _, r := range sources {
+		if !declared.IsHost(r.PrivateIPv4) {
+			lost++
+		}
+	}
+	if lost > 0 {
+		return models.Errorf(models.CodeRangeConflict, "%d live sources would be outside the LAN, or at an address of the gateway or of the group range. "+
+			"Let them leave, or wait until their leases end, and declare again.", lost)
+	}
+	return nil
+}
+
+// changeRange makes the rows of the pool those of the declared range. A row that was handed out once stays even if its address
+// leaves the range, because its generation must never start again.
+func changeRange(tx *store.Tx, declared models.Gateway) error {
+	pool, err := tx.Pool(declared.ID)
+	if err != nil {
+		return err
+	}
+	have := map[netip.Addr]bool{}
+	var drop, add []netip.Addr
+	for _, a := range pool.Addresses {
+		have[a.IP] = true
+		switch {
+		case declared.Range.Contains(a.IP):
+		case a.State == models.AddressAllocated:
+			return models.Errorf(models.CodeRangeConflict, "The group %s has the group IP %s, which is not in %s. Let its sources leave, or wait until "+
+				"their leases end, and declare again.", a.LastGroupName, a.IP, declared.Range)
+		case a.Generation == 0:
+			drop = append(drop, a.IP)
+		}
+	}
+	for ip := declared.Range.First; declared.Range.Contains(ip); ip = ip.Next() {
+		if !have[ip] {
+			add = append(add, ip)
+		}
+	}
+	if err := tx.DeleteAddresses(declared.ID, drop); err != nil {
+		return err
+	}
+	return tx.InsertAddresses(declared.ID, add)
 }
 
 // Get reads a gateway's declaration and how its pool stands. A gateway that has declared nothing yet is not found.
-func (s *Service) Get(ctx context.Context, p models.Principal, id models.ID) (models.Gateway, models.Pool, error) {
-	return models.Gateway{}, models.Pool{}, errors.ErrUnsupported
+func (s *Service) Get(ctx context.Context, p models.Principal, id models.ID) (g models.Gateway, pool models.Pool, err error) {
+	if err := mayUse(p, id); err != nil {
+		return g, pool, err
+	}
+	err = s.store.Read(ctx, func(tx *store.Tx) error {
+		var found bool
+		if g, found, err = tx.Gateway(p.AccountID, id); err != nil {
+			return err
+		}
+		if !found || !g.Declared() {
+			return models.Errorf(models.CodeNotFound, "This gateway has not declared its LAN yet. PUT its declaration first.")
+		}
+		rows, err := tx.Pool(id)
+		if err != nil {
+			return err
+		}
+		g.AckedRevision, g.PolledAt = rows.Acked, rows.PolledAt
+		pool = addresspool.Count(addresspool.Within(rows.Addresses, g.Range), rows.Now,
+			addresspool.NewPolicy(s.opts.MaxStale, rows.Acked, rows.PolledAt, rows.Now))
+		return nil
+	})
+	return g, pool, err
+}
+
+// mayUse: only the gateway itself; anybody else's looks like a missing one.
+func mayUse(p models.Principal, id models.ID) error {
+	if p.Kind != models.KindGateway || p.Device.ID != id {
+		return models.NotFound()
+	}
+	return nil
 }

@@ -6,7 +6,7 @@ package groups
 
 import (
 	"context"
-	"errors"
+	"slices"
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/store"
@@ -32,17 +32,134 @@ type Service struct {
 // New makes the service.
 func New(st *store.Store) *Service { return &Service{store: st} }
 
-// List reads a page of the groups that the caller may see, oldest first, and the token of the next page.
+// List reads a page of the groups that the caller may see, oldest first, and the token of the next page, which is empty on the
+// last.
 func (s *Service) List(ctx context.Context, p models.Principal, f Filter, page models.Page) ([]Group, string, error) {
-	return nil, "", errors.ErrUnsupported
+	after, err := page.After()
+	if err != nil {
+		return nil, "", err
+	}
+	limit := page.Limit()
+	all, err := s.read(ctx, p, store.GroupFilter{Name: f.Name, PremisesID: f.PremisesID, After: after, Limit: limit + 1})
+	if err != nil {
+		return nil, "", err
+	}
+	next := ""
+	if len(all) > limit {
+		all = all[:limit]
+		next = models.PageToken(string(all[limit-1].ID))
+	}
+	return all, next, nil
 }
 
 // Get reads one group that the caller may see.
 func (s *Service) Get(ctx context.Context, p models.Principal, id models.GroupID) (Group, error) {
-	return Group{}, errors.ErrUnsupported
+	all, err := s.read(ctx, p, store.GroupFilter{ID: id, Limit: 1})
+	if err != nil {
+		return Group{}, err
+	}
+	if len(all) == 0 {
+		return Group{}, models.NotFound()
+	}
+	return all[0], nil
 }
 
-// Information reads, as of one instant, everything that the gateway forwards by.
+// read gives groups with their members as of one instant.
+func (s *Service) read(ctx context.Context, p models.Principal, f store.GroupFilter) (all []Group, err error) {
+	viewer, err := viewerOf(p)
+	if err != nil {
+		return nil, err
+	}
+	err = s.store.Read(ctx, func(tx *store.Tx) error {
+		groups, err := tx.VisibleGroups(viewer, f)
+		if err != nil || len(groups) == 0 {
+			return err
+		}
+		ids := make([]models.GroupID, len(groups))
+		for i, g := range groups {
+			ids[i] = g.ID
+		}
+		members, err := tx.MembersOf(ids)
+		if err != nil {
+			return err
+		}
+		all = make([]Group, len(groups))
+		for i, g := range groups {
+			for _, m := range members[g.ID] {
+				if m.Role == models.RoleDestination {
+					g.State++
+				}
+			}
+			all[i] = Group{Group: g, Members: members[g.ID]}
+		}
+		return nil
+	})
+	return all, err
+}
+
+// viewerOf is which groups the caller may see.
+func viewerOf(p models.Principal) (store.Viewer, error) {
+	switch p.Kind {
+	case models.KindDevice:
+		return store.Viewer{Account: p.AccountID}, nil
+	case models.KindGateway:
+		return store.Viewer{Gateway: p.Device.ID}, nil
+	case models.KindService:
+		return store.Viewer{Service: p.Service.ID}, nil
+	default:
+		return store.Viewer{}, models.Errorf(models.CodeForbidden, "A %s sees no groups.", p.Kind)
+	}
+}
+
+// Information reads, as of one instant, everything that the gateway forwards by. The same revision has the same content: groups
+// are sorted by IP, members by number. A gateway that is gone is not found; a failure is never an empty answer.
 func (s *Service) Information(ctx context.Context, gatewayID models.ID) (models.GroupInformation, error) {
-	return models.GroupInformation{}, errors.ErrUnsupported
+	read, found, err := s.store.Information(ctx, gatewayID)
+	if err != nil {
+		return models.GroupInformation{}, err
+	}
+	if !found {
+		return models.GroupInformation{}, models.NotFound()
+	}
+	info := models.GroupInformation{GatewayID: gatewayID, Epoch: read.Epoch, Revision: read.Gateway.Revision, Groups: []models.GatewayGroup{}}
+	slices.SortFunc(read.Rows, func(a, b store.InformationRow) int {
+		if c := a.Group.IP.Compare(b.Group.IP); c != 0 {
+			return c
+		}
+		return int(a.Member.Number - b.Member.Number)
+	})
+	for _, row := range read.Rows {
+		if row.Group.ID == "" { // the gateway has no groups
+			continue
+		}
+		if n := len(info.Groups); n == 0 || info.Groups[n-1].ID != row.Group.ID {
+			info.Groups = append(info.Groups, models.GatewayGroup{Group: row.Group})
+		}
+		addMember(&info.Groups[len(info.Groups)-1], read.Gateway, row)
+	}
+	return info, nil
+}
+
+// addMember adds a member as its gateway sees it. A destination that the gateway can't reach any more, because it declared
+// another network since, counts in the state but gets no copies.
+func addMember(g *models.GatewayGroup, gateway models.Gateway, row store.InformationRow) {
+	m := row.Member
+	if m.Key.Role == models.RoleSource {
+		g.Sources = append(g.Sources, models.GatewaySource{
+			RegistrationID: m.ID, Number: m.Number, Name: m.Name, IPv4: m.PrivateIPv4, IPv6: m.IPv6, Trigger: row.Trigger,
+		})
+		return
+	}
+	g.State++
+	reach := Reach(gateway, m)
+	if !reach.IsValid() {
+		return
+	}
+	d := models.GatewayDestination{RegistrationID: m.ID, Number: m.Number, Name: m.Name, Port: m.Port}
+	if reach.Is4() {
+		d.IPv4 = reach
+	} else {
+		d.IPv6 = reach
+	}
+	g.Destinations = append(g.Destinations, d)
 }

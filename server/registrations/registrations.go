@@ -7,7 +7,6 @@ package registrations
 
 import (
 	"context"
-	"errors"
 	"net/netip"
 	"time"
 
@@ -43,7 +42,7 @@ type Request struct {
 	Port      uint16
 	GroupName string
 	GroupIP   netip.Addr
-	// TTL is in seconds; nil means 3600.
+	// TTL is in seconds; nil means 3600. What is granted lies between 30 and 86400.
 	TTL        *int
 	DeviceType models.DeviceType
 	Model      string
@@ -82,22 +81,94 @@ func New(st *store.Store, waker Waker, opts Options) *Service {
 	return &Service{store: st, waker: waker, opts: opts}
 }
 
-// Join registers the caller, renews its lease, or moves its address.
-func (s *Service) Join(ctx context.Context, p models.Principal, r Request) (Answer, error) {
-	return Answer{}, errors.ErrUnsupported
-}
-
 // Leave ends one of the caller's registrations and answers the group IP and the number of destinations that remain.
-func (s *Service) Leave(ctx context.Context, p models.Principal, id models.RegistrationID) (netip.Addr, int, error) {
-	return netip.Addr{}, 0, errors.ErrUnsupported
+func (s *Service) Leave(ctx context.Context, p models.Principal, id models.RegistrationID) (groupIP netip.Addr, state int, err error) {
+	owner, err := ownerOf(p)
+	if err != nil {
+		return netip.Addr{}, 0, err
+	}
+	var group models.Group
+	err = s.store.Write(ctx, func(tx *store.Tx) error {
+		gateway, found, err := tx.LockGatewayOfRegistration(id, owner)
+		if err != nil {
+			return err
+		}
+		if found {
+			group, found, err = tx.GroupOf(id)
+		}
+		if err != nil {
+			return err
+		}
+		if !found { // or somebody else ended it while we waited for the gateway
+			return models.NotFound()
+		}
+		if _, err := End(tx, gateway, []models.RegistrationID{id}); err != nil {
+			return err
+		}
+		group.State, err = tx.State(group.ID)
+		return err
+	})
+	if err != nil {
+		return netip.Addr{}, 0, err
+	}
+	s.waker.Wake(group.GatewayID)
+	return group.IP, group.State, nil
 }
 
 // Get reads one of the caller's registrations.
 func (s *Service) Get(ctx context.Context, p models.Principal, id models.RegistrationID) (Registration, error) {
-	return Registration{}, errors.ErrUnsupported
+	owner, err := ownerOf(p)
+	if err != nil {
+		return Registration{}, err
+	}
+	held, err := s.store.Registrations(ctx, owner, id, "", 1)
+	if err != nil {
+		return Registration{}, err
+	}
+	if len(held) == 0 {
+		return Registration{}, models.NotFound()
+	}
+	return shown(held[0]), nil
 }
 
-// List reads a page of the caller's registrations and the token of the next page, which is empty on the last.
+// List reads a page of the caller's registrations, oldest first, and the token of the next page, which is empty on the last.
 func (s *Service) List(ctx context.Context, p models.Principal, page models.Page) ([]Registration, string, error) {
-	return nil, "", errors.ErrUnsupported
+	owner, err := ownerOf(p)
+	if err != nil {
+		return nil, "", err
+	}
+	after, err := page.After()
+	if err != nil {
+		return nil, "", err
+	}
+	held, err := s.store.Registrations(ctx, owner, "", after, page.Limit()+1)
+	if err != nil {
+		return nil, "", err
+	}
+	next := ""
+	if len(held) > page.Limit() {
+		held = held[:page.Limit()]
+		next = models.PageToken(string(held[len(held)-1].ID))
+	}
+	all := make([]Registration, len(held))
+	for i, h := range held {
+		all[i] = shown(h)
+	}
+	return all, next, nil
+}
+
+func shown(h store.Held) Registration {
+	return Registration{Registration: h.Registration, Group: h.Group, ExpiresIn: max(h.ExpiresIn, 0)}
+}
+
+// ownerOf is whose registrations the caller may see and end: its own.
+func ownerOf(p models.Principal) (store.Owner, error) {
+	switch p.Kind {
+	case models.KindDevice:
+		return store.Owner{Device: p.Device.ID}, nil
+	case models.KindService:
+		return store.Owner{Service: p.Service.ID}, nil
+	default:
+		return store.Owner{}, models.Errorf(models.CodeForbidden, "A %s has no registrations.", p.Kind)
+	}
 }

@@ -2,13 +2,24 @@
 //
 // It owns transactions, the clock, the schema and the translation of a database's failures. It holds no rules: what may be
 // done, and what follows from it, is decided by the packages that call it.
+//
+// Methods of [Store] named after a noun run one statement, which is all of what they do. Methods of [Tx] are steps of a
+// transaction that [Store.Write] or [Store.Read] began. A writing transaction locks in the order gateway, group, addresses,
+// registrations, leases (docs/adr/0003).
 package store
 
 import (
 	"context"
+	"database/sql"
 	"errors"
+	"fmt"
 	"log/slog"
+	"math/rand/v2"
+	"os"
 	"time"
+
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
 
 	"github.com/groupcast/groupcast/models"
 )
@@ -20,98 +31,180 @@ type Options struct {
 	// DataDir is where SQLite's file groupcast.db lies. It is created with mode 0700 if it is missing.
 	DataDir string
 	Logger  *slog.Logger
-	// MaxConns is the size of the Postgres pool; 0 means 12.
+	// MaxConns is the size of the Postgres pool; 0 means 12. More than 16 bring nothing.
 	MaxConns int
-	// Timeout bounds one transaction, waiting for a connection included; 0 means 10 s.
+	// Timeout bounds one transaction or statement, waiting for a connection and repetitions included; 0 means 10 s.
 	Timeout time.Duration
-	// OnStatement, if not nil, is called before each statement; tests count with it.
-	OnStatement func(sql string)
+	// OnStatement, if not nil, is called before each statement with its text; tests count with it.
+	OnStatement func(text string)
 }
 
-// Store is an open database.
-type Store struct{}
+// Store is an open database. It is safe for use by several goroutines.
+type Store struct {
+	dialect *dialect
+	opts    Options
+	log     *slog.Logger
 
-// Tx runs statements, in a transaction or alone.
-type Tx struct{}
-
-// Migration is one step of the schema's history.
-type Migration struct {
-	Version   int64
-	Name      string
-	Applied   bool
-	AppliedAt time.Time
+	// On SQLite the writer is one connection and the reader a pool; on Postgres both are the same pool.
+	writer, reader *gorm.DB
+	pools          []*sql.DB
+	lock           *os.File // keeps a second process off SQLite's file; nil on Postgres
 }
 
-// SigningKey is a key that signs tokens, sealed at rest.
-type SigningKey struct {
-	KID           string
-	Alg           string
-	PrivateSealed []byte
-	CreatedAt     time.Time
+// Tx runs statements: those of one transaction, or a single one.
+type Tx struct {
+	db    *gorm.DB
+	store *Store
 }
 
-// SealingKey is a key that seals the ids inside tokens, sealed at rest.
-type SealingKey struct {
-	Version   int
-	KeySealed []byte
-	CreatedAt time.Time
+const (
+	defaultTimeout  = 10 * time.Second
+	defaultMaxConns = 12
+	// maxAttempts bounds how often a transaction that lost against another one begins again.
+	maxAttempts = 6
+	// retryAfter is what a caller is told to wait, in seconds, when the database is away.
+	retryAfter = 2
+)
+
+// ErrAgain, returned by the function of a transaction, rolls back and begins it again: what it read at first was outdated by the
+// time it had the lock.
+var ErrAgain = errors.New("the transaction has to begin again")
+
+// Open opens the database and checks that it answers. It doesn't look at the schema: see [Store.Migrate] and [Store.CheckSchema].
+func Open(ctx context.Context, o Options) (*Store, error) {
+	if o.Timeout <= 0 {
+		o.Timeout = defaultTimeout
+	}
+	if o.MaxConns <= 0 {
+		o.MaxConns = defaultMaxConns
+	}
+	s := &Store{opts: o, log: o.Logger}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	open := s.openSQLite
+	if o.DatabaseURL != "" {
+		open = s.openPostgres
+	}
+	if err := open(ctx); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
 }
 
-// Open opens the database and checks that it answers. It doesn't look at the schema.
-func Open(ctx context.Context, o Options) (*Store, error) { return nil, errors.ErrUnsupported }
+// Close closes the database. Closing it twice is allowed.
+func (s *Store) Close() error {
+	var errs []error
+	for _, p := range s.pools {
+		errs = append(errs, p.Close())
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+		s.lock = nil
+	}
+	return errors.Join(errs...)
+}
 
-// Close closes the database.
-func (s *Store) Close() error { return nil }
+// Dialect names the database, "sqlite" or "postgres", for logs and metrics.
+func (s *Store) Dialect() string { return s.dialect.name }
 
 // Ping tells whether the database answers.
-func (s *Store) Ping(ctx context.Context) error { return errors.ErrUnsupported }
-
-// Migrate brings the schema to the version of this program.
-func (s *Store) Migrate(ctx context.Context) error { return errors.ErrUnsupported }
-
-// MigrationStatus lists the steps of the schema's history that this program knows.
-func (s *Store) MigrationStatus(ctx context.Context) ([]Migration, error) {
-	return nil, errors.ErrUnsupported
+func (s *Store) Ping(ctx context.Context) error {
+	return s.reading(ctx, func(tx *Tx) error {
+		_, _, err := one(tx, scanInto[int], "SELECT 1")
+		return err
+	})
 }
 
-// CheckSchema refuses a schema that is not exactly the one this program knows.
-func (s *Store) CheckSchema(ctx context.Context) error { return errors.ErrUnsupported }
-
-// Write runs f in a transaction; f may run more than once.
-func (s *Store) Write(ctx context.Context, f func(tx *Tx) error) error { return errors.ErrUnsupported }
+// Write runs f in a transaction and commits it if f returns nil. f may run more than once, so it must not keep anything from
+// a run before. The errors that f returns come back as they are; failures of the database become CodeUnavailable.
+func (s *Store) Write(ctx context.Context, f func(tx *Tx) error) error {
+	return s.attempt(ctx, func(ctx context.Context) error {
+		return s.transaction(ctx, s.writer, s.dialect.writing, f)
+	})
+}
 
 // Read runs f in a read-only transaction that sees one instant.
-func (s *Store) Read(ctx context.Context, f func(tx *Tx) error) error { return errors.ErrUnsupported }
-
-// Epoch names this life of the database.
-func (s *Store) Epoch(ctx context.Context) (string, error) { return "", errors.ErrUnsupported }
-
-// RevisionsOf reads the revisions of those of the gateways that exist.
-func (s *Store) RevisionsOf(ctx context.Context, ids []models.ID) (map[models.ID]int64, error) {
-	return nil, errors.ErrUnsupported
+func (s *Store) Read(ctx context.Context, f func(tx *Tx) error) error {
+	return s.attempt(ctx, func(ctx context.Context) error {
+		return s.transaction(ctx, s.reader, s.dialect.reading, f)
+	})
 }
 
-// RecordPolls records when gateways asked and what they acknowledged.
-func (s *Store) RecordPolls(ctx context.Context, polls []models.Poll) error {
-	return errors.ErrUnsupported
+// reading runs one reading statement without a transaction.
+func (s *Store) reading(ctx context.Context, f func(tx *Tx) error) error {
+	return s.attempt(ctx, func(ctx context.Context) error { return f(&Tx{db: s.reader.WithContext(ctx), store: s}) })
 }
 
-// SigningKeys reads all signing keys, oldest first.
-func (s *Store) SigningKeys(ctx context.Context) ([]SigningKey, error) {
-	return nil, errors.ErrUnsupported
+// writing runs one writing statement, which is a transaction by itself.
+func (s *Store) writing(ctx context.Context, f func(tx *Tx) error) error {
+	return s.attempt(ctx, func(ctx context.Context) error { return f(&Tx{db: s.writer.WithContext(ctx), store: s}) })
 }
 
-// AddSigningKey adds the key only if there is none yet, and tells whether it did: of several callers at once one wins.
-func (s *Store) AddSigningKey(ctx context.Context, k SigningKey) (bool, error) {
-	return false, errors.ErrUnsupported
+func (s *Store) transaction(ctx context.Context, db *gorm.DB, opts *sql.TxOptions, f func(tx *Tx) error) (err error) {
+	t := db.WithContext(ctx).Begin(opts)
+	if t.Error != nil {
+		return fmt.Errorf("begin a transaction: %w", t.Error)
+	}
+	committed := false
+	defer func() {
+		if !committed { // f failed or panicked; the error of a rollback says nothing that the first one doesn't
+			t.Rollback()
+		}
+	}()
+	if err := f(&Tx{db: t, store: s}); err != nil {
+		return err
+	}
+	if err := t.Commit().Error; err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	committed = true
+	return nil
 }
 
-// SealingKeys reads all sealing keys, oldest first.
-func (s *Store) SealingKeys(ctx context.Context) ([]SealingKey, error) {
-	return nil, errors.ErrUnsupported
+// attempt runs f until it succeeds, fails for good, or lost against others too often.
+func (s *Store) attempt(ctx context.Context, f func(ctx context.Context) error) error {
+	bounded, cancel := context.WithTimeout(ctx, s.opts.Timeout)
+	defer cancel()
+	for n := 1; ; n++ {
+		err := f(bounded)
+		if err == nil {
+			return nil
+		}
+		again := errors.Is(err, ErrAgain) || s.dialect.classify(err) == conflict
+		if !again || n == maxAttempts || bounded.Err() != nil {
+			return s.failure(ctx, err, again)
+		}
+		select {
+		case <-bounded.Done():
+		case <-time.After(rand.N(time.Duration(n) * 10 * time.Millisecond)):
+		}
+	}
 }
 
-// AddSealingKey adds the key only if there is none yet, and tells whether it did: of several callers at once one wins.
-func (s *Store) AddSealingKey(ctx context.Context, k SealingKey) (bool, error) {
-	return false, errors.ErrUnsupported
+// failure decides what the caller sees of an error: refusals as they are, a caller that went away as that, a database that is
+// away or overrun as CodeUnavailable.
+func (s *Store) failure(ctx context.Context, err error, gaveUp bool) error {
+	var refusal *models.Error
+	switch {
+	case errors.As(err, &refusal):
+		return err
+	case errors.Is(ctx.Err(), context.Canceled):
+		return fmt.Errorf("the caller went away: %w", errors.Join(ctx.Err(), err))
+	case gaveUp, errors.Is(err, context.DeadlineExceeded), s.dialect.classify(err) == away:
+		return models.Errorf(models.CodeUnavailable, "The database can't be reached or is overloaded. Try again in a few seconds.").
+			With("retryAfter", retryAfter).Because(err)
+	}
+	return err
+}
+
+// gormConfig: hand SQL in explicit transactions, errors classified by the dialect, statements cached by the driver and not by
+// gorm, which would prepare each anew in every transaction.
+func gormConfig() *gorm.Config {
+	return &gorm.Config{
+		Logger:                 logger.Discard,
+		SkipDefaultTransaction: true,
+		PrepareStmt:            false,
+		DisableAutomaticPing:   true,
+	}
 }

@@ -1,0 +1,195 @@
+package accounts
+
+import (
+	"context"
+	"maps"
+	"slices"
+
+	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/server/registrations"
+	"github.com/groupcast/groupcast/server/store"
+)
+
+// NewDevice describes a device to create or to import.
+type NewDevice struct {
+	// ID is drawn if it is zero.
+	ID         models.ID
+	PremisesID models.PremisesID
+	Type       models.DeviceType
+	Name       string
+	Model      string
+	// NoPoP is for devices that can't prove possession of a key (SPEC §8).
+	NoPoP bool
+	// Trigger is TriggerOption if it is empty.
+	Trigger models.Trigger
+}
+
+// CreateDevice creates or imports a device. A gateway can declare its network from then on. CodeAlreadyExists is an id that is
+// taken, in whatever account.
+func (s *Service) CreateDevice(ctx context.Context, n NewDevice) (models.Device, error) {
+	d := models.Device{
+		ID: n.ID, PremisesID: n.PremisesID, Type: n.Type, Name: n.Name, Model: n.Model, PoP: !n.NoPoP, Trigger: n.Trigger,
+	}
+	if d.ID == 0 {
+		d.ID = models.NewID()
+	}
+	if d.Trigger == "" {
+		d.Trigger = models.TriggerOption
+	}
+	err := s.store.Write(ctx, func(tx *store.Tx) error {
+		premises, found, err := tx.Premises(d.PremisesID)
+		if err != nil {
+			return err
+		}
+		if !found {
+			return models.Errorf(models.CodeNotFound, "There is no premises %s. Create it first.", d.PremisesID)
+		}
+		d.AccountID = premises.AccountID
+		d, err = tx.InsertDevice(d)
+		if s.store.IsDuplicate(err) {
+			return models.Errorf(models.CodeAlreadyExists, "There is a device with the id %s already. Import each device once.", d.ID)
+		}
+		if err != nil || d.Type != models.DeviceGateway {
+			return err
+		}
+		return tx.InsertGateway(models.Gateway{ID: d.ID, AccountID: d.AccountID, PremisesID: d.PremisesID})
+	})
+	return d, err
+}
+
+// Device reads a device of any account; it is for operators.
+func (s *Service) Device(ctx context.Context, id models.ID) (models.Device, error) {
+	d, found, err := s.store.Device(ctx, id)
+	if err == nil && !found {
+		err = noDevice(id)
+	}
+	return d, err
+}
+
+// DeviceChange changes what is not nil.
+type DeviceChange struct {
+	Name    *string
+	Trigger *models.Trigger
+}
+
+// ChangeDevice renames a device or changes its trigger, which raises the revision of the gateways it is a source of.
+func (s *Service) ChangeDevice(ctx context.Context, id models.ID, change DeviceChange) (d models.Device, err error) {
+	var changed []models.ID
+	err = s.store.Write(ctx, func(tx *store.Tx) error {
+		var found bool
+		changed = nil
+		d, found, err = tx.Device(id)
+		if err != nil {
+			return err
+		}
+		if !found {
+			return noDevice(id)
+		}
+		trigger := d.Trigger
+		if change.Name != nil {
+			d.Name = *change.Name
+		}
+		if change.Trigger != nil {
+			d.Trigger = *change.Trigger
+		}
+		if d.Trigger != trigger {
+			if changed, err = raiseSource(tx, d); err != nil {
+				return err
+			}
+		}
+		return tx.SetDevice(id, d.Name, d.Trigger)
+	})
+	if err != nil {
+		return models.Device{}, err
+	}
+	s.wake(changed)
+	return d, nil
+}
+
+// raiseSource raises the revision of the gateways that a device is a source of. It holds the gateways of the premises meanwhile,
+// so that the device can't become a source with the trigger it had.
+func raiseSource(tx *store.Tx, d models.Device) ([]models.ID, error) {
+	if err := tx.HoldGatewaysOf(d.PremisesID); err != nil {
+		return nil, err
+	}
+	places, err := tx.PlacesOf(store.Owner{Device: d.ID, Role: models.RoleSource})
+	if err != nil {
+		return nil, err
+	}
+	gateways := slices.Sorted(maps.Keys(store.ByGateway(places)))
+	for _, id := range gateways {
+		if _, _, err := tx.LockGateway(id); err != nil {
+			return nil, err
+		}
+	}
+	return gateways, nil
+}
+
+// DeleteDevice removes a device; its registrations end, and with a gateway all its groups.
+func (s *Service) DeleteDevice(ctx context.Context, id models.ID) error {
+	var changed []models.ID
+	err := s.store.Write(ctx, func(tx *store.Tx) error {
+		d, found, err := tx.Device(id)
+		if err != nil {
+			return err
+		}
+		if !found {
+			return noDevice(id)
+		}
+		if changed, err = registrations.EndOwned(tx, store.Owner{Device: id}); err != nil {
+			return err
+		}
+		if d.Type == models.DeviceGateway {
+			if err := deleteGateway(tx, id); err != nil {
+				return err
+			}
+		}
+		err = tx.DeleteDevice(id)
+		if s.store.IsReference(err) { // it registered while we were at it
+			return store.ErrAgain
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	s.wake(changed)
+	return nil
+}
+
+// deleteGateway ends a gateway's groups and removes it with its addresses.
+func deleteGateway(tx *store.Tx, id models.ID) error {
+	gateway, found, err := tx.LockGateway(id)
+	if err != nil || !found {
+		return err
+	}
+	groups, err := tx.GroupsOfGateway(id)
+	if err != nil {
+		return err
+	}
+	if _, err := registrations.EndGroups(tx, gateway, groups); err != nil {
+		return err
+	}
+	return tx.DeleteGateway(id)
+}
+
+// DevicePrincipal reads the device that a token names, as a caller without scopes. A device that is gone, or of another
+// account, is CodeUnauthenticated.
+func (s *Service) DevicePrincipal(ctx context.Context, account models.AccountID, device models.ID) (models.Principal, error) {
+	d, found, err := s.store.DeviceOf(ctx, account, device)
+	if err != nil {
+		return models.Principal{}, err
+	}
+	if !found {
+		return models.Principal{}, models.Errorf(models.CodeUnauthenticated, "The device of this token was removed. Enrol it again.")
+	}
+	p := models.Principal{Kind: models.KindDevice, AccountID: d.AccountID, PremisesID: d.PremisesID, Device: d}
+	if d.Type == models.DeviceGateway {
+		p.Kind = models.KindGateway
+	}
+	return p, nil
+}
+
+func noDevice(id models.ID) error {
+	return models.Errorf(models.CodeNotFound, "There is no device %s.", id)
+}

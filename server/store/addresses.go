@@ -1,0 +1,64 @@
+package store
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/groupcast/groupcast/models"
+)
+
+// Pool is all that decides which group IP may be handed out.
+type Pool struct {
+	Addresses []models.Address
+	// Acked is the newest revision that the gateway said it holds, in the epoch that is current; 0 if none.
+	Acked int64
+	// PolledAt is when it last asked; zero if never.
+	PolledAt time.Time
+	Now      time.Time
+}
+
+// Pool reads the addresses of a gateway. Among them may be some outside the range it declares now.
+func (tx *Tx) Pool(gatewayID models.ID) (p Pool, err error) {
+	p.Addresses, err = list(tx, func(r row) (a models.Address, err error) {
+		err = r.Scan(&a.GatewayID, addrColumn{&a.IP}, &a.State, &a.GroupID, &a.LastGroupName, &a.Generation,
+			timeColumn{&a.ReleasedAt}, &a.ReleasedRevision, &p.Acked, timeColumn{&p.PolledAt}, timeColumn{&p.Now})
+		return a, err
+	}, `
+		SELECT a.gateway_id, a.ip, a.state, coalesce(a.group_id, ''), a.last_group_name, a.generation, a.released_at, a.released_revision,
+			CASE WHEN p.epoch = (SELECT epoch FROM installation) THEN p.acked_revision ELSE 0 END, p.polled_at, {now}
+		FROM addresses a JOIN gateway_polls p ON p.gateway_id = a.gateway_id WHERE a.gateway_id = ?`, int64(gatewayID))
+	return p, err
+}
+
+// InsertAddresses adds free addresses, at most a few hundred.
+func (tx *Tx) InsertAddresses(gatewayID models.ID, ips []netip.Addr) error {
+	if len(ips) == 0 {
+		return nil
+	}
+	args := make([]any, 0, 2*len(ips))
+	for _, ip := range ips {
+		args = append(args, int64(gatewayID), addrText(ip))
+	}
+	_, err := tx.exec("INSERT INTO addresses (gateway_id, ip) VALUES "+tuples("(?, ?)", len(ips)), args...)
+	return err
+}
+
+// DeleteAddresses removes addresses.
+func (tx *Tx) DeleteAddresses(gatewayID models.ID, ips []netip.Addr) error {
+	if len(ips) == 0 {
+		return nil
+	}
+	all := make([]string, len(ips))
+	for i, ip := range ips {
+		all[i] = addrText(ip)
+	}
+	_, err := tx.exec("DELETE FROM addresses WHERE gateway_id = ? AND ip {among texts}", int64(gatewayID), texts(tx, all))
+	return err
+}
+
+// Allocate gives an address to the group that it names.
+func (tx *Tx) Allocate(a models.Address) error {
+	_, err := tx.exec("UPDATE addresses SET state = ?, group_id = ?, last_group_name = ?, generation = ? WHERE gateway_id = ? AND ip = ?",
+		string(a.State), string(a.GroupID), a.LastGroupName, a.Generation, int64(a.GatewayID), addrText(a.IP))
+	return err
+}

@@ -1,0 +1,66 @@
+package store
+
+import (
+	"context"
+
+	"github.com/groupcast/groupcast/models"
+)
+
+const deviceColumns = "id, account_id, premises_id, type, name, model, pop, trigger, not_before, created_at"
+
+func scanDevice(r row) (d models.Device, err error) {
+	err = r.Scan(&d.ID, &d.AccountID, &d.PremisesID, &d.Type, &d.Name, &d.Model, &d.PoP, &d.Trigger,
+		timeColumn{&d.NotBefore}, timeColumn{&d.CreatedAt})
+	return d, err
+}
+
+// Device reads a device of any account.
+func (s *Store) Device(ctx context.Context, id models.ID) (d models.Device, found bool, err error) {
+	err = s.reading(ctx, func(tx *Tx) error {
+		d, found, err = tx.Device(id)
+		return err
+	})
+	return d, found, err
+}
+
+// DeviceOf reads a device of one account.
+func (s *Store) DeviceOf(ctx context.Context, account models.AccountID, id models.ID) (d models.Device, found bool, err error) {
+	err = s.reading(ctx, func(tx *Tx) error {
+		d, found, err = one(tx, scanDevice, "SELECT "+deviceColumns+" FROM devices WHERE id = ? AND account_id = ?",
+			int64(id), string(account))
+		return err
+	})
+	return d, found, err
+}
+
+// Device reads a device of any account.
+func (tx *Tx) Device(id models.ID) (models.Device, bool, error) {
+	return one(tx, scanDevice, "SELECT "+deviceColumns+" FROM devices WHERE id = ?", int64(id))
+}
+
+// DevicesOf reads the devices of several accounts, oldest first.
+func (tx *Tx) DevicesOf(accounts []models.AccountID) ([]models.Device, error) {
+	return list(tx, scanDevice, "SELECT "+deviceColumns+" FROM devices WHERE account_id {among texts} ORDER BY created_at, id",
+		texts(tx, accounts))
+}
+
+// InsertDevice adds a device and fills in when.
+func (tx *Tx) InsertDevice(d models.Device) (_ models.Device, err error) {
+	d.CreatedAt, _, err = one(tx, scanTime, `
+		INSERT INTO devices (id, account_id, premises_id, type, name, model, pop, trigger, created_at)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, {now}) RETURNING created_at`,
+		int64(d.ID), string(d.AccountID), string(d.PremisesID), string(d.Type), d.Name, d.Model, d.PoP, string(d.Trigger))
+	return d, err
+}
+
+// SetDevice changes a device's name and trigger.
+func (tx *Tx) SetDevice(id models.ID, name string, trigger models.Trigger) error {
+	_, err := tx.exec("UPDATE devices SET name = ?, trigger = ? WHERE id = ?", name, string(trigger), int64(id))
+	return err
+}
+
+// DeleteDevice removes a device. One that still has registrations is IsReference.
+func (tx *Tx) DeleteDevice(id models.ID) error {
+	_, err := tx.exec("DELETE FROM devices WHERE id = ?", int64(id))
+	return err
+}

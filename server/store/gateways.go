@@ -1,0 +1,147 @@
+package store
+
+import (
+	"context"
+
+	"github.com/groupcast/groupcast/models"
+)
+
+const gatewayColumns = `gateways.id, gateways.account_id, gateways.premises_id, gateways.lan_prefix, gateways.lan_addr, gateways.uplink,
+	gateways.range_first, gateways.range_last, gateways.revision`
+
+func gatewayFields(g *models.Gateway) []any {
+	return []any{
+		&g.ID, &g.AccountID, &g.PremisesID, prefixColumn{&g.LANPrefix}, addrColumn{&g.LANAddr}, addrColumn{&g.Uplink},
+		addrColumn{&g.Range.First}, addrColumn{&g.Range.Last}, &g.Revision,
+	}
+}
+
+func scanGateway(r row) (g models.Gateway, err error) {
+	err = r.Scan(gatewayFields(&g)...)
+	return g, err
+}
+
+// Gateway reads a gateway of one account.
+func (tx *Tx) Gateway(account models.AccountID, id models.ID) (models.Gateway, bool, error) {
+	return one(tx, scanGateway, "SELECT "+gatewayColumns+" FROM gateways WHERE id = ? AND account_id = ?", int64(id), string(account))
+}
+
+// GatewaysOf reads the gateways of a premises, sorted by id, whether they have declared anything or not.
+func (tx *Tx) GatewaysOf(premises models.PremisesID) ([]models.Gateway, error) {
+	return list(tx, scanGateway, "SELECT "+gatewayColumns+" FROM gateways WHERE premises_id = ? ORDER BY id", string(premises))
+}
+
+// LockGateway raises the gateway's revision, which locks it until commit, and reads it as it is then.
+func (tx *Tx) LockGateway(id models.ID) (models.Gateway, bool, error) {
+	return tx.lockGateway("= ?", int64(id))
+}
+
+// LockGatewayOfGroup does the same with the gateway of the only group that matches. It finds none if no group or several match.
+func (tx *Tx) LockGatewayOfGroup(m GroupMatch) (models.Gateway, bool, error) {
+	where, args := m.where("g")
+	return tx.lockGateway("= (SELECT CASE WHEN count(*) = 1 THEN min(g.gateway_id) END FROM groups g WHERE "+where+")", args...)
+}
+
+// LockGatewayOfRegistration does the same with the gateway of an owner's registration.
+func (tx *Tx) LockGatewayOfRegistration(id models.RegistrationID, o Owner) (models.Gateway, bool, error) {
+	owner, args := o.where()
+	return tx.lockGateway(`= (SELECT g.gateway_id FROM registrations r JOIN groups g ON g.id = r.group_id WHERE r.id = ? AND `+owner+`)`,
+		append([]any{string(id)}, args...)...)
+}
+
+func (tx *Tx) lockGateway(where string, args ...any) (models.Gateway, bool, error) {
+	return one(tx, scanGateway, "UPDATE gateways SET revision = revision + 1 WHERE id "+where+" RETURNING "+gatewayColumns, args...)
+}
+
+// HoldGatewaysOf locks the gateways of a premises until commit without raising a revision, so that none of their groups changes.
+func (tx *Tx) HoldGatewaysOf(premises models.PremisesID) error {
+	_, err := tx.exec("UPDATE gateways SET revision = revision WHERE premises_id = ?", string(premises))
+	return err
+}
+
+// InsertGateway adds a gateway that has declared nothing yet.
+func (tx *Tx) InsertGateway(g models.Gateway) error {
+	if _, err := tx.exec("INSERT INTO gateways (id, account_id, premises_id) VALUES (?, ?, ?)",
+		int64(g.ID), string(g.AccountID), string(g.PremisesID)); err != nil {
+		return err
+	}
+	_, err := tx.exec("INSERT INTO gateway_polls (gateway_id) VALUES (?)", int64(g.ID))
+	return err
+}
+
+// SetDeclaration records what a gateway declared.
+func (tx *Tx) SetDeclaration(g models.Gateway) error {
+	_, err := tx.exec("UPDATE gateways SET lan_prefix = ?, lan_addr = ?, uplink = ?, range_first = ?, range_last = ? WHERE id = ?",
+		g.LANPrefix.String(), addrText(g.LANAddr), addrText(g.Uplink), addrText(g.Range.First), addrText(g.Range.Last), int64(g.ID))
+	return err
+}
+
+// DeleteGateway removes a gateway without groups, and its addresses.
+func (tx *Tx) DeleteGateway(id models.ID) error {
+	for _, statement := range []string{
+		"DELETE FROM addresses WHERE gateway_id = ?",
+		"DELETE FROM gateway_polls WHERE gateway_id = ?",
+		"DELETE FROM gateways WHERE id = ?",
+	} {
+		if _, err := tx.exec(statement, int64(id)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// RevisionsOf reads the revisions of those of the gateways that exist, in one statement whatever their number.
+func (s *Store) RevisionsOf(ctx context.Context, ids []models.ID) (map[models.ID]int64, error) {
+	revisions := make(map[models.ID]int64, len(ids))
+	if len(ids) == 0 {
+		return revisions, nil
+	}
+	type revision struct {
+		id models.ID
+		n  int64
+	}
+	err := s.reading(ctx, func(tx *Tx) error {
+		all, err := list(tx, func(r row) (v revision, err error) { err = r.Scan(&v.id, &v.n); return v, err },
+			"SELECT id, revision FROM gateways WHERE id {among bigints}", tx.ids(ids))
+		for _, v := range all {
+			revisions[v.id] = v.n
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return revisions, nil
+}
+
+// maxPolls keeps a statement below the number of parameters that SQLite takes.
+const maxPolls = 1000
+
+// RecordPolls records when gateways asked and what they acknowledged. What is older than what is there changes nothing, and
+// gateways that are gone are left out, so batches of several replicas may come in any order.
+func (s *Store) RecordPolls(ctx context.Context, polls []models.Poll) error {
+	for len(polls) > 0 {
+		batch := polls[:min(len(polls), maxPolls)]
+		polls = polls[len(batch):]
+		values := tuples("(CAST(? AS bigint), ?, CAST(? AS bigint), CAST(? AS bigint))", len(batch))
+		var args []any
+		for _, p := range batch {
+			args = append(args, int64(p.GatewayID), p.Epoch, p.Revision, p.Ago.Milliseconds())
+		}
+		err := s.writing(ctx, func(tx *Tx) error {
+			_, err := tx.exec(`
+				WITH poll (gateway_id, epoch, revision, ago) AS (VALUES `+values+`)
+				UPDATE gateway_polls SET
+					acked_revision = CASE WHEN gateway_polls.epoch = poll.epoch AND gateway_polls.acked_revision > poll.revision
+						THEN gateway_polls.acked_revision ELSE poll.revision END,
+					epoch = poll.epoch,
+					polled_at = CASE WHEN polled_at > {now} - poll.ago THEN polled_at ELSE {now} - poll.ago END
+				FROM poll WHERE gateway_polls.gateway_id = poll.gateway_id`, args...)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

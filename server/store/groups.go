@@ -1,0 +1,213 @@
+package store
+
+import (
+	"context"
+	"net/netip"
+
+	"github.com/groupcast/groupcast/models"
+)
+
+// Columns of a group that may be missing because of an outer join.
+const groupColumns = `coalesce(g.id, ''), coalesce(g.account_id, ''), coalesce(g.premises_id, ''), coalesce(g.gateway_id, 0),
+	coalesce(g.name, ''), coalesce(g.ip, ''), coalesce(g.generation, 0), coalesce(g.created_at, 0)`
+
+func groupFields(g *models.Group) []any {
+	return []any{&g.ID, &g.AccountID, &g.PremisesID, &g.GatewayID, &g.Name, addrColumn{&g.IP}, &g.Generation, timeColumn{&g.CreatedAt}}
+}
+
+func scanGroup(r row) (g models.Group, err error) { err = r.Scan(groupFields(&g)...); return g, err }
+
+// stateOf counts the live destinations of the group that the expression names (SPEC §5).
+func stateOf(group string) string {
+	return "(SELECT count(*) FROM registrations s WHERE s.group_id = " + group + " AND s.role = 'destination')"
+}
+
+// GroupMatch names groups by what a request says.
+type GroupMatch struct {
+	// AccountID, or the link by which a service knows the account.
+	AccountID        models.AccountID
+	ServiceID        models.ServiceID
+	ServiceAccountID models.ID
+	// PremisesID and IP narrow the match if they are set.
+	PremisesID models.PremisesID
+	Name       string
+	IP         netip.Addr
+}
+
+// where is the condition on the groups table under an alias.
+func (m GroupMatch) where(alias string) (string, []any) {
+	where, args := alias+".account_id = ?", []any{string(m.AccountID)}
+	if m.ServiceID != "" {
+		where = alias + ".account_id = (SELECT account_id FROM service_links WHERE service_id = ? AND service_account_id = ?)"
+		args = []any{string(m.ServiceID), int64(m.ServiceAccountID)}
+	}
+	where += " AND " + alias + ".name = ?"
+	args = append(args, m.Name)
+	if m.PremisesID != "" {
+		where += " AND " + alias + ".premises_id = ?"
+		args = append(args, string(m.PremisesID))
+	}
+	if m.IP.IsValid() {
+		where += " AND " + alias + ".ip = ?"
+		args = append(args, addrText(m.IP))
+	}
+	return where, args
+}
+
+// GroupsMatching reads the groups that match, sorted by id.
+func (tx *Tx) GroupsMatching(m GroupMatch) ([]models.Group, error) {
+	where, args := m.where("g")
+	return list(tx, scanGroup, "SELECT "+groupColumns+" FROM groups g WHERE "+where+" ORDER BY g.id", args...)
+}
+
+// GroupsOfGateway reads the groups of a gateway, sorted by id.
+func (tx *Tx) GroupsOfGateway(id models.ID) ([]models.Group, error) {
+	return list(tx, scanGroup, "SELECT "+groupColumns+" FROM groups g WHERE g.gateway_id = ? ORDER BY g.id", int64(id))
+}
+
+// GroupsWithoutSource reads those of the groups that have no source.
+func (tx *Tx) GroupsWithoutSource(ids []models.GroupID) ([]models.Group, error) {
+	return list(tx, scanGroup, "SELECT "+groupColumns+` FROM groups g WHERE g.id {among texts}
+		AND NOT EXISTS (SELECT 1 FROM registrations r WHERE r.group_id = g.id AND r.role = 'source') ORDER BY g.id`, texts(tx, ids))
+}
+
+// GroupOf reads the group that a registration is in.
+func (tx *Tx) GroupOf(id models.RegistrationID) (models.Group, bool, error) {
+	return one(tx, scanGroup, "SELECT "+groupColumns+" FROM groups g JOIN registrations r ON r.group_id = g.id WHERE r.id = ?", string(id))
+}
+
+// State counts the live destinations of a group.
+func (tx *Tx) State(id models.GroupID) (int, error) {
+	n, _, err := one(tx, scanInto[int], "SELECT "+stateOf("?"), string(id))
+	return n, err
+}
+
+// InsertGroup adds a group.
+func (tx *Tx) InsertGroup(g models.Group) error {
+	_, err := tx.exec(`
+		INSERT INTO groups (id, account_id, premises_id, gateway_id, name, ip, generation, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, {now})`,
+		string(g.ID), string(g.AccountID), string(g.PremisesID), int64(g.GatewayID), g.Name, addrText(g.IP), g.Generation)
+	return err
+}
+
+// NextNumber takes the next member number of a role in a group.
+func (tx *Tx) NextNumber(id models.GroupID, role models.Role) (int64, error) {
+	column := "next_destination"
+	if role == models.RoleSource {
+		column = "next_source"
+	}
+	n, _, err := one(tx, scanInto[int64], "UPDATE groups SET "+column+" = "+column+" + 1 WHERE id = ? RETURNING "+column+" - 1", string(id))
+	return n, err
+}
+
+// EndGroups removes groups with all their members, and puts their addresses in quarantine as of the gateway's revision. It gives
+// the registrations that ended.
+func (tx *Tx) EndGroups(ids []models.GroupID, revision int64) ([]models.Registration, error) {
+	all := texts(tx, ids)
+	if _, err := tx.exec(`
+		UPDATE addresses SET state = 'quarantined', group_id = NULL, released_at = {now}, released_revision = ? WHERE group_id {among texts}`,
+		revision, all); err != nil {
+		return nil, err
+	}
+	ended, err := list(tx, scanRegistration, "DELETE FROM registrations WHERE group_id {among texts} RETURNING "+deletedColumns, all)
+	if err != nil {
+		return nil, err
+	}
+	_, err = tx.exec("DELETE FROM groups WHERE id {among texts}", all)
+	return ended, err
+}
+
+// Viewer is who lists groups: exactly one field is set.
+type Viewer struct {
+	Account models.AccountID // sees its own groups
+	Gateway models.ID        // sees those of its range
+	Service models.ServiceID // sees those of the accounts that linked it
+}
+
+func (v Viewer) where() (string, []any) {
+	switch {
+	case v.Account != "":
+		return "g.account_id = ?", []any{string(v.Account)}
+	case v.Gateway != 0:
+		return "g.gateway_id = ?", []any{int64(v.Gateway)}
+	default:
+		return "EXISTS (SELECT 1 FROM service_links l WHERE l.service_id = ? AND l.account_id = g.account_id)", []any{string(v.Service)}
+	}
+}
+
+// GroupFilter narrows a list; empty fields don't.
+type GroupFilter struct {
+	ID         models.GroupID
+	Name       string
+	PremisesID models.PremisesID
+	After      string
+	Limit      int
+}
+
+// VisibleGroups reads groups that the viewer may see, sorted by id, which is the order of creation.
+func (tx *Tx) VisibleGroups(v Viewer, f GroupFilter) ([]models.Group, error) {
+	where, args := v.where()
+	for _, c := range []struct{ column, value string }{
+		{"g.id = ?", string(f.ID)}, {"g.name = ?", f.Name}, {"g.premises_id = ?", string(f.PremisesID)}, {"g.id > ?", f.After},
+	} {
+		if c.value != "" {
+			where += " AND " + c.column
+			args = append(args, c.value)
+		}
+	}
+	return list(tx, scanGroup, "SELECT "+groupColumns+" FROM groups g WHERE "+where+" ORDER BY g.id LIMIT ?", append(args, f.Limit)...)
+}
+
+// MembersOf reads the members of several groups, each group's sources first and then by number.
+func (tx *Tx) MembersOf(ids []models.GroupID) (map[models.GroupID][]models.Member, error) {
+	members := map[models.GroupID][]models.Member{}
+	type member struct {
+		group models.GroupID
+		models.Member
+	}
+	all, err := list(tx, func(r row) (m member, err error) {
+		err = r.Scan(&m.group, &m.Type, &m.ID, &m.Role, &m.Name)
+		return m, err
+	}, `
+		SELECT group_id, member_type, member_id, role, name FROM registrations WHERE group_id {among texts}
+		ORDER BY group_id, role DESC, number`, texts(tx, ids))
+	for _, m := range all {
+		members[m.group] = append(members[m.group], m.Member)
+	}
+	return members, err
+}
+
+// InformationRow is one member of one group of a gateway; a group without members or a gateway without groups has a row in
+// which the rest is zero.
+type InformationRow struct {
+	Group   models.Group
+	Member  models.Registration
+	Trigger models.Trigger
+}
+
+// Information is all that a gateway's group information is made of.
+type Information struct {
+	Gateway models.Gateway
+	Epoch   string
+	Rows    []InformationRow
+}
+
+// Information reads, in one statement and so as of one instant, what a gateway's group information is made of.
+func (s *Store) Information(ctx context.Context, gatewayID models.ID) (i Information, found bool, err error) {
+	err = s.reading(ctx, func(tx *Tx) error {
+		i = Information{}
+		i.Rows, err = list(tx, func(r row) (v InformationRow, err error) {
+			fields := append(gatewayFields(&i.Gateway), &i.Epoch)
+			fields = append(append(append(fields, groupFields(&v.Group)...), registrationFields(&v.Member)...), &v.Trigger)
+			err = r.Scan(fields...)
+			return v, err
+		}, "SELECT "+gatewayColumns+", i.epoch, "+groupColumns+", "+registrationColumns+`, coalesce(d.trigger, '')
+			FROM gateways CROSS JOIN installation i
+			LEFT JOIN groups g ON g.gateway_id = gateways.id
+			LEFT JOIN registrations r ON r.group_id = g.id
+			LEFT JOIN devices d ON d.id = r.owner_device
+			WHERE gateways.id = ?`, int64(gatewayID))
+		return err
+	})
+	return i, len(i.Rows) > 0, err
+}

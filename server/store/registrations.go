@@ -1,0 +1,233 @@
+package store
+
+import (
+	"context"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/groupcast/groupcast/models"
+)
+
+// Columns of a registration that may be missing because of an outer join.
+const registrationColumns = `coalesce(r.id, ''), coalesce(r.group_id, ''), coalesce(r.account_id, ''), coalesce(r.member_type, ''),
+	coalesce(r.member_id, 0), coalesce(r.role, ''), coalesce(r.instance, ''), coalesce(r.owner_device, 0), coalesce(r.owner_service, ''),
+	coalesce(r.number, 0), coalesce(r.private_ipv4, ''), coalesce(r.public_ipv4, ''), coalesce(r.ipv6, ''), coalesce(r.port, 0),
+	coalesce(r.device_type, ''), coalesce(r.model, ''), coalesce(r.name, ''), coalesce(r.created_at, 0)`
+
+// The same after DELETE, where SQLite knows a table by its name only.
+var deletedColumns = strings.ReplaceAll(registrationColumns, "(r.", "(registrations.")
+
+func registrationFields(r *models.Registration) []any {
+	return []any{
+		&r.ID, &r.GroupID, &r.AccountID, &r.Key.Type, &r.Key.ID, &r.Key.Role, &r.Key.Instance, &r.OwnerDevice, &r.OwnerService,
+		&r.Number, addrColumn{&r.PrivateIPv4}, addrColumn{&r.PublicIPv4}, addrColumn{&r.IPv6}, &r.Port,
+		&r.DeviceType, &r.Model, &r.Name, timeColumn{&r.CreatedAt},
+	}
+}
+
+func scanRegistration(r row) (v models.Registration, err error) {
+	err = r.Scan(registrationFields(&v)...)
+	return v, err
+}
+
+// memberWhere is the condition that finds a member within a group. Its service is part of it: see the index
+// registrations_member.
+const memberWhere = "r.member_type = ? AND r.member_id = ? AND r.role = ? AND r.instance = ? AND coalesce(r.owner_service, '') = ?"
+
+func memberArgs(r models.Registration) []any {
+	return []any{string(r.Key.Type), int64(r.Key.ID), string(r.Key.Role), r.Key.Instance, string(r.OwnerService)}
+}
+
+// The columns that a member may change by posting again.
+const (
+	movableWhere = `r.private_ipv4 = ? AND r.public_ipv4 = ? AND r.ipv6 = ? AND r.port = ? AND r.device_type = ? AND r.model = ? AND r.name = ?`
+	movableSet   = `private_ipv4 = ?, public_ipv4 = ?, ipv6 = ?, port = ?, device_type = ?, model = ?, name = ?`
+)
+
+func movableArgs(r models.Registration) []any {
+	return []any{addrText(r.PrivateIPv4), addrText(r.PublicIPv4), addrText(r.IPv6), int64(r.Port), string(r.DeviceType), r.Model, r.Name}
+}
+
+// Lease says how long a member stays.
+type Lease struct {
+	// TTL is what the member is told, in whole seconds; Grace is what it gets on top before it is removed.
+	TTL, Grace time.Duration
+}
+
+func (l Lease) args() []any {
+	return []any{int64(l.TTL / time.Second), l.TTL.Milliseconds(), (l.TTL + l.Grace).Milliseconds()}
+}
+
+// Renewed is what a member is told when its lease was renewed.
+type Renewed struct {
+	ID         models.RegistrationID
+	GroupIP    netip.Addr
+	Generation int64
+	State      int
+}
+
+// Renew pushes the lease of a member forward if it is in the only group that matches and nothing about it changed. It is one
+// statement that writes one narrow row and takes no other lock.
+func (s *Store) Renew(ctx context.Context, m GroupMatch, r models.Registration, l Lease) (v Renewed, found bool, err error) {
+	group, groupArgs := m.where("g")
+	other, otherArgs := m.where("o")
+	args := append(l.args(), groupArgs...)
+	args = append(append(append(args, memberArgs(r)...), movableArgs(r)...), otherArgs...)
+	const ofLease = "SELECT g.id FROM registrations r JOIN groups g ON g.id = r.group_id WHERE r.id = leases.registration_id"
+	err = s.writing(ctx, func(tx *Tx) error {
+		v, found, err = one(tx, func(r row) (v Renewed, err error) {
+			err = r.Scan(&v.ID, addrColumn{&v.GroupIP}, &v.Generation, &v.State)
+			return v, err
+		}, `
+			UPDATE leases SET ttl_seconds = ?, expires_at = {now} + ?, removable_at = {now} + ?
+			WHERE registration_id = (
+				SELECT r.id FROM groups g JOIN registrations r ON r.group_id = g.id
+				WHERE `+group+` AND `+memberWhere+` AND `+movableWhere+`
+				AND NOT EXISTS (SELECT 1 FROM groups o WHERE `+other+` AND o.id <> g.id))
+			RETURNING registration_id,
+				(SELECT ip FROM groups WHERE id = (`+ofLease+`)),
+				(SELECT generation FROM groups WHERE id = (`+ofLease+`)),
+				`+stateOf("("+ofLease+")"), args...)
+		return err
+	})
+	return v, found, err
+}
+
+// MemberOf reads the only group that matches, with the registration of a member in it; that is zero if it isn't in it.
+func (tx *Tx) MemberOf(m GroupMatch, r models.Registration) (g models.Group, own models.Registration, found bool, err error) {
+	where, args := m.where("g")
+	type both struct {
+		models.Group
+		own models.Registration
+	}
+	all, err := list(tx, func(r row) (b both, err error) {
+		err = r.Scan(append(groupFields(&b.Group), registrationFields(&b.own)...)...)
+		return b, err
+	}, "SELECT "+groupColumns+", "+registrationColumns+`
+		FROM groups g LEFT JOIN registrations r ON r.group_id = g.id AND `+memberWhere+` WHERE `+where,
+		append(memberArgs(r), args...)...)
+	if err != nil || len(all) != 1 {
+		return g, own, false, err
+	}
+	return all[0].Group, all[0].own, true, nil
+}
+
+// InsertRegistration adds a member; PutLease has to follow. An owner that is gone is IsReference.
+func (tx *Tx) InsertRegistration(r models.Registration) error {
+	_, err := tx.exec(`
+		INSERT INTO registrations (id, group_id, account_id, member_type, member_id, role, instance, owner_device, owner_service, number,
+			private_ipv4, public_ipv4, ipv6, port, device_type, model, name, created_at)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {now})`,
+		append([]any{
+			string(r.ID), string(r.GroupID), string(r.AccountID), string(r.Key.Type), int64(r.Key.ID), string(r.Key.Role), r.Key.Instance,
+			orNull(int64(r.OwnerDevice)), orNull(string(r.OwnerService)), r.Number,
+		}, movableArgs(r)...)...)
+	return err
+}
+
+// MoveRegistration changes a member's addresses and what it says of itself; PutLease has to follow.
+func (tx *Tx) MoveRegistration(r models.Registration) error {
+	_, err := tx.exec("UPDATE registrations SET "+movableSet+" WHERE id = ?", append(movableArgs(r), string(r.ID))...)
+	return err
+}
+
+// PutLease gives a member its lease and counts the live destinations of its group.
+func (tx *Tx) PutLease(r models.Registration, l Lease) (state int, err error) {
+	state, _, err = one(tx, scanInto[int], `
+		INSERT INTO leases (registration_id, ttl_seconds, expires_at, removable_at) VALUES (?, ?, {now} + ?, {now} + ?)
+		ON CONFLICT (registration_id) DO UPDATE SET ttl_seconds = excluded.ttl_seconds, expires_at = excluded.expires_at,
+			removable_at = excluded.removable_at
+		RETURNING `+stateOf("?"), append(append([]any{string(r.ID)}, l.args()...), string(r.GroupID))...)
+	return state, err
+}
+
+// DeleteRegistrations removes members with their leases and gives what they were.
+func (tx *Tx) DeleteRegistrations(ids []models.RegistrationID) ([]models.Registration, error) {
+	return list(tx, scanRegistration, "DELETE FROM registrations WHERE id {among texts} RETURNING "+deletedColumns, texts(tx, ids))
+}
+
+// Owner is whose a registration is: a device or a service.
+type Owner struct {
+	Device  models.ID
+	Service models.ServiceID
+	// ServiceAccountID narrows a service to one account, and Role either to one role, if they are set.
+	ServiceAccountID models.ID
+	Role             models.Role
+}
+
+func (o Owner) where() (where string, args []any) {
+	if o.Device != 0 {
+		where, args = "r.owner_device = ?", []any{int64(o.Device)}
+	} else {
+		where, args = "r.owner_service = ?", []any{string(o.Service)}
+	}
+	if o.ServiceAccountID != 0 {
+		where += " AND r.member_id = ?"
+		args = append(args, int64(o.ServiceAccountID))
+	}
+	if o.Role != "" {
+		where += " AND r.role = ?"
+		args = append(args, string(o.Role))
+	}
+	return where, args
+}
+
+// Held is a registration with its group and what is left of its lease.
+type Held struct {
+	models.Registration
+	Group     models.Group
+	ExpiresIn time.Duration
+}
+
+// Registrations reads the owner's registrations after an id, or the one with an id, sorted by id, which is the order of creation.
+func (s *Store) Registrations(ctx context.Context, o Owner, id models.RegistrationID, after string, limit int) (all []Held, err error) {
+	where, args := o.where()
+	if id != "" {
+		where += " AND r.id = ?"
+		args = append(args, string(id))
+	}
+	err = s.reading(ctx, func(tx *Tx) error {
+		all, err = list(tx, func(r row) (h Held, err error) {
+			var left int64
+			err = r.Scan(append(append(registrationFields(&h.Registration), groupFields(&h.Group)...),
+				&h.Group.State, secsColumn{&h.TTL}, timeColumn{&h.ExpiresAt}, &left)...)
+			h.PremisesID = h.Group.PremisesID
+			h.ExpiresIn = time.Duration(left) * time.Millisecond
+			return h, err
+		}, "SELECT "+registrationColumns+", "+groupColumns+", "+stateOf("g.id")+`, l.ttl_seconds, l.expires_at, l.expires_at - {now}
+			FROM registrations r JOIN groups g ON g.id = r.group_id JOIN leases l ON l.registration_id = r.id
+			WHERE `+where+" AND r.id > ? ORDER BY r.id LIMIT ?", append(args, after, limit)...)
+		return err
+	})
+	return all, err
+}
+
+// Place is a registration and the gateway whose group it is in.
+type Place struct {
+	Registration models.RegistrationID
+	Gateway      models.ID
+}
+
+// ByGateway sorts registrations by the gateway they are at.
+func ByGateway(places []Place) map[models.ID][]models.RegistrationID {
+	at := map[models.ID][]models.RegistrationID{}
+	for _, p := range places {
+		at[p.Gateway] = append(at[p.Gateway], p.Registration)
+	}
+	return at
+}
+
+func scanPlace(r row) (p Place, err error) { err = r.Scan(&p.Registration, &p.Gateway); return p, err }
+
+// PlacesOf reads where the owner is registered.
+func (tx *Tx) PlacesOf(o Owner) ([]Place, error) {
+	where, args := o.where()
+	return list(tx, scanPlace, "SELECT r.id, g.gateway_id FROM registrations r JOIN groups g ON g.id = r.group_id WHERE "+where, args...)
+}
+
+// SourcesOf reads the sources of a gateway's groups.
+func (tx *Tx) SourcesOf(gatewayID models.ID) ([]models.Registration, error) {
+	return list(tx, scanRegistration, "SELECT "+registrationColumns+`
+		FROM groups g JOIN registrations r ON r.group_id = g.id WHERE g.gateway_id = ? AND r.role = 'source'`, int64(gatewayID))
+}

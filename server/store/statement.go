@@ -1,0 +1,157 @@
+package store
+
+import (
+	"database/sql"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/groupcast/groupcast/models"
+)
+
+// A statement's text is the same for both databases but for these marks:
+//
+//	{now}            the clock, in milliseconds since 1970
+//	{among bigints}  after a column: one of the values of a parameter made by ids or numbers
+//	{among texts}
+func (tx *Tx) text(t string) string {
+	if strings.Contains(t, "{") {
+		d := tx.store.dialect
+		t = strings.NewReplacer("{now}", d.now, "{among bigints}", d.oneOf("bigint"), "{among texts}", d.oneOf("text")).Replace(t)
+	}
+	if tx.store.opts.OnStatement != nil {
+		tx.store.opts.OnStatement(t)
+	}
+	return t
+}
+
+// exec runs a statement and counts the rows it changed.
+func (tx *Tx) exec(text string, args ...any) (int64, error) {
+	r := tx.db.Exec(tx.text(text), args...)
+	return r.RowsAffected, r.Error
+}
+
+// row is what a scan function reads from.
+type row interface{ Scan(dest ...any) error }
+
+// list runs a statement and scans all its rows.
+func list[T any](tx *Tx, scan func(row) (T, error), text string, args ...any) ([]T, error) {
+	rows, err := tx.db.Raw(tx.text(text), args...).Rows()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // what matters is rows.Err
+	var all []T
+	for rows.Next() {
+		v, err := scan(rows)
+		if err != nil {
+			return nil, fmt.Errorf("read a row: %w", err)
+		}
+		all = append(all, v)
+	}
+	return all, rows.Err()
+}
+
+// one runs a statement that gives at most one row, and tells whether it did. It reads to the end, because SQLite commits a single
+// statement only then.
+func one[T any](tx *Tx, scan func(row) (T, error), text string, args ...any) (T, bool, error) {
+	all, err := list(tx, scan, text, args...)
+	if err != nil || len(all) == 0 {
+		var none T
+		return none, false, err
+	}
+	return all[0], true, nil
+}
+
+// scanInto scans a row of one column.
+func scanInto[T any](r row) (T, error) {
+	var v T
+	err := r.Scan(&v)
+	return v, err
+}
+
+// ids makes the parameter of {among bigints}.
+func (tx *Tx) ids(ids []models.ID) string {
+	all := make([]string, len(ids))
+	for i, id := range ids {
+		all[i] = id.String()
+	}
+	return tx.store.dialect.list(all)
+}
+
+// texts makes the parameter of {among texts}. The values are our own identifiers, which need no quoting.
+func texts[T ~string](tx *Tx, values []T) string {
+	all := make([]string, len(values))
+	for i, v := range values {
+		all[i] = string(v)
+	}
+	return tx.store.dialect.list(all)
+}
+
+// tuples repeats the parameters of one row of a VALUES list.
+func tuples(one string, n int) string { return strings.TrimSuffix(strings.Repeat(one+", ", n), ", ") }
+
+// addrColumn, prefixColumn and timeColumn scan a text or a number into what it means; empty and 0 are the zero value.
+type (
+	addrColumn   struct{ to *netip.Addr }
+	prefixColumn struct{ to *netip.Prefix }
+	timeColumn   struct{ to *time.Time }
+	secsColumn   struct{ to *time.Duration }
+)
+
+func (c addrColumn) Scan(src any) error {
+	var s sql.NullString
+	if err := s.Scan(src); err != nil || s.String == "" {
+		return err
+	}
+	a, err := netip.ParseAddr(s.String)
+	*c.to = a
+	return err
+}
+
+func (c prefixColumn) Scan(src any) error {
+	var s sql.NullString
+	if err := s.Scan(src); err != nil || s.String == "" {
+		return err
+	}
+	p, err := netip.ParsePrefix(s.String)
+	*c.to = p
+	return err
+}
+
+func (c timeColumn) Scan(src any) error {
+	var ms sql.NullInt64
+	if err := ms.Scan(src); err != nil || ms.Int64 == 0 {
+		return err
+	}
+	*c.to = time.UnixMilli(ms.Int64).UTC()
+	return nil
+}
+
+func (c secsColumn) Scan(src any) error {
+	var s sql.NullInt64
+	err := s.Scan(src)
+	*c.to = time.Duration(s.Int64) * time.Second
+	return err
+}
+
+// addrText is the canonical text of an address, empty for the zero one.
+func addrText(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.Unmap().String()
+}
+
+// orNull makes NULL of a zero value.
+func orNull[T comparable](v T) any {
+	var zero T
+	if v == zero {
+		return nil
+	}
+	return v
+}
+
+// scanTime scans a row of one time.
+func scanTime(r row) (t time.Time, err error) { err = r.Scan(timeColumn{&t}); return t, err }

@@ -1,0 +1,156 @@
+// Package storetest opens databases for tests: a fresh SQLite file and a fresh database of a real Postgres, both with the
+// schema of this program. What it adds to a store is what only tests may do: move the clock, look behind the store's back, count
+// statements.
+package storetest
+
+import (
+	"context"
+	"database/sql"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	_ "github.com/jackc/pgx/v5/stdlib" // raw connections to Postgres
+	_ "github.com/mattn/go-sqlite3"    // and to SQLite
+	"github.com/stretchr/testify/require"
+
+	"github.com/groupcast/groupcast/e2e/pgtest"
+	"github.com/groupcast/groupcast/server/store"
+)
+
+// DB is a store for one test.
+type DB struct {
+	*store.Store
+	// Options open another store on the same database, which only Postgres allows.
+	Options store.Options
+
+	raw *sql.DB
+
+	mu         sync.Mutex
+	statements []string
+}
+
+// Each runs a test on both databases. Without an installed Postgres that half is skipped by name.
+func Each(t *testing.T, test func(t *testing.T, db *DB)) {
+	t.Helper()
+	t.Run("sqlite", func(t *testing.T) { test(t, SQLite(t)) })
+	t.Run("postgres", func(t *testing.T) { test(t, Postgres(t)) })
+}
+
+// SQLite opens a fresh SQLite database.
+func SQLite(t testing.TB) *DB {
+	t.Helper()
+	dir := t.TempDir()
+	db := open(t, store.Options{DataDir: dir})
+	require.NoError(t, db.Migrate(context.Background()))
+	// This connection bypasses the lock that keeps other processes out.
+	db.rawOpen(t, "sqlite3", "file:"+filepath.Join(dir, "groupcast.db")+"?_txlock=immediate&_busy_timeout=10000")
+	return db
+}
+
+var template = pgtest.NewTemplate(func(ctx context.Context, url string) error {
+	st, err := store.Open(ctx, store.Options{DatabaseURL: url})
+	if err != nil {
+		return err
+	}
+	if err := st.Migrate(ctx); err != nil {
+		return err
+	}
+	return st.Close()
+})
+
+// Postgres opens a fresh Postgres database.
+func Postgres(t testing.TB) *DB {
+	t.Helper()
+	url := template.URL(t)
+	db := open(t, store.Options{DatabaseURL: url})
+	db.rawOpen(t, "pgx", url)
+	return db
+}
+
+func open(t testing.TB, o store.Options) *DB {
+	t.Helper()
+	db := &DB{Options: o}
+	o.OnStatement = func(text string) {
+		db.mu.Lock()
+		defer db.mu.Unlock()
+		db.statements = append(db.statements, text)
+	}
+	st, err := store.Open(context.Background(), o)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, st.Close()) })
+	db.Store = st
+	return db
+}
+
+func (db *DB) rawOpen(t testing.TB, driver, dsn string) {
+	t.Helper()
+	var err error
+	db.raw, err = sql.Open(driver, dsn)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = db.raw.Close() })
+}
+
+// Replica opens another store on the same Postgres, as a second replica would.
+func (db *DB) Replica(t testing.TB) *store.Store {
+	t.Helper()
+	st, err := store.Open(context.Background(), db.Options)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, st.Close()) })
+	return st
+}
+
+// Exec runs a statement of the test's own.
+func (db *DB) Exec(t testing.TB, statement string) {
+	t.Helper()
+	_, err := db.raw.Exec(statement)
+	require.NoError(t, err)
+}
+
+// Ints runs a query of the test's own that gives one column of numbers.
+func (db *DB) Ints(t testing.TB, query string) []int64 {
+	t.Helper()
+	rows, err := db.raw.Query(query)
+	require.NoError(t, err)
+	defer func() { _ = rows.Close() }()
+	var all []int64
+	for rows.Next() {
+		var n int64
+		require.NoError(t, rows.Scan(&n))
+		all = append(all, n)
+	}
+	require.NoError(t, rows.Err())
+	return all
+}
+
+// Advance moves the database's clock and keeps the leases looked at, as if the service had run all the time.
+func (db *DB) Advance(t testing.TB, d time.Duration) {
+	t.Helper()
+	ms := d.Milliseconds()
+	_, err := db.raw.Exec("UPDATE installation SET clock_offset_ms = clock_offset_ms + $1, expiry_ran_at = CASE expiry_ran_at WHEN 0 THEN 0 ELSE expiry_ran_at + $1 END", ms)
+	require.NoError(t, err)
+}
+
+// Outage moves the database's clock while nobody looks at the leases.
+func (db *DB) Outage(t testing.TB, d time.Duration) {
+	t.Helper()
+	_, err := db.raw.Exec("UPDATE installation SET clock_offset_ms = clock_offset_ms + $1", d.Milliseconds())
+	require.NoError(t, err)
+}
+
+// Statements runs f and gives the statements that the store ran meanwhile.
+func (db *DB) Statements(f func()) []string {
+	db.mu.Lock()
+	db.statements = nil
+	db.mu.Unlock()
+	f()
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	all := make([]string, len(db.statements))
+	for i, s := range db.statements {
+		all[i] = strings.Join(strings.Fields(s), " ")
+	}
+	return all
+}
