@@ -39,7 +39,7 @@ func (f File) Check() error {
 func (f File) read() (string, error) {
 	file, err := os.Open(string(f))
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("credential: there is no file %s: put the gateway's access token there", f)
+		return "", fmt.Errorf("credential: there is no file %s: put the access token there", f)
 	}
 	if err != nil {
 		return "", fmt.Errorf("credential: %w", err)
@@ -50,7 +50,7 @@ func (f File) read() (string, error) {
 		return "", fmt.Errorf("credential: %w", err)
 	}
 	if !info.Mode().IsRegular() {
-		return "", fmt.Errorf("credential: %s is not a regular file: put the gateway's access token into a file", f)
+		return "", fmt.Errorf("credential: %s is not a regular file: put the access token into a file", f)
 	}
 	if info.Mode().Perm()&0o077 != 0 {
 		return "", fmt.Errorf("credential: %s has mode %#o, so others than its owner can read or change the token: run chmod 600 %s, and get a new token if others use this host",
@@ -63,7 +63,7 @@ func (f File) read() (string, error) {
 	token := strings.TrimSpace(string(b))
 	switch {
 	case token == "":
-		return "", fmt.Errorf("credential: %s is empty: put the gateway's access token there", f)
+		return "", fmt.Errorf("credential: %s is empty: put the access token there", f)
 	case len(b) > maxToken || strings.ContainsFunc(token, func(c rune) bool { return c <= ' ' || c > '~' }):
 		return "", fmt.Errorf("credential: %s holds more than a token: leave the access token alone in it, without scheme or name", f)
 	}

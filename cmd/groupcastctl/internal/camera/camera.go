@@ -1,0 +1,85 @@
+package camera
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/netip"
+
+	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/datagramlog"
+	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/lease"
+	"github.com/groupcast/groupcast/openapi/api"
+)
+
+// Config is what one camera does.
+type Config struct {
+	Lease *lease.Lease
+	// Private is the address that the camera registers and sends from; port 0 takes a free one.
+	Private netip.AddrPort
+	// MediaPort is the UDP port of the group IP that the stream goes to.
+	MediaPort uint16
+	// Option asks for copies by the IP option; without it the gateway has to trigger on the source.
+	Option bool
+	// Relay is where a local UDP stream comes in. If it isn't set, Stream is sent.
+	Relay netip.AddrPort
+	// Stream is an MPEG transport stream.
+	Stream io.Reader
+	Pace   Pace
+
+	SendLog *datagramlog.Log
+	Log     *slog.Logger
+	// Joined is told the group IP at first and each time it changed.
+	Joined func(api.RegistrationAnswer)
+}
+
+// Summary is what a camera did.
+type Summary struct {
+	Sent   uint64 `json:"sent"`
+	Failed uint64 `json:"failed"`
+}
+
+// Run registers, sends until the stream ends or ctx is done, and leaves. All sockets are open before it registers. The leave may
+// take until leaveBy is done.
+func Run(ctx, leaveBy context.Context, c Config) (Summary, error) {
+	sender, err := OpenSender(c.Private, c.Option, c.SendLog, c.Log)
+	if err != nil {
+		return Summary{}, err
+	}
+	defer sender.Close()
+	stream := func(ctx context.Context) error { return sendTransportStream(ctx, c.Stream, c.Pace, sender.Send) }
+	if c.Relay.IsValid() {
+		in, err := openRelay(c.Relay)
+		if err != nil {
+			return Summary{}, err
+		}
+		defer in.close()
+		stream = func(ctx context.Context) error { return in.run(ctx, sender.Send) }
+	}
+	joined := func(answer api.RegistrationAnswer) {
+		sender.Aim(netip.AddrPortFrom(answer.GroupIP, c.MediaPort))
+		c.Joined(answer)
+	}
+	answer, err := c.Lease.Join(ctx)
+	if err != nil {
+		return Summary{}, err
+	}
+	joined(answer)
+
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	kept, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		defer close(kept)
+		c.Lease.Keep(ctx, joined)
+	}()
+	go func() { ended <- stream(ctx) }()
+	select {
+	case err = <-ended:
+	case <-ctx.Done(): // a read of standard input may go on; it sends nothing any more
+	}
+	stop()
+	<-kept
+	_, leaveErr := c.Lease.Leave(leaveBy)
+	return Summary{Sent: sender.sent.Load(), Failed: sender.failed.Load()}, errors.Join(err, leaveErr)
+}

@@ -1,0 +1,114 @@
+// Package connect opens the way to a groupcast service: to the public contract over HTTP or HTTPS with an access token from a
+// file, and to the operator's contract over the unix socket in the data directory.
+package connect
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/groupcast/groupcast/gateway-agent/credential"
+	"github.com/groupcast/groupcast/openapi/adminclient"
+	"github.com/groupcast/groupcast/openapi/client"
+)
+
+const (
+	dialTimeout = 10 * time.Second
+	// answerTimeout is longer than the longest wait that the contract knows (50 s).
+	answerTimeout = 70 * time.Second
+)
+
+// Public says where the service is and who calls.
+type Public struct {
+	Server string
+	// CA is a file with the certificates that the server's must chain to; empty means those of the system.
+	CA string
+	// TokenFile holds the access token. It is read at each call.
+	TokenFile string
+	// AllowPlainHTTP lets the token cross a network without TLS.
+	AllowPlainHTTP bool
+}
+
+// Open checks the settings. It doesn't call the service.
+func (p Public) Open() (*client.ClientWithResponses, error) {
+	server, err := url.Parse(p.Server)
+	if err != nil || server.Host == "" || server.Scheme != "http" && server.Scheme != "https" {
+		return nil, fmt.Errorf("--server: %q is not the URL of a service: give one like https://groupcast.example", p.Server)
+	}
+	if server.Scheme == "http" && !p.AllowPlainHTTP && !isLoopback(server.Hostname()) {
+		return nil, errors.New("--server: the token would cross the network readably: use https, or --allow-plain-http if the way there is protected otherwise")
+	}
+	if p.TokenFile == "" {
+		return nil, errors.New("--token-file: give the file with the access token; an operator gets one with \"groupcastctl admin token --out FILE\"")
+	}
+	token := credential.File(p.TokenFile)
+	if err := token.Check(); err != nil {
+		return nil, err
+	}
+	transport := newTransport()
+	if p.CA != "" {
+		if transport.TLSClientConfig, err = trust(p.CA); err != nil {
+			return nil, err
+		}
+	}
+	return client.NewClientWithResponses(p.Server,
+		client.WithHTTPClient(&http.Client{Transport: transport}), client.WithRequestEditorFn(token.Authorize))
+}
+
+// Admin opens the operator's contract of the service whose data directory this is.
+func Admin(dataDir string) (*adminclient.ClientWithResponses, error) {
+	if dataDir == "" {
+		return nil, errors.New("--data-dir: give the data directory of the groupcastd on this host")
+	}
+	socket := filepath.Join(dataDir, "admin.sock")
+	transport := newTransport()
+	transport.Proxy = nil
+	transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "unix", socket)
+		if err != nil {
+			return nil, fmt.Errorf("%w: is groupcastd running with --data-dir %s, and may you open its socket?", err, dataDir)
+		}
+		return conn, nil
+	}
+	return adminclient.NewClientWithResponses("http://groupcastd", adminclient.WithHTTPClient(&http.Client{Transport: transport}))
+}
+
+func newTransport() *http.Transport {
+	return &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: dialTimeout}).DialContext,
+		TLSHandshakeTimeout:   dialTimeout,
+		ResponseHeaderTimeout: answerTimeout,
+		IdleConnTimeout:       answerTimeout,
+		ForceAttemptHTTP2:     true,
+	}
+}
+
+func trust(file string) (*tls.Config, error) {
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("--ca: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("--ca: there is no certificate in PEM form in %s", file)
+	}
+	return &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}, nil
+}
+
+func isLoopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	address, err := netip.ParseAddr(host)
+	return err == nil && address.Unmap().IsLoopback()
+}

@@ -1,0 +1,210 @@
+// Package lease keeps one member registered: it joins, renews in time whatever happens, says when the group's address
+// changed, and leaves. It is the one place where groupcastctl renews; camera and receive both use it.
+package lease
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/datagramlog"
+	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/refusal"
+	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/openapi/api"
+	"github.com/groupcast/groupcast/openapi/client"
+)
+
+const (
+	callTimeout = 10 * time.Second
+	firstRetry  = time.Second
+	lastRetry   = 30 * time.Second
+	// defaultTTL is what the contract grants if it doesn't say.
+	defaultTTL = time.Hour
+)
+
+// Lease is one member's registration. Join comes first; Keep and Leave may then run on different goroutines.
+type Lease struct {
+	client  *client.ClientWithResponses
+	request api.RegistrationRequest
+	log     *slog.Logger
+	events  *datagramlog.Log
+	// find tells that the group IP has to be looked up: a service must name it.
+	find bool
+
+	mu     sync.Mutex // one POST or DELETE at a time, so that a renewal can't follow the leave
+	answer api.RegistrationAnswer
+	left   bool
+}
+
+// New prepares the registration. Nothing is sent. What happens to the lease goes into events, renewals that fail into log.
+func New(c *client.ClientWithResponses, request api.RegistrationRequest, events *datagramlog.Log, log *slog.Logger) *Lease {
+	return &Lease{
+		client: c, request: request, events: events, log: log,
+		find: request.Type == models.MemberService && (!request.GroupIP.IsSpecified() || request.GroupIP.IsNull()),
+	}
+}
+
+// Join registers. It tries once: an *refusal.Error says why the service refused.
+func (l *Lease) Join(ctx context.Context) (api.RegistrationAnswer, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.events.Event(time.Now(), datagramlog.Joining)
+	if err := l.post(ctx); err != nil {
+		return api.RegistrationAnswer{}, err
+	}
+	l.event(datagramlog.Joined)
+	return l.answer, nil
+}
+
+// Keep renews until ctx is done, and goes on when a renewal fails: the server may be away, or the operator may put another
+// token in place. It calls moved after each renewal that brought another group IP or another generation.
+func (l *Lease) Keep(ctx context.Context, moved func(api.RegistrationAnswer)) {
+	retry := firstRetry
+	wait := renewAfter(l.current())
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+		before, now, err := l.renew(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			wait = max(retry, retryAfter(err))
+			retry = min(2*retry, lastRetry)
+			l.log.Error("the lease could not be renewed; trying again", "error", err, "in", wait)
+		default:
+			wait, retry = renewAfter(now), firstRetry
+			if now.GroupIP != before.GroupIP || generation(now) != generation(before) {
+				l.event(datagramlog.Moved)
+				moved(now)
+			}
+		}
+	}
+}
+
+// Leave ends the registration. A lease that has ended already is as good; then the answer is empty. After it Keep does nothing more.
+func (l *Lease) Leave(ctx context.Context) (api.LeaveAnswer, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.left = true
+	if l.answer.RegistrationID == nil {
+		return api.LeaveAnswer{}, errors.New("leave: the service didn't say which registration this is; the lease ends by itself")
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	l.events.Event(time.Now(), datagramlog.Leaving)
+	r, err := l.client.LeaveWithResponse(ctx, *l.answer.RegistrationID)
+	if err != nil {
+		return api.LeaveAnswer{}, fmt.Errorf("leave: %w; the lease ends by itself", err)
+	}
+	if r.StatusCode() == http.StatusNotFound {
+		l.events.Event(time.Now(), datagramlog.Left)
+		return api.LeaveAnswer{}, nil
+	}
+	answer, err := refusal.Value(r.JSON200, r, r.HTTPResponse.Header)
+	if err != nil {
+		return api.LeaveAnswer{}, fmt.Errorf("leave: %w", err)
+	}
+	l.events.Event(time.Now(), datagramlog.Left, "state", answer.State)
+	return *answer, nil
+}
+
+func (l *Lease) event(name string) {
+	l.events.Event(time.Now(), name, "groupIP", l.answer.GroupIP, "generation", generation(l.answer), "state", l.answer.State)
+}
+
+func (l *Lease) current() api.RegistrationAnswer {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.answer
+}
+
+func (l *Lease) renew(ctx context.Context) (before, now api.RegistrationAnswer, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	before = l.answer
+	if l.left {
+		return before, before, nil
+	}
+	// Not broken off by the end of ctx: a request whose fate is unknown could register once more after the leave.
+	err = l.post(context.WithoutCancel(ctx))
+	return before, l.answer, err
+}
+
+func (l *Lease) post(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	request := l.request
+	if l.find {
+		// Asked each time: a group that ended and came back may have another address.
+		groupIP, err := l.groupIP(ctx)
+		if err != nil {
+			return err
+		}
+		request.GroupIP.Set(groupIP)
+	}
+	r, err := l.client.RegisterWithResponse(ctx, request)
+	if err != nil {
+		return fmt.Errorf("register: %w", err)
+	}
+	answer, err := refusal.Value(r.JSON200, r, r.HTTPResponse.Header)
+	if err != nil {
+		return fmt.Errorf("register: %w", err)
+	}
+	l.answer = *answer
+	return nil
+}
+
+func (l *Lease) groupIP(ctx context.Context) (netip.Addr, error) {
+	r, err := l.client.ListGroupsWithResponse(ctx, &api.ListGroupsParams{GroupName: &l.request.GroupName, PremisesID: l.request.PremisesID})
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("look up the group IP: %w", err)
+	}
+	page, err := refusal.Value(r.JSON200, r, r.HTTPResponse.Header)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("look up the group IP: %w", err)
+	}
+	switch len(page.Groups) {
+	case 1:
+		return page.Groups[0].GroupIP, nil
+	case 0:
+		return netip.Addr{}, fmt.Errorf("there is no group %s that you may see: it begins when its camera registers, and a service sees those of linked accounts only", l.request.GroupName)
+	default:
+		return netip.Addr{}, fmt.Errorf("there are %d groups %s: choose one with --group-ip, or a premises with --premises", len(page.Groups), l.request.GroupName)
+	}
+}
+
+// renewAfter spreads the renewals of many members a little.
+func renewAfter(a api.RegistrationAnswer) time.Duration {
+	after := defaultTTL / 3
+	switch {
+	case a.RenewAfter != nil && *a.RenewAfter > 0:
+		after = time.Duration(*a.RenewAfter) * time.Second
+	case a.TTLs != nil && *a.TTLs > 0:
+		after = time.Duration(*a.TTLs) * time.Second / 3
+	}
+	return after - rand.N(after/10)
+}
+
+func retryAfter(err error) time.Duration {
+	if refused, ok := errors.AsType[*refusal.Error](err); ok {
+		return refused.RetryAfter
+	}
+	return 0
+}
+
+func generation(a api.RegistrationAnswer) int32 {
+	if a.Generation == nil {
+		return 0
+	}
+	return *a.Generation
+}
