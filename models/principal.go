@@ -10,6 +10,7 @@ const (
 	KindDevice   Kind = "device"
 	KindGateway  Kind = "gateway"
 	KindService  Kind = "service"
+	KindUser     Kind = "user"
 	KindOperator Kind = "operator"
 )
 

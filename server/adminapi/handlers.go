@@ -152,13 +152,13 @@ func (h *Handlers) mint(ctx context.Context, r adminapi.TokenRequest, life time.
 		if err != nil {
 			return "", err
 		}
-		return h.issuer.Service(s, life)
+		return h.issuer.Service(s, tokens.Grant{Life: life})
 	}
 	d, err := h.accounts.Device(ctx, *r.DeviceID)
 	if err != nil {
 		return "", err
 	}
-	return h.issuer.Device(d, life)
+	return h.issuer.Device(d, tokens.Grant{Life: life})
 }
 
 func account(a accounts.Account) adminapi.Account {

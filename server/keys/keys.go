@@ -1,122 +1,69 @@
-// Package keys owns the service's secret keys: the Ed25519 key that signs access tokens, and the AES-SIV key that seals the ids
-// inside them. They lie in the database, sealed under a key-encryption key that lies in a file (design: identity.md §§4.4, 4.5).
+// Package keys owns the service's secret keys: those that sign access tokens, from their making to their end, and the AES-SIV key
+// that seals the ids inside tokens. They lie in the database, sealed under a key-encryption key that lies in a file (design:
+// identity.md §§4.4, 4.5).
 //
 // It never reads or writes a token, and never hands out a key in a form that could be logged.
 package keys
 
 import (
 	"context"
-	"crypto"
-	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
 
-	"github.com/go-jose/go-jose/v4"
 	"github.com/tink-crypto/tink-go/v2/daead/subtle"
 
 	"github.com/groupcast/groupcast/server/store"
 )
 
-// AlgEdDSA is the signature algorithm of the keys that are made (RFC 8037).
-const AlgEdDSA = "EdDSA"
+// Options say how new keys are made and how long they live. The zero value is good for production.
+type Options struct {
+	// Alg is the algorithm of new keys; empty means AlgEdDSA.
+	Alg string
+}
 
 // Ring holds the keys of one installation, opened. It is safe for concurrent use.
 type Ring struct {
-	signer  Signer
-	public  map[string]ed25519.PublicKey
+	store   *store.Store
+	kek     *KEK
+	alg     string
+	signing atomic.Pointer[signing]
 	sealing byte // version of the key that new values are sealed with
 	ids     map[byte]*subtle.AESSIV
+
+	reload   sync.Mutex
+	reloaded time.Time
 }
 
-// Signer is the key that signs new tokens.
-type Signer struct {
-	// KID names the key: the first 16 characters of its RFC 7638 thumbprint.
-	KID     string
-	Private ed25519.PrivateKey
+// signing is one reading of the signing keys; it is never changed, only replaced.
+type signing struct {
+	signer Signer
+	public map[string]Public
+	order  []string // kids, oldest first
 }
-
-// String and GoString keep the private key out of logs.
-func (s Signer) String() string { return "signing key " + s.KID }
-
-// GoString is like String.
-func (s Signer) GoString() string { return s.String() }
 
 // Load opens the keys in the database. If there are none it makes them: of several replicas that start at once, all end up
 // with the same ones.
-func Load(ctx context.Context, st *store.Store, kek *KEK) (*Ring, error) {
-	r := &Ring{public: map[string]ed25519.PublicKey{}, ids: map[byte]*subtle.AESSIV{}}
-	if err := r.loadSigning(ctx, st, kek); err != nil {
+func Load(ctx context.Context, st *store.Store, kek *KEK, o Options) (*Ring, error) {
+	if o.Alg == "" {
+		o.Alg = AlgEdDSA
+	}
+	r := &Ring{store: st, kek: kek, alg: o.Alg, ids: map[byte]*subtle.AESSIV{}}
+	if err := r.Maintain(ctx); err != nil {
 		return nil, err
 	}
-	if err := r.loadSealing(ctx, st, kek); err != nil {
+	if err := r.loadSealing(ctx); err != nil {
 		return nil, err
 	}
 	return r, nil
 }
 
-func (r *Ring) loadSigning(ctx context.Context, st *store.Store, kek *KEK) error {
-	rows, err := st.SigningKeys(ctx)
-	if err != nil {
-		return fmt.Errorf("read the signing keys: %w", err)
-	}
-	if len(rows) == 0 {
-		row, err := newSigningKey(kek)
-		if err != nil {
-			return err
-		}
-		if _, err := st.AddSigningKey(ctx, row); err != nil {
-			return fmt.Errorf("store a signing key: %w", err)
-		}
-		if rows, err = st.SigningKeys(ctx); err != nil {
-			return fmt.Errorf("read the signing keys: %w", err)
-		}
-	}
-	for _, row := range rows {
-		der, err := kek.open(signingPurpose(row.KID), row.PrivateSealed)
-		if err != nil {
-			return err
-		}
-		key, err := x509.ParsePKCS8PrivateKey(der)
-		if err != nil {
-			return fmt.Errorf("signing key %s in the database is damaged: %w", row.KID, err)
-		}
-		private, ok := key.(ed25519.PrivateKey)
-		if !ok || row.Alg != AlgEdDSA {
-			return fmt.Errorf("signing key %s is for %s, which this version can't use", row.KID, row.Alg)
-		}
-		public, ok := private.Public().(ed25519.PublicKey)
-		if !ok {
-			return fmt.Errorf("signing key %s has no public key", row.KID)
-		}
-		r.public[row.KID] = public
-		r.signer = Signer{KID: row.KID, Private: private} // the newest signs
-	}
-	return nil
-}
-
-func newSigningKey(kek *KEK) (store.SigningKey, error) {
-	public, private, err := ed25519.GenerateKey(nil)
-	if err != nil {
-		return store.SigningKey{}, fmt.Errorf("make a signing key: %w", err)
-	}
-	kid, err := KID(public)
-	if err != nil {
-		return store.SigningKey{}, err
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
-		return store.SigningKey{}, fmt.Errorf("encode a signing key: %w", err)
-	}
-	return store.SigningKey{
-		KID: kid, Alg: AlgEdDSA, PrivateSealed: kek.seal(signingPurpose(kid), der),
-	}, nil
-}
-
-func (r *Ring) loadSealing(ctx context.Context, st *store.Store, kek *KEK) error {
-	rows, err := st.SealingKeys(ctx)
+func (r *Ring) loadSealing(ctx context.Context) error {
+	rows, err := r.store.SealingKeys(ctx)
 	if err != nil {
 		return fmt.Errorf("read the sealing keys: %w", err)
 	}
@@ -124,16 +71,16 @@ func (r *Ring) loadSealing(ctx context.Context, st *store.Store, kek *KEK) error
 		key := make([]byte, subtle.AESSIVKeySize)
 		_, _ = rand.Read(key)
 		const first = 1
-		row := store.SealingKey{Version: first, KeySealed: kek.seal(sealingPurpose(first), key)}
-		if _, err := st.AddSealingKey(ctx, row); err != nil {
+		row := store.SealingKey{Version: first, KeySealed: r.kek.seal(sealingPurpose(first), key)}
+		if _, err := r.store.AddSealingKey(ctx, row); err != nil {
 			return fmt.Errorf("store a sealing key: %w", err)
 		}
-		if rows, err = st.SealingKeys(ctx); err != nil {
+		if rows, err = r.store.SealingKeys(ctx); err != nil {
 			return fmt.Errorf("read the sealing keys: %w", err)
 		}
 	}
 	for _, row := range rows {
-		key, err := kek.open(sealingPurpose(row.Version), row.KeySealed)
+		key, err := r.kek.open(sealingPurpose(row.Version), row.KeySealed)
 		if err != nil {
 			return err
 		}
@@ -147,25 +94,31 @@ func (r *Ring) loadSealing(ctx context.Context, st *store.Store, kek *KEK) error
 	return nil
 }
 
-func signingPurpose(kid string) string  { return "groupcast signing key " + kid }
 func sealingPurpose(version int) string { return fmt.Sprintf("groupcast sealing key %d", version) }
 
-// KID is the name of a public key: the first 16 characters of its thumbprint (RFC 7638, RFC 8037).
-func KID(public ed25519.PublicKey) (string, error) {
-	jwk := jose.JSONWebKey{Key: public}
-	sum, err := jwk.Thumbprint(crypto.SHA256)
-	if err != nil {
-		return "", fmt.Errorf("thumbprint of a public key: %w", err)
-	}
-	return base64.RawURLEncoding.EncodeToString(sum)[:16], nil
-}
-
 // Signer is the key that signs new tokens.
-func (r *Ring) Signer() Signer { return r.signer }
+func (r *Ring) Signer() Signer { return r.signing.Load().signer }
 
-// Public is the key with this name; false if there is none.
-func (r *Ring) Public(kid string) (ed25519.PublicKey, bool) {
-	key, ok := r.public[kid]
+// reloadPause is the least time between two looks at the database for a key that isn't known here.
+const reloadPause = time.Second
+
+// Public is the key with this name; false if there is none. A name that isn't known here may be that of a key that another
+// replica has just made, so the database is asked, once a second at most.
+func (r *Ring) Public(kid string) (Public, bool) {
+	if key, ok := r.signing.Load().public[kid]; ok {
+		return key, true
+	}
+	r.reload.Lock()
+	defer r.reload.Unlock()
+	if time.Since(r.reloaded) >= reloadPause {
+		r.reloaded = time.Now()
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		if rows, _, err := r.store.SigningKeys(ctx); err == nil {
+			_ = r.use(rows) // on an error the keys that were known stay
+		}
+	}
+	key, ok := r.signing.Load().public[kid]
 	return key, ok
 }
 

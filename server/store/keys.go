@@ -10,8 +10,21 @@ type SigningKey struct {
 	KID           string
 	Alg           string
 	PrivateSealed []byte
+	State         SigningKeyState
 	CreatedAt     time.Time
+	// StateSince is when it came to its state.
+	StateSince time.Time
 }
+
+// SigningKeyState is where a signing key stands in its life.
+type SigningKeyState string
+
+// The states of a signing key; at the end its row goes.
+const (
+	SigningKeyNext     SigningKeyState = "next"     // published, doesn't sign yet
+	SigningKeyActive   SigningKeyState = "active"   // signs
+	SigningKeyRetiring SigningKeyState = "retiring" // published until the last token it signed has ended
+)
 
 // SealingKey is a key that seals the ids inside tokens, sealed at rest.
 type SealingKey struct {
@@ -20,23 +33,45 @@ type SealingKey struct {
 	CreatedAt time.Time
 }
 
-// SigningKeys reads all signing keys, oldest first.
-func (s *Store) SigningKeys(ctx context.Context) (keys []SigningKey, err error) {
-	err = s.reading(ctx, func(tx *Tx) error {
-		keys, err = list(tx, func(r row) (k SigningKey, err error) {
-			err = r.Scan(&k.KID, &k.Alg, &k.PrivateSealed, timeColumn{&k.CreatedAt})
-			return k, err
-		}, "SELECT kid, alg, private_sealed, created_at FROM signing_keys ORDER BY created_at, kid")
+// SigningKeys reads all signing keys, oldest first, and the clock they are to be judged by.
+func (s *Store) SigningKeys(ctx context.Context) (keys []SigningKey, now time.Time, err error) {
+	err = s.Read(ctx, func(tx *Tx) error {
+		keys, now, err = tx.SigningKeys()
 		return err
 	})
-	return keys, err
+	return keys, now, err
 }
 
-// AddSigningKey adds the key only if there is none yet, and tells whether it did: of several callers at once one wins, and the
-// others find its key with SigningKeys. CreatedAt is the database's.
-func (s *Store) AddSigningKey(ctx context.Context, k SigningKey) (bool, error) {
-	return s.addFirst(ctx, "SELECT count(*) FROM signing_keys",
-		"INSERT INTO signing_keys (kid, alg, private_sealed, created_at) VALUES (?, ?, ?, {now})", k.KID, k.Alg, sealed(k.PrivateSealed))
+// SigningKeys reads all signing keys, oldest first, and the clock they are to be judged by.
+func (tx *Tx) SigningKeys() (keys []SigningKey, now time.Time, err error) {
+	keys, err = list(tx, func(r row) (k SigningKey, err error) {
+		err = r.Scan(&k.KID, &k.Alg, &k.PrivateSealed, &k.State, timeColumn{&k.CreatedAt}, timeColumn{&k.StateSince})
+		return k, err
+	}, "SELECT kid, alg, private_sealed, state, created_at, CASE state_since WHEN 0 THEN created_at ELSE state_since END FROM signing_keys ORDER BY created_at, kid")
+	if err != nil {
+		return nil, now, err
+	}
+	now, _, err = one(tx, scanTime, "SELECT {now}")
+	return keys, now, err
+}
+
+// InsertSigningKey adds a key.
+func (tx *Tx) InsertSigningKey(k SigningKey) error {
+	_, err := tx.exec("INSERT INTO signing_keys (kid, alg, private_sealed, state, created_at, state_since) VALUES (?, ?, ?, ?, {now}, {now})",
+		k.KID, k.Alg, sealed(k.PrivateSealed), string(k.State))
+	return err
+}
+
+// SetSigningKeyState moves a key on.
+func (tx *Tx) SetSigningKeyState(kid string, state SigningKeyState) error {
+	_, err := tx.exec("UPDATE signing_keys SET state = ?, state_since = {now} WHERE kid = ?", string(state), kid)
+	return err
+}
+
+// DeleteSigningKey removes a key.
+func (tx *Tx) DeleteSigningKey(kid string) error {
+	_, err := tx.exec("DELETE FROM signing_keys WHERE kid = ?", kid)
+	return err
 }
 
 // SealingKeys reads all sealing keys, oldest first.

@@ -6,6 +6,7 @@ package tokens
 
 import (
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
@@ -42,20 +43,43 @@ type claims struct {
 	Account    string            `json:"eacc,omitempty"`
 	Premises   models.PremisesID `json:"prem,omitempty"`
 	Scope      string            `json:"scope"`
+	// How and when a user logged in (OpenID Connect Core §2).
+	ACR      string `json:"acr,omitempty"`
+	AuthTime int64  `json:"auth_time,omitempty"`
+	// Confirmation names the key that the token is bound to (RFC 7800, RFC 9449 §6.1).
+	Confirmation *confirmation `json:"cnf,omitempty"`
 }
+
+type confirmation struct {
+	JKT string `json:"jkt"`
+}
+
+// jktSize is the length of a thumbprint in base64url.
+const jktSize = 43
 
 // The client_id of devices, which are no clients of their own (RFC 9068 §2.2).
 const (
 	clientDevice  = "gc-device"
 	clientGateway = "gc-gateway"
+	clientApp     = "gc-app"
 )
 
-// scopes is what each kind of principal is granted.
+// scopes is what each kind of principal is granted at most.
 var scopes = map[models.Kind]string{
 	models.KindDevice:  "gc:register gc:notify",
 	models.KindGateway: "gc:groups.read gc:notify gc:consent.report",
 	models.KindService: "gc:register gc:events gc:notify",
+	models.KindUser:    "gc:account gc:devices gc:links gc:groups gc:notify",
 }
+
+// Scopes are what a kind of principal is granted at most.
+func Scopes(k models.Kind) []string { return strings.Fields(scopes[k]) }
+
+// The prefixes of the sub of devices and users.
+const (
+	subjectDevice = "dev:"
+	subjectUser   = "usr:"
+)
 
 // Validate is called by the parser after its own checks: it closes what the library leaves open.
 func (c *claims) Validate() error {
@@ -71,6 +95,12 @@ func (c *claims) Validate() error {
 	case len(c.Audience) != 1:
 		return errors.New("aud is not a single audience")
 	}
+	if c.Confirmation != nil && len(c.Confirmation.JKT) != jktSize {
+		return errors.New("cnf has no jkt")
+	}
+	if c.Kind != models.KindUser && (c.ACR != "" || c.AuthTime != 0) {
+		return errors.New("claims of a user in another's token")
+	}
 	device := c.Device != "" && c.Account != "" && c.Premises != ""
 	none := c.Device == "" && c.Account == "" && c.Premises == "" && c.DeviceType == ""
 	switch c.Kind {
@@ -85,6 +115,11 @@ func (c *claims) Validate() error {
 	case models.KindService:
 		if !none || c.Subject != c.ClientID {
 			return errors.New("claims of a service are wrong")
+		}
+	case models.KindUser:
+		// A user's token is always bound to a key of the app.
+		if c.Device != "" || c.Account == "" || c.Premises != "" || c.DeviceType != "" || c.ClientID != clientApp || c.Confirmation == nil {
+			return errors.New("claims of a user are wrong")
 		}
 	default:
 		return errors.New("gc_kind is unknown")

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
@@ -25,8 +26,18 @@ func NewIssuer(issuer string, ring *keys.Ring, now func() time.Time) *Issuer {
 	return &Issuer{issuer: issuer, ring: ring, now: now}
 }
 
-// Device makes a token for a device or, if that is its type, a gateway. It lives for life, at most MaxLife.
-func (i *Issuer) Device(d models.Device, life time.Duration) (string, error) {
+// Grant says how a token is made.
+type Grant struct {
+	// Life is at most MaxLife.
+	Life time.Duration
+	// JKT is the thumbprint of the key that the token is bound to; empty makes a bearer token.
+	JKT string
+	// Scope is what was asked for and allowed; empty means all that the kind may have.
+	Scope []string
+}
+
+// Device makes a token for a device or, if that is its type, a gateway.
+func (i *Issuer) Device(d models.Device, g Grant) (string, error) {
 	handle, err := deviceHandle(i.ring, d.ID)
 	if err != nil {
 		return "", err
@@ -51,32 +62,73 @@ func (i *Issuer) Device(d models.Device, life time.Duration) (string, error) {
 	if d.Type == models.DeviceGateway {
 		c.ClientID, c.Kind, c.DeviceType = clientGateway, models.KindGateway, ""
 	}
-	return i.mint(c, life)
+	return i.mint(c, g, d.NotBefore)
 }
 
 // Service makes a token for a service (SAT). It names no account: those the service may serve are its links.
-func (i *Issuer) Service(s models.Service, life time.Duration) (string, error) {
+func (i *Issuer) Service(s models.Service, g Grant) (string, error) {
 	return i.mint(claims{
 		RegisteredClaims: jwt.RegisteredClaims{Subject: string(s.ID)},
 		ClientID:         string(s.ID),
 		Kind:             models.KindService,
-	}, life)
+	}, g, s.NotBefore)
 }
 
-func (i *Issuer) mint(c claims, life time.Duration) (string, error) {
-	if life <= 0 || life > MaxLife {
-		return "", fmt.Errorf("a token can't live for %s: at most %s", life, MaxLife)
+// Login is how and when a user proved who they are.
+type Login struct {
+	UserID    string
+	AccountID models.AccountID
+	ACR       string
+	At        time.Time
+	// NotBefore is the user's: nothing that was issued earlier is good.
+	NotBefore time.Time
+}
+
+// User makes a token for an app of an account holder. It has to be bound to a key.
+func (i *Issuer) User(u Login, g Grant) (string, error) {
+	subject, err := i.ring.Seal(claimSubject, Audience, []byte(u.UserID))
+	if err != nil {
+		return "", err
+	}
+	account, err := i.ring.Seal(claimAccount, Audience, []byte(u.AccountID))
+	if err != nil {
+		return "", err
+	}
+	return i.mint(claims{
+		RegisteredClaims: jwt.RegisteredClaims{Subject: subjectUser + subject},
+		ClientID:         clientApp,
+		Kind:             models.KindUser,
+		Account:          account,
+		ACR:              u.ACR,
+		AuthTime:         u.At.Unix(),
+	}, g, u.NotBefore)
+}
+
+func (i *Issuer) mint(c claims, g Grant, notBefore time.Time) (string, error) {
+	if g.Life <= 0 || g.Life > MaxLife {
+		return "", fmt.Errorf("a token can't live for %s: at most %s", g.Life, MaxLife)
 	}
 	now := i.now()
 	c.Issuer = i.issuer
 	c.Audience = jwt.ClaimStrings{Audience}
 	c.ID = rand.Text()
+	c.NotBefore = jwt.NewNumericDate(now)
+	c.ExpiresAt = jwt.NewNumericDate(now.Add(g.Life))
+	// What ends a principal's tokens ends those of the running second, since iat counts seconds. A token that is issued after that, but
+	// within the same second, has to outlive it.
+	if notBefore.After(now) && notBefore.Sub(now) <= 2*time.Second {
+		now = notBefore
+	}
 	c.IssuedAt = jwt.NewNumericDate(now)
-	c.NotBefore = c.IssuedAt
-	c.ExpiresAt = jwt.NewNumericDate(now.Add(life))
 	c.Scope = scopes[c.Kind]
+	if len(g.Scope) > 0 {
+		c.Scope = strings.Join(g.Scope, " ")
+	}
+	if g.JKT != "" {
+		c.Confirmation = &confirmation{g.JKT}
+	}
 	signer := i.ring.Signer()
-	token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, c)
+	token := jwt.NewWithClaims(jwt.GetSigningMethod(signer.Alg), c)
 	token.Header["typ"] = typ
 	token.Header["kid"] = signer.KID
 	text, err := token.SignedString(signer.Private)
@@ -97,7 +149,7 @@ func deviceHandle(ring *keys.Ring, id models.ID) (string, error) {
 	if err != nil || len(b) < 17 {
 		return "", fmt.Errorf("handle of a device: unexpected form: %w", err)
 	}
-	return "dev:" + base64.RawURLEncoding.EncodeToString(b[1:17]), nil
+	return subjectDevice + base64.RawURLEncoding.EncodeToString(b[1:17]), nil
 }
 
 func idBytes(id models.ID) []byte { return binary.BigEndian.AppendUint64(nil, uint64(id)) }

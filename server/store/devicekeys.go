@@ -1,0 +1,48 @@
+package store
+
+import (
+	"context"
+
+	"github.com/groupcast/groupcast/models"
+)
+
+const deviceKeyColumns = "thumbprint, device_id, jwk, serial, created_at"
+
+func scanDeviceKey(r row) (k models.DeviceKey, err error) {
+	err = r.Scan(&k.Thumbprint, &k.DeviceID, &k.JWK, &k.Serial, timeColumn{&k.CreatedAt})
+	return k, err
+}
+
+// DeviceKey reads a key by its thumbprint.
+func (s *Store) DeviceKey(ctx context.Context, thumbprint string) (k models.DeviceKey, found bool, err error) {
+	err = s.reading(ctx, func(tx *Tx) error {
+		k, found, err = one(tx, scanDeviceKey, "SELECT "+deviceKeyColumns+" FROM device_keys WHERE thumbprint = ?", thumbprint)
+		return err
+	})
+	return k, found, err
+}
+
+// DeviceKey reads a key by its thumbprint.
+func (tx *Tx) DeviceKey(thumbprint string) (models.DeviceKey, bool, error) {
+	return one(tx, scanDeviceKey, "SELECT "+deviceKeyColumns+" FROM device_keys WHERE thumbprint = ?", thumbprint)
+}
+
+// PutDeviceKey gives a device its key, in place of any it had. A key that another device has is IsDuplicate.
+func (tx *Tx) PutDeviceKey(k models.DeviceKey) error {
+	_, err := tx.exec(`
+		INSERT INTO device_keys (thumbprint, device_id, jwk, serial, created_at) VALUES (?, ?, ?, ?, {now})
+		ON CONFLICT (device_id) DO UPDATE SET thumbprint = excluded.thumbprint, jwk = excluded.jwk, serial = excluded.serial, created_at = excluded.created_at`,
+		k.Thumbprint, int64(k.DeviceID), k.JWK, k.Serial)
+	return err
+}
+
+// EndDeviceTokens ends everything that was issued for a device until now: access tokens by not_before, refresh tokens by removing
+// them.
+func (tx *Tx) EndDeviceTokens(id models.ID) error {
+	// A token carries whole seconds: those of the running second have to end too, and not those of the next.
+	if _, err := tx.exec("UPDATE devices SET not_before = ({now} / 1000 + 1) * 1000 WHERE id = ?", int64(id)); err != nil {
+		return err
+	}
+	_, err := tx.exec("DELETE FROM refresh_tokens WHERE device_id = ?", int64(id))
+	return err
+}
