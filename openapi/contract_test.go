@@ -57,10 +57,10 @@ func TestContractRulesFind(t *testing.T) {
 		{"a POST that doesn't say what a repetition does", "      x-gc-idempotent: natural\n", "", "x-gc-idempotent"},
 		{"a repetition of an unknown kind", "x-gc-idempotent: natural", "x-gc-idempotent: maybe", `"maybe"`},
 		{"a key that isn't declared", "x-gc-idempotent: natural", "x-gc-idempotent: key", "Idempotency-Key"},
-		{"no list of problems", "      x-gc-problems: [unavailable, internal]\n", "", "GET /readyz: x-gc-problems"},
-		{"a problem that doesn't exist", "x-gc-problems: [unavailable, internal]", "x-gc-problems: [unavailable, internal, bad-luck]", `"bad-luck"`},
-		{"a problem listed twice", "x-gc-problems: [unavailable, internal]", "x-gc-problems: [unavailable, internal, internal]", "twice"},
-		{"a problem whose status isn't declared", "x-gc-problems: [unavailable, internal]", "x-gc-problems: [unavailable, internal, forbidden]", "4XX"},
+		{"no list of problems", "      x-gc-problems: [bad-request, unavailable, internal]\n", "", "GET /readyz: x-gc-problems"},
+		{"a problem that doesn't exist", "x-gc-problems: [bad-request, unavailable, internal]", "x-gc-problems: [bad-request, unavailable, internal, bad-luck]", `"bad-luck"`},
+		{"a problem listed twice", "x-gc-problems: [bad-request, unavailable, internal]", "x-gc-problems: [bad-request, unavailable, internal, internal]", "twice"},
+		{"a problem whose status isn't declared", "        \"4XX\":\n          $ref: \"#/components/responses/Problem\"\n", "", `lists "bad-request", but`},
 		{"a problem that every caller with a token can meet, not listed", "[bad-request, unauthenticated, forbidden, not-found, overloaded,", "[bad-request, forbidden, not-found, overloaded,", `"unauthenticated"`},
 		{"a problem that every body can meet, not listed", "not-found, too-large, unsupported-media,", "not-found, too-large,", `"unsupported-media"`},
 		{"a body without an example", "            examples:\n              worked:\n                summary: The gateway", "            x-examples:\n              worked:\n                summary: The gateway", "PUT /v1/gateways/{gatewayId}: the application/json body"},
@@ -144,7 +144,7 @@ func (l *linter) operations() {
 			}
 			scopes, open := l.security(at, op)
 			l.permission(at, op, scopes, open)
-			l.responses(at, op, open)
+			l.responses(at, op)
 			l.problems(at, item, op, open)
 			l.deprecation(at, op)
 			if method == "POST" {
@@ -227,11 +227,8 @@ func (l *linter) permission(at string, op *openapi3.Operation, scopes []string, 
 	}
 }
 
-func (l *linter) responses(at string, op *openapi3.Operation, open bool) {
+func (l *linter) responses(at string, op *openapi3.Operation) {
 	want := []string{"4XX", "5XX"}
-	if open && len(op.Parameters) == 0 && op.RequestBody == nil {
-		want = want[1:] // there is nothing that the caller could do wrong
-	}
 	for _, status := range want {
 		response := op.Responses.Value(status)
 		if response == nil || response.Value.Content.Get("application/problem+json") == nil {
@@ -285,13 +282,11 @@ func (l *linter) problems(at string, item *openapi3.PathItem, op *openapi3.Opera
 			l.add("%s: x-gc-problems lists %q, but the operation declares no %s", at, name, class)
 		}
 	}
-	want := []models.Code{models.CodeInternal}
-	if op.Responses.Value("4XX") != nil {
-		want = append(want, models.CodeBadRequest, models.CodeUnavailable)
-	}
+	// An undeclared query parameter is enough for bad-request.
+	want := []models.Code{models.CodeBadRequest, models.CodeInternal}
 	authz, _ := op.Extensions["x-gc-authz"].(map[string]any)
 	if allowed, _ := authz["kinds"].([]any); !open && !slices.Contains(allowed, any("operator")) {
-		want = append(want, models.CodeUnauthenticated, models.CodeForbidden)
+		want = append(want, models.CodeUnauthenticated, models.CodeForbidden, models.CodeUnavailable)
 	}
 	for _, p := range slices.Concat(item.Parameters, op.Parameters) {
 		if p.Value.In == "path" {

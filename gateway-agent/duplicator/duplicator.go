@@ -16,7 +16,8 @@ import (
 // Duplicator is what every backend does; there are more than one because kernels differ.
 type Duplicator interface {
 	// Apply makes the snapshot the one in force. A datagram is copied by the old snapshot or by the new one, never by a mix. Nil
-	// stands for no groups. An error names the groups that can't be served; the others are.
+	// stands for no groups. An error names the groups that can't be served; the others are. Only with an error that wraps
+	// ErrNotApplied is the snapshot not in force at all.
 	Apply(*table.Snapshot) error
 	// Counters gives what was counted since the start.
 	Counters() Counters
@@ -46,6 +47,9 @@ type Config struct {
 	// Log takes what an operator needs to know. It never gets a destination's address. Default: slog.Default.
 	Log *slog.Logger
 }
+
+// ErrNotApplied is wrapped by the errors of Apply that leave the snapshot before in force.
+var ErrNotApplied = errors.New("the snapshot is not in force")
 
 func (c Config) withDefaults() Config {
 	if len(c.Ports) == 0 {

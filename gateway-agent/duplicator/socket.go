@@ -49,11 +49,11 @@ func (s *Socket) Apply(snapshot *table.Snapshot) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return errClosed
+		return fmt.Errorf("%w: %w", ErrNotApplied, errClosed)
 	}
 	refusals, err := newRefusals(s.config)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", ErrNotApplied, err)
 	}
 	now := time.Now()
 	p, err := newPlan(snapshot, now, s.config, refusals)

@@ -28,10 +28,11 @@ func systemClock() clock {
 	if err != nil {
 		boot = nil // then only the wall clock counts
 	}
-	return clock{wall: time.Now, boot: strings.TrimSpace(string(boot)), up: uptime}
+	return clock{wall: time.Now, boot: strings.TrimSpace(string(boot)), up: Uptime}
 }
 
-func uptime() time.Duration {
+// Uptime is the time since this boot. Unlike the monotonic clock it goes on while the host sleeps.
+func Uptime() time.Duration {
 	var t unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) != nil {
 		return 0

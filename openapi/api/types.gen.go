@@ -372,7 +372,7 @@ type RegistrationPage struct {
 
 // RegistrationRequest defines model for RegistrationRequest.
 type RegistrationRequest struct {
-	// IPv6 The member's IPv6 address; used if it has no IPv4 address.
+	// IPv6 The member's IPv6 address; used if it has no IPv4 address. Without a zone, and not an IPv4 address in IPv6 form.
 	IPv6 nullable.Nullable[netip.Addr] `json:"IPv6,omitempty"`
 
 	// TTLs Seconds the lease shall live; absent means 3600. The service grants 30 to 86400.

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/groupcast/groupcast/models"
 )
 
 const (
@@ -74,7 +76,7 @@ type Attempt struct {
 // once get no further than one after the other. known says that this account has logged in from this prefix before: then a
 // stranger's failures elsewhere don't make its owner wait.
 func (d *Delays) Begin(account string, source netip.Addr, known bool) (a Attempt, wait time.Duration) {
-	prefix := prefixOf(source)
+	prefix := models.SourcePrefix(source)
 	a = Attempt{delays: d, lanes: [2]lane{{account: account}, {prefix: prefix}}}
 	if known {
 		a.lanes[0].prefix = prefix
@@ -157,14 +159,4 @@ func (c count) fallen(now time.Time) count {
 		c.until = c.until.Add(time.Duration(passed) * MaxDelay)
 	}
 	return c
-}
-
-func prefixOf(a netip.Addr) netip.Prefix {
-	a = a.Unmap().WithZone("")
-	bits := 64
-	if a.Is4() {
-		bits = 24
-	}
-	p, _ := a.Prefix(bits) // the zero address has the zero prefix
-	return p
 }

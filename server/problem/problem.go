@@ -25,14 +25,19 @@ type FieldError struct {
 	Detail  string `json:"detail"`
 }
 
-// FieldErrors is the member of models.Error.Fields that holds a []FieldError.
-const FieldErrors = "errors"
+// Members of models.Error.Fields that mean something here.
+const (
+	// FieldErrors holds a []FieldError.
+	FieldErrors = "errors"
+	// RetryAfter holds an int, the seconds after which trying again may help. It becomes the header of that name as well.
+	RetryAfter = "retryAfter"
+)
 
 // row is what a code means in HTTP.
 type row struct {
 	status int
 	title  string
-	// retryAfter, in seconds, is sent with answers that say "not now".
+	// retryAfter, in seconds, is sent with answers that say "not now", unless the error knows better.
 	retryAfter int
 }
 
@@ -102,8 +107,12 @@ func Write(w http.ResponseWriter, e *models.Error, instance string) {
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	h.Del("ETag")
-	if r.retryAfter > 0 && h.Get("Retry-After") == "" {
-		h.Set("Retry-After", strconv.Itoa(r.retryAfter))
+	wait, ok := e.Fields[RetryAfter].(int)
+	if !ok {
+		wait = r.retryAfter
+	}
+	if wait > 0 {
+		h.Set("Retry-After", strconv.Itoa(wait))
 	}
 	w.WriteHeader(r.status)
 	_, _ = w.Write(body) // a client that is gone can't be told

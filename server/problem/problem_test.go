@@ -87,6 +87,9 @@ func TestNotNowSaysWhen(t *testing.T) {
 		assert.Equal(t, 503, w.Code)
 		assert.NotEmpty(t, w.Header().Get("Retry-After"))
 	}
+	w := httptest.NewRecorder()
+	problem.Write(w, models.Errorf(models.CodePoolExhausted, "later").With(problem.RetryAfter, 17), "")
+	assert.Equal(t, "17", w.Header().Get("Retry-After"))
 }
 
 func TestWhatTheCatalogueDoesNotKnowIsOurFault(t *testing.T) {

@@ -110,19 +110,32 @@ func (db *DB) Exec(t testing.TB, statement string) {
 }
 
 // Ints runs a query of the test's own that gives one column of numbers.
-func (db *DB) Ints(t testing.TB, query string) []int64 {
+func (db *DB) Ints(t testing.TB, query string) []int64 { return column[int64](t, db, query) }
+
+// Texts runs a query of the test's own that gives one column of texts.
+func (db *DB) Texts(t testing.TB, query string) []string { return column[string](t, db, query) }
+
+func column[T any](t testing.TB, db *DB, query string) (all []T) {
 	t.Helper()
 	rows, err := db.raw.Query(query)
 	require.NoError(t, err)
 	defer func() { _ = rows.Close() }()
-	var all []int64
 	for rows.Next() {
-		var n int64
-		require.NoError(t, rows.Scan(&n))
-		all = append(all, n)
+		var v T
+		require.NoError(t, rows.Scan(&v))
+		all = append(all, v)
 	}
 	require.NoError(t, rows.Err())
 	return all
+}
+
+// Deadlocks counts the deadlocks that the database broke; SQLite has none by construction.
+func (db *DB) Deadlocks(t testing.TB) int64 {
+	t.Helper()
+	if db.Dialect() == "sqlite" {
+		return 0
+	}
+	return db.Ints(t, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")[0]
 }
 
 // Advance moves the database's clock and keeps the leases looked at, as if the service had run all the time.

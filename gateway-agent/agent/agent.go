@@ -1,0 +1,188 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	stdsync "sync"
+	"time"
+
+	"github.com/groupcast/groupcast/gateway-agent/config"
+	"github.com/groupcast/groupcast/gateway-agent/credential"
+	"github.com/groupcast/groupcast/gateway-agent/duplicator"
+	"github.com/groupcast/groupcast/gateway-agent/lan"
+	"github.com/groupcast/groupcast/gateway-agent/state"
+	"github.com/groupcast/groupcast/gateway-agent/sync"
+	"github.com/groupcast/groupcast/gateway-agent/table"
+)
+
+// ErrConfiguration is wrapped by errors of Run that a restart won't mend: somebody has to change the configuration or a file that
+// it names.
+var ErrConfiguration = errors.New("configuration")
+
+// Agent is a gateway agent that copies.
+type Agent struct {
+	config     config.Config
+	version    string
+	log        *slog.Logger
+	started    time.Time
+	forwarder  *forwarder
+	poller     *sync.Poller
+	duplicator duplicator.Duplicator
+	closers    []func() error // in the order of opening
+}
+
+// Run is the whole life of an agent: it returns when ctx ends, or with the reason why it can't start.
+func Run(ctx context.Context, c config.Config, version string, log *slog.Logger) error {
+	a := &Agent{config: c, version: version, log: log, started: time.Now()}
+	err := a.open(ctx)
+	if err == nil {
+		log.Info("gateway-agent runs", "version", version, "gateway", c.Gateway.ID, "server", c.Server.Redacted(),
+			"lan", c.Gateway.LANPrefix, "groupRange", c.Gateway.Range)
+		a.work(ctx)
+		log.Info("gateway-agent stops")
+	}
+	return errors.Join(err, a.close())
+}
+
+// open builds everything up to copying by the last snapshot, before the server is asked.
+func (a *Agent) open(ctx context.Context) error {
+	c := a.config
+	if c.AllowLoopback {
+		a.log.Warn("allow-loopback is set: addresses of 127.0.0.0/8 are allowed, for a demonstration on one machine")
+	}
+	if c.AllowPlainHTTP && c.Server.Scheme == "http" {
+		a.log.Warn("allow-plain-http is set: the token goes to the server without TLS")
+	}
+	token := credential.File(c.Credential)
+	if err := token.Check(); err != nil {
+		return fmt.Errorf("%w: %w", ErrConfiguration, err)
+	}
+	transport, err := sync.NewTransport(c.CA)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrConfiguration, err)
+	}
+	a.poller, err = sync.New(sync.Config{
+		Server: c.Server.String(), Gateway: c.Gateway, Transport: transport, Authorize: token.Authorize, Log: a.log,
+	})
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrConfiguration, err)
+	}
+	store, err := state.Open(c.StateDir, c.Gateway.ID)
+	if err != nil {
+		return err
+	}
+	a.closers = append(a.closers, store.Close)
+	copier, err := duplicator.OpenSocket(duplicator.Config{
+		GroupRange: c.Gateway.Range, Uplink: c.Gateway.Uplink, Ports: c.MediaPorts, CopyOptions: c.CopyOptions,
+		AllowLoopback: c.AllowLoopback, MaxStale: sync.MaxStaleLimit, Log: a.log,
+	})
+	if err != nil {
+		return err
+	}
+	a.duplicator = copier
+	a.closers = append(a.closers, copier.Close)
+	iface, err := lanInterface(c)
+	if err != nil {
+		return err
+	}
+	guard, err := lan.Open(iface, c.Gateway.Range)
+	if err != nil {
+		return err
+	}
+	a.closers = append(a.closers, guard.Close)
+	db, err := table.Open()
+	if err != nil {
+		return err
+	}
+	a.forwarder = &forwarder{
+		log: a.log, server: c.Server.String(), gateway: c.Gateway, store: store, db: db, duplicator: copier, guard: guard,
+		uptime: state.Uptime, answers: make(chan delivered),
+	}
+	a.forwarder.view.Store(&view{})
+	if err := a.forwarder.restore(); err != nil {
+		a.log.Error("the kept group information could not be put into force", "err", err)
+	}
+	return a.listen(ctx, store.Path(socketFile))
+}
+
+// listen opens what an operator looks through.
+func (a *Agent) listen(ctx context.Context, socket string) error {
+	l, err := listenUnix(ctx, socket)
+	if err != nil {
+		return err
+	}
+	a.serve(l, "GET /status", a.serveStatus)
+	if !a.config.MetricsListen.IsValid() {
+		return nil
+	}
+	l, err = (&net.ListenConfig{}).Listen(ctx, "tcp", a.config.MetricsListen.String())
+	if err != nil {
+		return fmt.Errorf("metrics-listen: %w", err)
+	}
+	a.serve(l, "GET /metrics", a.serveMetrics)
+	return nil
+}
+
+func (a *Agent) serve(l net.Listener, pattern string, handler http.HandlerFunc) {
+	mux := http.NewServeMux()
+	mux.HandleFunc(pattern, handler)
+	server := &http.Server{
+		Handler: mux, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second,
+		MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
+	}
+	var done stdsync.WaitGroup
+	done.Go(func() { _ = server.Serve(l) })
+	a.closers = append(a.closers, func() error {
+		err := server.Close()
+		done.Wait()
+		return err
+	})
+}
+
+// work polls and applies until ctx ends.
+func (a *Agent) work(ctx context.Context) {
+	cursor := a.forwarder.acked // from here on it belongs to run
+	var done stdsync.WaitGroup
+	done.Go(func() { a.forwarder.run(ctx) })
+	done.Go(func() { a.poller.Run(ctx, cursor, a.forwarder.deliver) })
+	done.Wait()
+}
+
+// close takes down what open built, the last first: cameras stop finding the group IPs before nobody listens there.
+func (a *Agent) close() error {
+	var errs []error
+	for i := len(a.closers) - 1; i >= 0; i-- {
+		errs = append(errs, a.closers[i]())
+	}
+	return errors.Join(errs...)
+}
+
+// lanInterface is the configured one, or the one that has the gateway's LAN address.
+func lanInterface(c config.Config) (string, error) {
+	if c.LANInterface != "" {
+		return c.LANInterface, nil
+	}
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return "", fmt.Errorf("lan-interface: %w", err)
+	}
+	for _, i := range interfaces {
+		addrs, err := i.Addrs()
+		if err != nil {
+			return "", fmt.Errorf("lan-interface: %w", err)
+		}
+		for _, addr := range addrs {
+			// Loopback has every address of its prefix.
+			p, err := netip.ParsePrefix(addr.String())
+			if err == nil && (p.Addr() == c.Gateway.LANAddr || i.Flags&net.FlagLoopback != 0 && p.Contains(c.Gateway.LANAddr)) {
+				return i.Name, nil
+			}
+		}
+	}
+	return "", fmt.Errorf("lan-interface: no interface has lan-address %s: give the interface that the cameras are on", c.Gateway.LANAddr)
+}

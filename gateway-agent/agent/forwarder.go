@@ -1,0 +1,224 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/groupcast/groupcast/gateway-agent/duplicator"
+	"github.com/groupcast/groupcast/gateway-agent/lan"
+	"github.com/groupcast/groupcast/gateway-agent/state"
+	"github.com/groupcast/groupcast/gateway-agent/sync"
+	"github.com/groupcast/groupcast/gateway-agent/table"
+	"github.com/groupcast/groupcast/models"
+)
+
+// longestLook is how often the age is looked at by the clock that also runs while the host sleeps.
+const longestLook = 10 * time.Second
+
+// forwarder holds what is in force. Everything but view belongs to the goroutine of run.
+type forwarder struct {
+	log        *slog.Logger
+	server     string
+	gateway    models.Gateway
+	store      *state.Store
+	db         *table.DB
+	duplicator duplicator.Duplicator
+	guard      *lan.Guard
+	uptime     func() time.Duration
+
+	answers chan delivered
+
+	held       *sync.Information // what the table holds; nil: nothing
+	acked      string            // cursor of what is applied and kept; the only one that may be sent
+	heard      hearing
+	forwarding bool
+	fault      string // what the last application could not do
+
+	view atomic.Pointer[view]
+}
+
+// hearing is the last time that the server stood by what is held, by the clock of the packet path and by the one that also runs
+// while the host sleeps.
+type hearing struct {
+	at       time.Time
+	up       time.Duration
+	maxStale time.Duration
+}
+
+func (h hearing) until() time.Time { return h.at.Add(h.maxStale) }
+
+func (h hearing) over(now time.Time, up time.Duration) bool {
+	return !now.Before(h.until()) || up-h.up >= h.maxStale
+}
+
+// view is what others may read of a forwarder.
+type view struct {
+	snapshot   *table.Snapshot
+	heard      hearing
+	forwarding bool
+	fault      string
+}
+
+type delivered struct {
+	answer sync.Answer
+	reply  chan<- reply
+}
+
+type reply struct {
+	cursor string
+	err    error
+}
+
+// deliver hands an answer to the goroutine that applies, and waits for it.
+func (f *forwarder) deliver(ctx context.Context, a sync.Answer) (string, error) {
+	replies := make(chan reply, 1)
+	select {
+	case f.answers <- delivered{a, replies}:
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+	select {
+	case r := <-replies:
+		return r.cursor, r.err
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+}
+
+// run applies answers and lets what is in force run out, until ctx ends.
+func (f *forwarder) run(ctx context.Context) {
+	look := time.NewTimer(f.nextLook())
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case d := <-f.answers:
+			cursor, err := f.take(d.answer)
+			d.reply <- reply{cursor, err}
+		case <-look.C:
+			if f.forwarding && f.heard.over(time.Now(), f.uptime()) {
+				f.failClosed()
+			}
+		}
+		look.Reset(f.nextLook())
+	}
+}
+
+func (f *forwarder) nextLook() time.Duration {
+	if !f.forwarding {
+		return longestLook
+	}
+	return min(max(time.Until(f.heard.until()), 0), longestLook)
+}
+
+// restore puts into force what the last agent kept, if it is fresh enough.
+func (f *forwarder) restore() error {
+	kept, err := f.store.Load(f.server)
+	if errors.Is(err, state.ErrNone) {
+		f.log.Info("no group information is kept: nothing is copied until the server answers")
+		return nil
+	}
+	var info *sync.Information
+	if err == nil {
+		info, err = sync.Decode(kept.Information, f.gateway)
+	}
+	switch {
+	case err != nil:
+		f.log.Warn("the kept group information is not used: nothing is copied until the server answers", "err", err)
+		return nil
+	case kept.Age >= info.MaxStale:
+		f.log.Warn("the kept group information is too old: nothing is copied until the server answers", "maxStale", info.MaxStale)
+		return nil
+	}
+	if err := f.db.Replace(info.GroupInformation); err != nil {
+		return err
+	}
+	f.held = info
+	f.heard = hearing{time.Now().Add(-kept.Age), f.uptime() - kept.Age, info.MaxStale}
+	if err := f.apply(); err != nil {
+		return err
+	}
+	f.acked = info.Cursor()
+	f.log.Info("copying by the kept group information", "cursor", f.acked, "age", kept.Age, "groups", len(info.Groups))
+	return nil
+}
+
+// take applies an answer and gives the cursor of what is applied and kept. SPEC §6, design: apply only if the epoch differs or the
+// revision is greater.
+func (f *forwarder) take(a sync.Answer) (string, error) {
+	info := a.Information
+	switch {
+	case info == nil && (f.held == nil || f.held.Cursor() != f.acked):
+		// It is about a snapshot that is not the one in force, so it says nothing about this one.
+		f.acked = ""
+		return "", errors.New("the server says that nothing changed since an older snapshot")
+	case info == nil:
+		info = f.held
+	case f.forwarding && info.Epoch == f.held.Epoch && info.Revision < f.held.Revision:
+		return f.acked, fmt.Errorf("the server sent revision %d, older than %d which it sent before: if its database was restored, its epoch has to change",
+			info.Revision, f.held.Revision)
+	}
+	if f.held == nil || info.Cursor() != f.held.Cursor() {
+		if err := f.db.Replace(info.GroupInformation); err != nil {
+			return f.acked, err
+		}
+		f.held = info
+		f.log.Info("group information received", "cursor", info.Cursor(), "groups", len(info.Groups))
+	}
+	f.heard = hearing{time.Now(), f.uptime(), info.MaxStale}
+	if err := f.apply(); err != nil {
+		return f.acked, err
+	}
+	if f.acked == info.Cursor() {
+		return f.acked, f.store.Confirm(f.acked)
+	}
+	// Only what a restart would find again may be acknowledged: an older snapshot on disk could bring a group back to an address
+	// that the server has given to another since.
+	if err := f.store.Save(f.server, info.Cursor(), info.Raw); err != nil {
+		return f.acked, err
+	}
+	f.acked = info.Cursor()
+	return f.acked, nil
+}
+
+// apply puts the table into force until the server is not heard from for too long. A group that can't be served doesn't keep the others
+// from it and is tried again with the next answer.
+func (f *forwarder) apply() error {
+	snapshot, err := table.Derive(f.db.Read(), table.Inputs{ValidUntil: f.heard.until()})
+	if err != nil {
+		return err
+	}
+	err = f.duplicator.Apply(snapshot)
+	if errors.Is(err, duplicator.ErrNotApplied) {
+		return err
+	}
+	f.forwarding = true
+	f.settle(snapshot, errors.Join(err, f.guard.Apply(snapshot)))
+	return nil
+}
+
+// failClosed ends all copying: from here on nobody knows whether the destinations still want it.
+func (f *forwarder) failClosed() {
+	f.log.Error("the server was not heard from for too long: nothing is copied until it answers", "maxStale", f.heard.maxStale)
+	f.forwarding = false
+	f.settle(nil, errors.Join(f.guard.Apply(nil), f.duplicator.Apply(nil)))
+}
+
+func (f *forwarder) settle(snapshot *table.Snapshot, err error) {
+	fault := ""
+	if err != nil {
+		fault = err.Error()
+		if fault != f.fault {
+			f.log.Error("not everything could be put into force: it is tried again with the next answer", "err", err)
+		}
+	} else if f.fault != "" {
+		f.log.Info("everything is in force again")
+	}
+	f.fault = fault
+	f.view.Store(&view{snapshot, f.heard, f.forwarding, fault})
+}

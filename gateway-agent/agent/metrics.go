@@ -1,0 +1,97 @@
+package agent
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/VictoriaMetrics/metrics"
+)
+
+// serveMetrics writes Prometheus' text format. The labels are ids and addresses of groups, which need no escaping. Names of
+// destinations stay out of it; the status tells whose an id is.
+func (a *Agent) serveMetrics(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+	_, _ = w.Write(a.exposition())
+	metrics.WriteProcessMetrics(w)
+}
+
+func (a *Agent) exposition() []byte {
+	s, counters := a.status(), a.duplicator.Counters()
+	var b bytes.Buffer
+	family := func(name, kind, help string) func(labels string, value any) {
+		name = "groupcast_agent_" + name
+		fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
+		return func(labels string, value any) { fmt.Fprintf(&b, "%s%s %v\n", name, labels, value) }
+	}
+
+	forwarding := 0
+	if s.Forwarding {
+		forwarding = 1
+	}
+	family("forwarding", "gauge", "1 while there is a group information to copy by, else 0.")("", forwarding)
+	family("last_success_age_seconds", "gauge", "Since the server was last heard from; -1 for never.")("", s.LastSuccessSeconds)
+	family("valid_for_seconds", "gauge", "Until copying stops if the server stays silent.")("", s.ValidForSeconds)
+	family("refused_destinations", "gauge", "Destinations that get nothing because their address may not be sent to.")("", s.RefusedCount)
+	if _, revision, ok := strings.Cut(s.Cursor, "."); ok {
+		family("revision", "gauge", "Revision of the group information in force.")("", revision)
+	}
+	poll := family("polls_total", "counter", "Polls by result; failed counts whatever led to a back-off.")
+	poll(`{result="changed"}`, s.Polls.Changed)
+	poll(`{result="unchanged"}`, s.Polls.Unchanged)
+	poll(`{result="refused"}`, s.Polls.Refused)
+	poll(`{result="failed"}`, s.Polls.Failed)
+
+	group := family("group_info", "gauge", "The groups in force; always 1.")
+	for _, g := range s.Groups {
+		group(fmt.Sprintf(`{group_ip="%s",group="%s",generation="%d"}`, g.IP, g.Name, g.Generation), 1)
+	}
+	groupIPs := slices.SortedFunc(maps.Keys(counters.Groups), netip.Addr.Compare)
+	received := family("group_received_total", "counter", "Datagrams that arrived at the group IP.")
+	for _, ip := range groupIPs {
+		received(fmt.Sprintf(`{group_ip="%s"}`, ip), counters.Groups[ip].Received)
+	}
+	dropped := family("group_drops_total", "counter", "Datagrams at the group IP that were not copied.")
+	for _, ip := range groupIPs {
+		for reason, n := range ordered(counters.Groups[ip].Drops) {
+			dropped(fmt.Sprintf(`{group_ip="%s",reason="%s"}`, ip, reason), n)
+		}
+	}
+
+	destination := family("destination_info", "gauge", "The destinations in force; always 1.")
+	for _, g := range s.Groups {
+		for _, d := range g.Destinations {
+			destination(fmt.Sprintf(`{destination="%s",group_ip="%s"}`, d.ID, g.IP), 1)
+		}
+	}
+	ids := slices.Sorted(maps.Keys(counters.Destinations))
+	packets := family("destination_packets_total", "counter", "Copies sent to the destination.")
+	for _, id := range ids {
+		packets(fmt.Sprintf(`{destination="%s"}`, id), counters.Destinations[id].Packets)
+	}
+	octets := family("destination_bytes_total", "counter", "UDP payload of the copies sent to the destination.")
+	for _, id := range ids {
+		octets(fmt.Sprintf(`{destination="%s"}`, id), counters.Destinations[id].Bytes)
+	}
+	lost := family("destination_drops_total", "counter", "Copies for the destination that were not sent.")
+	for _, id := range ids {
+		for reason, n := range ordered(counters.Destinations[id].Drops) {
+			lost(fmt.Sprintf(`{destination="%s",reason="%s"}`, id, reason), n)
+		}
+	}
+	return b.Bytes()
+}
+
+func ordered(m map[string]uint64) func(yield func(string, uint64) bool) {
+	return func(yield func(string, uint64) bool) {
+		for _, k := range slices.Sorted(maps.Keys(m)) {
+			if !yield(k, m[k]) {
+				return
+			}
+		}
+	}
+}

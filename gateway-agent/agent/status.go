@@ -1,0 +1,159 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/groupcast/groupcast/gateway-agent/sync"
+)
+
+// socketFile is the unix socket in the state directory that answers "gateway-agent status".
+const socketFile = "status.sock"
+
+// maxSocketPath is what the kernel takes as the path of a unix socket.
+const maxSocketPath = 107
+
+// Status is what an agent says about itself. It has no address of a destination.
+type Status struct {
+	Version   string    `json:"version"`
+	PID       int       `json:"pid"`
+	GatewayID string    `json:"gatewayId"`
+	Server    string    `json:"server"`
+	Started   time.Time `json:"started"`
+	// Forwarding is false as long as the server was never heard from, or not for too long.
+	Forwarding bool   `json:"forwarding"`
+	Cursor     string `json:"cursor"`
+	// LastSuccessSeconds is how long ago the server was heard from, -1 for never.
+	LastSuccessSeconds float64       `json:"lastSuccessSeconds"`
+	ValidForSeconds    float64       `json:"validForSeconds"`
+	Polls              sync.Counts   `json:"polls"`
+	Fault              string        `json:"fault,omitempty"`
+	RefusedCount       int           `json:"refusedDestinations"`
+	Groups             []GroupStatus `json:"groups"`
+}
+
+// GroupStatus is one group in force.
+type GroupStatus struct {
+	ID           string              `json:"groupId"`
+	Name         string              `json:"groupName"`
+	IP           netip.Addr          `json:"groupIP"`
+	Generation   int64               `json:"generation"`
+	Sources      []string            `json:"sources"`
+	Received     uint64              `json:"received"`
+	Drops        map[string]uint64   `json:"drops"`
+	Destinations []DestinationStatus `json:"destinations"`
+}
+
+// DestinationStatus is one destination in force.
+type DestinationStatus struct {
+	ID      string            `json:"registrationId"`
+	Name    string            `json:"destinationName"`
+	Packets uint64            `json:"packets"`
+	Bytes   uint64            `json:"bytes"`
+	Drops   map[string]uint64 `json:"drops"`
+}
+
+func (a *Agent) status() Status {
+	v, counters, now := a.forwarder.view.Load(), a.duplicator.Counters(), time.Now()
+	s := Status{
+		Version: a.version, PID: os.Getpid(), GatewayID: a.config.Gateway.ID.String(), Server: a.config.Server.Redacted(), Started: a.started,
+		Forwarding: v.forwarding, LastSuccessSeconds: -1, Polls: a.poller.Counts(), Fault: v.fault, RefusedCount: counters.Refused,
+		Groups: []GroupStatus{},
+	}
+	if !v.heard.at.IsZero() {
+		s.LastSuccessSeconds = now.Sub(v.heard.at).Seconds()
+	}
+	if v.snapshot == nil {
+		return s
+	}
+	s.Cursor = v.snapshot.Version
+	s.ValidForSeconds = max(v.heard.until().Sub(now).Seconds(), 0)
+	for _, ip := range slices.SortedFunc(maps.Keys(v.snapshot.Groups), netip.Addr.Compare) {
+		g, count := v.snapshot.Groups[ip], counters.Groups[ip]
+		group := GroupStatus{
+			ID: g.ID, Name: g.Name, IP: ip, Generation: g.Generation, Sources: []string{},
+			Received: count.Received, Drops: orEmpty(count.Drops), Destinations: []DestinationStatus{},
+		}
+		for _, source := range g.Sources {
+			group.Sources = append(group.Sources, source.Name)
+		}
+		for _, d := range g.Destinations {
+			count := counters.Destinations[d.ID]
+			group.Destinations = append(group.Destinations, DestinationStatus{
+				ID: d.ID, Name: d.Name, Packets: count.Packets, Bytes: count.Bytes, Drops: orEmpty(count.Drops),
+			})
+		}
+		s.Groups = append(s.Groups, group)
+	}
+	return s
+}
+
+func orEmpty(m map[string]uint64) map[string]uint64 {
+	if m == nil {
+		return map[string]uint64{}
+	}
+	return m
+}
+
+func (a *Agent) serveStatus(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(a.status())
+}
+
+func listenUnix(ctx context.Context, path string) (net.Listener, error) {
+	if len(path) > maxSocketPath {
+		return nil, fmt.Errorf("state-dir: the path of the socket in it has %d bytes, the kernel takes %d: give a shorter one", len(path), maxSocketPath)
+	}
+	// What a killed agent left. The lock on the directory says that no other one serves it.
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("state-dir: %w", err)
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("state-dir: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("state-dir: %w", err)
+	}
+	return l, nil
+}
+
+// Ask asks the agent that runs in the state directory.
+func Ask(ctx context.Context, stateDir string) (Status, error) {
+	path := filepath.Join(stateDir, socketFile)
+	transport := &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", path)
+		},
+		DisableKeepAlives: true,
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://gateway-agent/status", nil)
+	if err != nil {
+		return Status{}, err
+	}
+	answer, err := (&http.Client{Transport: transport, Timeout: 5 * time.Second}).Do(r)
+	if err != nil {
+		if errors.Is(err, fs.ErrPermission) {
+			return Status{}, fmt.Errorf("you may not ask the agent in %s: run this as the agent's own user", stateDir)
+		}
+		return Status{}, fmt.Errorf("no gateway-agent answers in %s: is it running, and is this its state-dir?", stateDir)
+	}
+	defer answer.Body.Close()
+	var s Status
+	if err := json.NewDecoder(answer.Body).Decode(&s); err != nil {
+		return Status{}, fmt.Errorf("what answers in %s is not a gateway-agent of this version: %w", stateDir, err)
+	}
+	return s, nil
+}
