@@ -27,9 +27,27 @@ const (
 	CodeRangeConflict    Code = "range-conflict"     // the declared range overlaps another or has groups outside it
 	CodeBadRange         Code = "bad-range"          // the declared range is not usable
 	CodeAlreadyExists    Code = "already-exists"     // an object with that id or name exists
+	CodeRateLimited      Code = "rate-limited"       // too many requests of this kind from there
 	CodeOverloaded       Code = "overloaded"         // too many callers wait
 	CodeUnavailable      Code = "unavailable"        // the database can't be reached, or the service is stopping
 	CodeInternal         Code = "internal"           // a fault of ours
+)
+
+// The codes of the OAuth endpoints. Each is the error code of its RFC with - for _ (RFC 6749 §5.2, RFC 7591 §3.2.2, RFC 8628 §3.5, RFC 9449
+// §5).
+const (
+	CodeInvalidClient         Code = "invalid-client"          // the client's own credential is wrong, or it is gone
+	CodeInvalidGrant          Code = "invalid-grant"           // the ticket, code or refresh token has ended, was used, or is another's
+	CodeUnauthorizedClient    Code = "unauthorized-client"     // this client may not use this grant
+	CodeUnsupportedGrant      Code = "unsupported-grant-type"  // there is no such grant
+	CodeInvalidScope          Code = "invalid-scope"           // more than the client may have
+	CodeInvalidClientMetadata Code = "invalid-client-metadata" // what a device says of itself can't be taken, above all its key
+	CodeInvalidDPoPProof      Code = "invalid-dpop-proof"      // the proof of possession is missing or wrong
+	CodeUseDPoPNonce          Code = "use-dpop-nonce"          // the proof needs the nonce of this answer
+	CodeAuthorizationPending  Code = "authorization-pending"   // nobody has decided yet
+	CodeSlowDown              Code = "slow-down"               // the client polls too often
+	CodeAccessDenied          Code = "access-denied"           // the account holder refused
+	CodeExpiredToken          Code = "expired-token"           // the device code was not approved in time
 )
 
 // Error is a refusal with its reason. Detail is a sentence for the caller that says what to do; it never carries somebody

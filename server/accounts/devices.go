@@ -26,7 +26,16 @@ type NewDevice struct {
 
 // CreateDevice creates or imports a device. A gateway can declare its network from then on. CodeAlreadyExists is an id that is
 // taken, in whatever account.
-func (s *Service) CreateDevice(ctx context.Context, n NewDevice) (models.Device, error) {
+func (s *Service) CreateDevice(ctx context.Context, n NewDevice) (d models.Device, err error) {
+	err = s.store.Write(ctx, func(tx *store.Tx) error {
+		d, err = s.AddDevice(tx, n)
+		return err
+	})
+	return d, err
+}
+
+// AddDevice is CreateDevice as a step of a transaction.
+func (s *Service) AddDevice(tx *store.Tx, n NewDevice) (models.Device, error) {
 	d := models.Device{
 		ID: n.ID, PremisesID: n.PremisesID, Type: n.Type, Name: n.Name, Model: n.Model, PoP: !n.NoPoP, Trigger: n.Trigger,
 	}
@@ -36,25 +45,22 @@ func (s *Service) CreateDevice(ctx context.Context, n NewDevice) (models.Device,
 	if d.Trigger == "" {
 		d.Trigger = models.TriggerOption
 	}
-	err := s.store.Write(ctx, func(tx *store.Tx) error {
-		premises, found, err := tx.Premises(d.PremisesID)
-		if err != nil {
-			return err
-		}
-		if !found {
-			return models.Errorf(models.CodeNotFound, "There is no premises %s. Create it first.", d.PremisesID)
-		}
-		d.AccountID = premises.AccountID
-		d, err = tx.InsertDevice(d)
-		if s.store.IsDuplicate(err) {
-			return models.Errorf(models.CodeAlreadyExists, "There is a device with the id %s already. Import each device once.", d.ID)
-		}
-		if err != nil || d.Type != models.DeviceGateway {
-			return err
-		}
-		return tx.InsertGateway(models.Gateway{ID: d.ID, AccountID: d.AccountID, PremisesID: d.PremisesID})
-	})
-	return d, err
+	premises, found, err := tx.Premises(d.PremisesID)
+	if err != nil {
+		return d, err
+	}
+	if !found {
+		return d, models.Errorf(models.CodeNotFound, "There is no premises %s. Create it first.", d.PremisesID)
+	}
+	d.AccountID = premises.AccountID
+	d, err = tx.InsertDevice(d)
+	if s.store.IsDuplicate(err) {
+		return d, models.Errorf(models.CodeAlreadyExists, "There is a device with the id %s already. Import each device once.", d.ID)
+	}
+	if err != nil || d.Type != models.DeviceGateway {
+		return d, err
+	}
+	return d, tx.InsertGateway(models.Gateway{ID: d.ID, AccountID: d.AccountID, PremisesID: d.PremisesID})
 }
 
 // Device reads a device of any account; it is for operators.

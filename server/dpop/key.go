@@ -101,7 +101,7 @@ func ParseKey(jwk []byte) (Key, error) {
 	default:
 		return Key{}, errors.New("the JWK is neither OKP/Ed25519 nor EC/P-256")
 	}
-	if alg != "" && alg != k.Alg {
+	if alg != "" && !k.Fits(alg) {
 		return Key{}, fmt.Errorf("the JWK's alg does not fit its type; it must be %s or absent", k.Alg)
 	}
 	sum, err := (&jose.JSONWebKey{Key: k.Public}).Thumbprint(crypto.SHA256)
@@ -110,6 +110,23 @@ func ParseKey(jwk []byte) (Key, error) {
 	}
 	k.Thumbprint = base64.RawURLEncoding.EncodeToString(sum)
 	return k, nil
+}
+
+// algEd25519 is the fully specified name of what EdDSA means here (RFC 9864 §2.2); some clients send it.
+const algEd25519 = "Ed25519"
+
+// Fits tells whether alg is a name of the algorithm that belongs to the key.
+func (k Key) Fits(alg string) bool {
+	return alg == k.Alg || alg == algEd25519 && k.Alg == jwt.SigningMethodEdDSA.Alg()
+}
+
+// JWK is the key as JSON (RFC 7517), with the members that name it and no others.
+func (k Key) JWK() (string, error) {
+	b, err := (&jose.JSONWebKey{Key: k.Public}).MarshalJSON()
+	if err != nil {
+		return "", fmt.Errorf("write a public key: %w", err)
+	}
+	return string(b), nil
 }
 
 // plainString decodes a JSON string. Unlike json.Unmarshal it takes no null for one.

@@ -90,6 +90,8 @@ type Request struct {
 type Result struct {
 	// Thumbprint names the key that made the proof (RFC 7638): the jkt.
 	Thumbprint string
+	// Key is that key.
+	Key Key
 	// Nonce is a new value for the DPoP-Nonce header of the answer, when the one that was used gets old; else empty.
 	Nonce string
 }
@@ -155,7 +157,7 @@ func (v *Verifier) Verify(ctx context.Context, r Request) (Result, error) {
 	case err != nil:
 		return Result{}, fmt.Errorf("remember a DPoP proof: %w", err)
 	}
-	return Result{Thumbprint: key.Thumbprint, Nonce: next}, nil
+	return Result{Thumbprint: key.Thumbprint, Key: key, Nonce: next}, nil
 }
 
 // Hash is the ath of an access token (RFC 9449 §4.2).
@@ -185,14 +187,14 @@ func parseHeader(segment string) (Key, error) {
 	if !plainString(members["typ"], &typ) || typ != "dpop+jwt" {
 		return Key{}, invalid(`The proof's typ is not "dpop+jwt".`)
 	}
-	if !plainString(members["alg"], &alg) || (alg != "EdDSA" && alg != "ES256") {
+	if !plainString(members["alg"], &alg) || (alg != "EdDSA" && alg != algEd25519 && alg != "ES256") {
 		return Key{}, invalid("The proof's alg is neither EdDSA nor ES256.")
 	}
 	key, err := ParseKey(members["jwk"])
 	if err != nil {
 		return Key{}, invalid("The proof's jwk is not usable: " + err.Error() + ".")
 	}
-	if key.Alg != alg {
+	if !key.Fits(alg) {
 		return Key{}, invalid("The proof's alg does not fit its jwk.")
 	}
 	return key, nil

@@ -62,9 +62,23 @@ var catalogue = map[models.Code]row{
 	models.CodeRangeConflict:    {status: http.StatusConflict, title: "The range conflicts with another"},
 	models.CodeBadRange:         {status: http.StatusUnprocessableEntity, title: "The range is not usable"},
 	models.CodeAlreadyExists:    {status: http.StatusConflict, title: "It exists already"},
+	models.CodeRateLimited:      {status: http.StatusTooManyRequests, title: "Too many requests", retryAfter: 10},
 	models.CodeOverloaded:       {status: http.StatusServiceUnavailable, title: "Too many callers wait", retryAfter: 5},
 	models.CodeUnavailable:      {status: http.StatusServiceUnavailable, title: "Not available now", retryAfter: 2},
 	models.CodeInternal:         {status: http.StatusInternalServerError, title: "A fault of the service"},
+
+	models.CodeInvalidClient:         {status: http.StatusUnauthorized, title: "The client is not accepted"},
+	models.CodeInvalidGrant:          {status: http.StatusBadRequest, title: "What was given is not good, or no longer"},
+	models.CodeUnauthorizedClient:    {status: http.StatusBadRequest, title: "Not for this client"},
+	models.CodeUnsupportedGrant:      {status: http.StatusBadRequest, title: "There is no such grant"},
+	models.CodeInvalidScope:          {status: http.StatusBadRequest, title: "The scope is not granted to this client"},
+	models.CodeInvalidClientMetadata: {status: http.StatusBadRequest, title: "The device's description can't be taken"},
+	models.CodeInvalidDPoPProof:      {status: http.StatusBadRequest, title: "The proof of possession is not valid"},
+	models.CodeUseDPoPNonce:          {status: http.StatusBadRequest, title: "The proof needs a nonce"},
+	models.CodeAuthorizationPending:  {status: http.StatusBadRequest, title: "Nobody has decided yet"},
+	models.CodeSlowDown:              {status: http.StatusBadRequest, title: "Polled too often"},
+	models.CodeAccessDenied:          {status: http.StatusBadRequest, title: "The account holder refused"},
+	models.CodeExpiredToken:          {status: http.StatusBadRequest, title: "Not approved in time"},
 }
 
 // Status is the HTTP status of a code; a code that the catalogue doesn't know is a fault of ours, 500.

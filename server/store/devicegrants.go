@@ -28,6 +28,15 @@ func (s *Store) InsertDeviceGrant(ctx context.Context, codeHash []byte, g models
 	})
 }
 
+// PendingDeviceGrants counts the grants that wait and were begun from one source prefix.
+func (s *Store) PendingDeviceGrants(ctx context.Context, prefix string) (n int, err error) {
+	err = s.reading(ctx, func(tx *Tx) error {
+		n, _, err = one(tx, scanInto[int], "SELECT count(*) FROM device_grants WHERE source_prefix = ? AND status = 'pending' AND expires_at > {now}", prefix)
+		return err
+	})
+	return n, err
+}
+
 // DeviceGrantByUserCode reads a grant that has not ended.
 func (tx *Tx) DeviceGrantByUserCode(userCode string) (models.DeviceGrant, bool, error) {
 	return one(tx, scanGrant, "SELECT "+grantColumns+" FROM device_grants WHERE user_code = ? AND expires_at > {now}", userCode)

@@ -45,8 +45,17 @@ func (s *Store) DeleteServiceCredential(ctx context.Context, service models.Serv
 		if err != nil || !found {
 			return err
 		}
-		_, err = tx.exec("UPDATE services SET not_before = ({now} / 1000 + 1) * 1000 WHERE id = ?", string(service))
-		return err
+		return tx.endServiceTokens(service)
 	})
 	return found, err
+}
+
+// EndServiceTokens ends every token that was issued for a service until now.
+func (s *Store) EndServiceTokens(ctx context.Context, id models.ServiceID) error {
+	return s.writing(ctx, func(tx *Tx) error { return tx.endServiceTokens(id) })
+}
+
+func (tx *Tx) endServiceTokens(id models.ServiceID) error {
+	_, err := tx.exec("UPDATE services SET not_before = ({now} / 1000 + 1) * 1000 WHERE id = ?", string(id))
+	return err
 }
