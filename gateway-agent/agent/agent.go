@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	stdsync "sync"
 	"time"
 
@@ -146,18 +147,18 @@ func (a *Agent) serve(l net.Listener, pattern string, handler http.HandlerFunc) 
 
 // work polls and applies until ctx ends.
 func (a *Agent) work(ctx context.Context) {
-	cursor := a.forwarder.acked // from here on it belongs to run
+	held := a.forwarder.acknowledged() // before the forwarder belongs to run
 	var done stdsync.WaitGroup
 	done.Go(func() { a.forwarder.run(ctx) })
-	done.Go(func() { a.poller.Run(ctx, cursor, a.forwarder.deliver) })
+	done.Go(func() { a.poller.Run(ctx, held, a.forwarder.deliver) })
 	done.Wait()
 }
 
 // close takes down what open built, the last first: cameras stop finding the group IPs before nobody listens there.
 func (a *Agent) close() error {
 	var errs []error
-	for i := len(a.closers) - 1; i >= 0; i-- {
-		errs = append(errs, a.closers[i]())
+	for _, closer := range slices.Backward(a.closers) {
+		errs = append(errs, closer())
 	}
 	return errors.Join(errs...)
 }

@@ -108,7 +108,9 @@ func orEmpty(m map[string]uint64) map[string]uint64 {
 
 func (a *Agent) serveStatus(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(a.status())
+	if err := json.NewEncoder(w).Encode(a.status()); err != nil {
+		a.log.Debug("a status was not read to its end", "err", err)
+	}
 }
 
 func listenUnix(ctx context.Context, path string) (net.Listener, error) {
