@@ -113,15 +113,19 @@ func (a *Agent) open(ctx context.Context) error {
 
 // listen opens what an operator looks through.
 func (a *Agent) listen(ctx context.Context, socket string) error {
-	l, err := listenUnix(ctx, socket)
-	if err != nil {
-		return err
+	if len(socket) > maxSocketPath {
+		a.log.Warn("nobody can ask for the status: the path of state-dir is too long for a socket in it", "bytes", len(socket), "limit", maxSocketPath)
+	} else {
+		l, err := listenUnix(ctx, socket)
+		if err != nil {
+			return err
+		}
+		a.serve(l, "GET /status", a.serveStatus)
 	}
-	a.serve(l, "GET /status", a.serveStatus)
 	if !a.config.MetricsListen.IsValid() {
 		return nil
 	}
-	l, err = (&net.ListenConfig{}).Listen(ctx, "tcp", a.config.MetricsListen.String())
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.config.MetricsListen.String())
 	if err != nil {
 		return fmt.Errorf("metrics-listen: %w", err)
 	}

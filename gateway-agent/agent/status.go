@@ -114,9 +114,6 @@ func (a *Agent) serveStatus(w http.ResponseWriter, _ *http.Request) {
 }
 
 func listenUnix(ctx context.Context, path string) (net.Listener, error) {
-	if len(path) > maxSocketPath {
-		return nil, fmt.Errorf("state-dir: the path of the socket in it has %d bytes, the kernel takes %d: give a shorter one", len(path), maxSocketPath)
-	}
 	// What a killed agent left. The lock on the directory says that no other one serves it.
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("state-dir: %w", err)
