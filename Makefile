@@ -14,6 +14,7 @@ PKG ?= ./... ./.ci/testsummary
 RUN ?= .
 DURATION ?=
 FUZZTIME ?= 10s
+CHECKS ?= 5000
 # On two cores more than two packages at once only wait for each other.
 GOTEST = go test -json -p 2 -count=1 -timeout 9m -run '$(RUN)'
 SUMMARY = go run ./.ci/testsummary
@@ -88,7 +89,18 @@ contract-lint: ## The rules for the contract, as a Go test
 
 .PHONY: contract-lint-node
 contract-lint-node: ## Two more linters for the contract; needs node 20 and a network
-	npx --yes @redocly/cli@2.77.0 lint openapi/openapi.yaml openapi/admin.yaml
+	REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true npx --yes @redocly/cli@2.77.0 lint \
+		--config openapi/redocly.yaml openapi/openapi.yaml openapi/admin.yaml
+	npx --yes @stoplight/spectral-cli@6.16.3 lint --fail-severity hint --ruleset openapi/spectral.yaml \
+		openapi/openapi.yaml openapi/admin.yaml
+
+.PHONY: contract-fuzz
+contract-fuzz: ## Drawn requests against a running service, CHECKS (5000) per operation and database
+	go test -count=1 -timeout 0 -run '^TestContractFuzz$$' ./e2e -rapid.checks=$(CHECKS)
+
+.PHONY: interop
+interop: ## Clients generated from the contract, in Go and TypeScript, against a running service; needs node 20
+	@.ci/interop
 
 .PHONY: api-breaking
 api-breaking: ## Fail if the contract breaks clients of the last release

@@ -79,7 +79,7 @@ func parse(set *flag.FlagSet, args []string) (code int, done bool) {
 		set.PrintDefaults()
 		return exitOK, true
 	case err != nil:
-		return refuse(err), true
+		return refuse(fmt.Errorf("%w; gateway-agent %s -h lists the flags", err, set.Name())), true
 	case set.NArg() > 0:
 		return refuse(fmt.Errorf("gateway-agent %s takes no argument %q", set.Name(), set.Arg(0))), true
 	}

@@ -39,7 +39,9 @@ func status(ctx context.Context, args []string) int {
 		case err != nil:
 			fmt.Fprintf(os.Stderr, "%v\n", err)
 		case *asJSON:
-			_ = json.NewEncoder(os.Stdout).Encode(s)
+			if err := json.NewEncoder(os.Stdout).Encode(s); err != nil {
+				return exitFault // nobody reads any more
+			}
 		default:
 			if *watch && terminal(os.Stdout) {
 				fmt.Print("\x1b[H\x1b[2J")

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	stdsync "sync"
 	"time"
 
@@ -112,15 +113,19 @@ func (a *Agent) open(ctx context.Context) error {
 
 // listen opens what an operator looks through.
 func (a *Agent) listen(ctx context.Context, socket string) error {
-	l, err := listenUnix(ctx, socket)
-	if err != nil {
-		return err
+	if len(socket) > maxSocketPath {
+		a.log.Warn("nobody can ask for the status: the path of state-dir is too long for a socket in it", "bytes", len(socket), "limit", maxSocketPath)
+	} else {
+		l, err := listenUnix(ctx, socket)
+		if err != nil {
+			return err
+		}
+		a.serve(l, "GET /status", a.serveStatus)
 	}
-	a.serve(l, "GET /status", a.serveStatus)
 	if !a.config.MetricsListen.IsValid() {
 		return nil
 	}
-	l, err = (&net.ListenConfig{}).Listen(ctx, "tcp", a.config.MetricsListen.String())
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.config.MetricsListen.String())
 	if err != nil {
 		return fmt.Errorf("metrics-listen: %w", err)
 	}
@@ -146,18 +151,18 @@ func (a *Agent) serve(l net.Listener, pattern string, handler http.HandlerFunc) 
 
 // work polls and applies until ctx ends.
 func (a *Agent) work(ctx context.Context) {
-	cursor := a.forwarder.acked // from here on it belongs to run
+	held := a.forwarder.acknowledged() // before the forwarder belongs to run
 	var done stdsync.WaitGroup
 	done.Go(func() { a.forwarder.run(ctx) })
-	done.Go(func() { a.poller.Run(ctx, cursor, a.forwarder.deliver) })
+	done.Go(func() { a.poller.Run(ctx, held, a.forwarder.deliver) })
 	done.Wait()
 }
 
 // close takes down what open built, the last first: cameras stop finding the group IPs before nobody listens there.
 func (a *Agent) close() error {
 	var errs []error
-	for i := len(a.closers) - 1; i >= 0; i-- {
-		errs = append(errs, a.closers[i]())
+	for _, closer := range slices.Backward(a.closers) {
+		errs = append(errs, closer())
 	}
 	return errors.Join(errs...)
 }

@@ -33,7 +33,7 @@ type forwarder struct {
 	answers chan delivered
 
 	held       *sync.Information // what the table holds; nil: nothing
-	acked      string            // cursor of what is applied and kept; the only one that may be sent
+	acked      string            // cursor of what is applied and kept; "": nothing
 	heard      hearing
 	forwarding bool
 	fault      string // what the last application could not do
@@ -69,23 +69,23 @@ type delivered struct {
 }
 
 type reply struct {
-	cursor string
-	err    error
+	held sync.Held
+	err  error
 }
 
 // deliver hands an answer to the goroutine that applies, and waits for it.
-func (f *forwarder) deliver(ctx context.Context, a sync.Answer) (string, error) {
+func (f *forwarder) deliver(ctx context.Context, a sync.Answer) (sync.Held, error) {
 	replies := make(chan reply, 1)
 	select {
 	case f.answers <- delivered{a, replies}:
 	case <-ctx.Done():
-		return "", ctx.Err()
+		return sync.Held{}, ctx.Err()
 	}
 	select {
 	case r := <-replies:
-		return r.cursor, r.err
+		return r.held, r.err
 	case <-ctx.Done():
-		return "", ctx.Err()
+		return sync.Held{}, ctx.Err()
 	}
 }
 
@@ -98,12 +98,10 @@ func (f *forwarder) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case d := <-f.answers:
-			cursor, err := f.take(d.answer)
-			d.reply <- reply{cursor, err}
+			err := f.take(d.answer)
+			d.reply <- reply{f.acknowledged(), err}
 		case <-look.C:
-			if f.forwarding && f.heard.over(time.Now(), f.uptime()) {
-				f.failClosed()
-			}
+			f.look()
 		}
 		look.Reset(f.nextLook())
 	}
@@ -114,6 +112,18 @@ func (f *forwarder) nextLook() time.Duration {
 		return longestLook
 	}
 	return min(max(time.Until(f.heard.until()), 0), longestLook)
+}
+
+// acknowledged is what may be acknowledged to the server.
+func (f *forwarder) acknowledged() sync.Held {
+	return sync.Held{Cursor: f.acked, MaxStale: f.heard.maxStale}
+}
+
+// look ends what has run out. The packet path goes by its own clock; this one also sees that the host slept.
+func (f *forwarder) look() {
+	if f.forwarding && f.heard.over(time.Now(), f.uptime()) {
+		f.failClosed()
+	}
 }
 
 // restore puts into force what the last agent kept, if it is fresh enough.
@@ -148,42 +158,45 @@ func (f *forwarder) restore() error {
 	return nil
 }
 
-// take applies an answer and gives the cursor of what is applied and kept. SPEC §6, design: apply only if the epoch differs or the
-// revision is greater.
-func (f *forwarder) take(a sync.Answer) (string, error) {
+// take applies an answer. What is in force is replaced only by another epoch or a greater revision, as long as it is in force: a server
+// that fell back would bring back destinations that left.
+func (f *forwarder) take(a sync.Answer) error {
 	info := a.Information
 	switch {
 	case info == nil && (f.held == nil || f.held.Cursor() != f.acked):
 		// It is about a snapshot that is not the one in force, so it says nothing about this one.
 		f.acked = ""
-		return "", errors.New("the server says that nothing changed since an older snapshot")
+		return errors.New("the server says that nothing changed since an older snapshot")
 	case info == nil:
 		info = f.held
 	case f.forwarding && info.Epoch == f.held.Epoch && info.Revision < f.held.Revision:
-		return f.acked, fmt.Errorf("the server sent revision %d, older than %d which it sent before: if its database was restored, its epoch has to change",
+		return fmt.Errorf("the server sent revision %d, older than %d which it sent before: if its database was restored, its epoch has to change",
 			info.Revision, f.held.Revision)
 	}
 	if f.held == nil || info.Cursor() != f.held.Cursor() {
 		if err := f.db.Replace(info.GroupInformation); err != nil {
-			return f.acked, err
+			return err
 		}
 		f.held = info
 		f.log.Info("group information received", "cursor", info.Cursor(), "groups", len(info.Groups))
 	}
 	f.heard = hearing{time.Now(), f.uptime(), info.MaxStale}
 	if err := f.apply(); err != nil {
-		return f.acked, err
+		return err
 	}
 	if f.acked == info.Cursor() {
-		return f.acked, f.store.Confirm(f.acked)
+		if err := f.store.Confirm(f.acked); err != nil {
+			f.log.Warn("a restart will take the group information for older than it is", "err", err)
+		}
+		return nil
 	}
 	// Only what a restart would find again may be acknowledged: an older snapshot on disk could bring a group back to an address
 	// that the server has given to another since.
 	if err := f.store.Save(f.server, info.Cursor(), info.Raw); err != nil {
-		return f.acked, err
+		return err
 	}
 	f.acked = info.Cursor()
-	return f.acked, nil
+	return nil
 }
 
 // apply puts the table into force until the server is not heard from for too long. A group that can't be served doesn't keep the others

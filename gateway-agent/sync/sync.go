@@ -19,8 +19,11 @@ import (
 )
 
 const (
-	wait    = 30 * time.Second // how long the server may hold a poll
+	wait    = 30 * time.Second // how long the server may hold a poll, at most
 	reserve = 10 * time.Second // for everything in a call that is not waiting
+
+	pollEvery = time.Second           // on average, if nothing new comes
+	newsEvery = 50 * time.Millisecond // on average, if something new comes each time
 
 	firstBackOff   = 500 * time.Millisecond
 	longestBackOff = 30 * time.Second
@@ -34,9 +37,18 @@ type Answer struct {
 	Information *Information
 }
 
-// Deliver applies an answer. It gives the cursor of what is now applied and kept safe, which acknowledges it; "" if there
-// is none. With an error the same question is asked again after a back-off.
-type Deliver func(context.Context, Answer) (cursor string, err error)
+// Held says what is applied and kept safe.
+type Held struct {
+	// Cursor acknowledges it when it is sent; "" if there is nothing to acknowledge.
+	Cursor   string
+	MaxStale time.Duration
+}
+
+// wait is how long the server may hold a poll: short enough to be heard from several times before what is held is stale.
+func (h Held) wait() time.Duration { return min(wait, h.MaxStale/3).Truncate(time.Second) }
+
+// Deliver applies an answer and gives what is held after it. With an error the question is asked again after a back-off.
+type Deliver func(context.Context, Answer) (Held, error)
 
 // Config is whom to talk to, and about which gateway.
 type Config struct {
@@ -50,10 +62,12 @@ type Config struct {
 
 // Poller keeps one gateway's group information up to date.
 type Poller struct {
-	config  Config
-	client  *client.Client
-	limiter *rate.Limiter
-	counts  counts
+	config Config
+	client *client.Client
+	counts counts
+	// A poll that follows news is limited like the server limits its answers, so that a member that leaves in a lively moment is
+	// gone at once; any other is limited so that a server that answers without waiting is not flooded.
+	afterNews, otherwise *rate.Limiter
 
 	declared    bool
 	connectedAt time.Time
@@ -61,7 +75,7 @@ type Poller struct {
 
 // New makes a poller; nothing is sent before Run.
 func New(c Config) (*Poller, error) {
-	p := &Poller{config: c, limiter: rate.NewLimiter(rate.Every(time.Second), 2)}
+	p := &Poller{config: c, afterNews: rate.NewLimiter(rate.Every(newsEvery), 2), otherwise: rate.NewLimiter(rate.Every(pollEvery), 2)}
 	var err error
 	p.client, err = client.NewClient(c.Server, client.WithRequestEditorFn(c.Authorize), client.WithHTTPClient(&http.Client{
 		Transport: c.Transport,
@@ -74,19 +88,25 @@ func New(c Config) (*Poller, error) {
 	return p, nil
 }
 
-// Run declares and polls until ctx ends, beginning with the cursor of what is applied already. It survives everything else.
-func (p *Poller) Run(ctx context.Context, cursor string, deliver Deliver) {
+// Run declares and polls until ctx ends, beginning with what is held already. It survives everything else.
+func (p *Poller) Run(ctx context.Context, held Held, deliver Deliver) {
 	defer p.config.Transport.CloseIdleConnections()
 	faults := faults{log: p.config.Log}
-	for first := true; ctx.Err() == nil; first = false {
-		if p.limiter.Wait(ctx) != nil {
+	limiter := p.otherwise
+	for first := true; ; first = false {
+		if limiter.Wait(ctx) != nil {
 			return
 		}
-		next, err := p.once(ctx, cursor, deliver)
+		before := held.Cursor
+		var err error
+		held, err = p.once(ctx, held, deliver)
 		if ctx.Err() != nil {
 			return
 		}
-		cursor = next
+		limiter = p.otherwise
+		if err == nil && held.Cursor != before {
+			limiter = p.afterNews
+		}
 		if err == nil {
 			faults.over()
 			continue
@@ -99,19 +119,19 @@ func (p *Poller) Run(ctx context.Context, cursor string, deliver Deliver) {
 	}
 }
 
-// once declares if that is due, polls once and delivers the answer. It gives the cursor to send next.
-func (p *Poller) once(ctx context.Context, cursor string, deliver Deliver) (string, error) {
+// once declares if that is due, polls once and delivers the answer. It gives what is held then.
+func (p *Poller) once(ctx context.Context, held Held, deliver Deliver) (Held, error) {
 	p.recycle()
 	if !p.declared {
 		if err := p.declare(ctx); err != nil {
-			return cursor, fmt.Errorf("declare the gateway: %w", err)
+			return held, fmt.Errorf("declare the gateway: %w", err)
 		}
 		p.declared = true
 		p.config.Log.Info("gateway declared", "gateway", p.config.Gateway.ID, "groupRange", p.config.Gateway.Range)
 	}
-	got, err := p.poll(ctx, cursor)
+	got, err := p.poll(ctx, held)
 	if err != nil {
-		return cursor, fmt.Errorf("fetch the group information: %w", err)
+		return held, fmt.Errorf("fetch the group information: %w", err)
 	}
 	next, err := deliver(ctx, got)
 	if err != nil {
@@ -145,12 +165,13 @@ func (p *Poller) declare(ctx context.Context) error {
 	return nil
 }
 
-// poll asks for what is newer than the cursor.
-func (p *Poller) poll(ctx context.Context, cursor string) (Answer, error) {
+// poll asks for what is newer than what is held.
+func (p *Poller) poll(ctx context.Context, held Held) (Answer, error) {
 	params := &api.GetGroupInformationParams{}
 	deadline := reserve
-	if cursor != "" {
-		seconds, etag := int32(wait.Seconds()), `"`+cursor+`"`
+	if held.Cursor != "" {
+		wait := held.wait()
+		seconds, etag := int32(wait.Seconds()), `"`+held.Cursor+`"`
 		params.Wait, params.IfNoneMatch = &seconds, &etag
 		deadline += wait + wait/16 // the server spreads its answers over a sixteenth
 	}
@@ -163,7 +184,7 @@ func (p *Poller) poll(ctx context.Context, cursor string) (Answer, error) {
 	etag := a.header.Get("ETag")
 	switch a.status {
 	case http.StatusNotModified:
-		if cursor == "" || etag != `"`+cursor+`"` {
+		if held.Cursor == "" || etag != `"`+held.Cursor+`"` {
 			return Answer{}, errors.New("the server says that nothing changed since something that was not asked about")
 		}
 		p.counts.unchanged.Add(1)
@@ -182,7 +203,7 @@ func (p *Poller) poll(ctx context.Context, cursor string) (Answer, error) {
 		if why := a.header.Get("Groupcast-Resync"); why != "" {
 			p.config.Log.Warn("the server did not know the cursor and sent everything", "why", why)
 		}
-		if epoch, _, ok := strings.Cut(cursor, "."); ok && epoch != info.Epoch {
+		if epoch, _, ok := strings.Cut(held.Cursor, "."); ok && epoch != info.Epoch {
 			p.declared = false // another life of the database may not know what this gateway declared
 		}
 		p.counts.changed.Add(1)
@@ -195,10 +216,10 @@ func (p *Poller) poll(ctx context.Context, cursor string) (Answer, error) {
 
 // Counts says how the polls went since the start.
 type Counts struct {
-	Changed   uint64 // answered with a snapshot
-	Unchanged uint64 // answered at the time-out
-	Refused   uint64 // answered with something that can't be right
-	Failed    uint64 // calls and answers that led to a back-off, the refused ones included
+	Changed   uint64 `json:"changed"`   // answered with a snapshot
+	Unchanged uint64 `json:"unchanged"` // answered at the time-out
+	Refused   uint64 `json:"refused"`   // answered with something that can't be right
+	Failed    uint64 `json:"failed"`    // calls and answers that led to a back-off, the refused ones included
 }
 
 type counts struct{ changed, unchanged, refused, failed atomic.Uint64 }

@@ -87,6 +87,11 @@ type delivery struct {
 
 func start(t *testing.T, cursor string) *conversation {
 	t.Helper()
+	return startHolding(t, sync.Held{Cursor: cursor, MaxStale: 15 * time.Minute})
+}
+
+func startHolding(t *testing.T, held sync.Held) *conversation {
+	t.Helper()
 	c := &conversation{service: scripted.New(information("e1", 7), token)}
 	path := filepath.Join(t.TempDir(), "token")
 	require.NoError(t, os.WriteFile(path, []byte(token), 0o600))
@@ -130,7 +135,7 @@ func start(t *testing.T, cursor string) *conversation {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		c.poller.Run(ctx, cursor, func(_ context.Context, a sync.Answer) (string, error) {
+		c.poller.Run(ctx, held, func(_ context.Context, a sync.Answer) (sync.Held, error) {
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			d := delivery{at: time.Now()}
@@ -140,12 +145,12 @@ func start(t *testing.T, cursor string) *conversation {
 			c.delivered = append(c.delivered, d)
 			if c.failures > 0 {
 				c.failures--
-				return cursor, errors.New("the disk is full")
+				return held, errors.New("the disk is full")
 			}
 			if d.version != "" {
-				cursor = d.version
+				held = sync.Held{Cursor: d.version, MaxStale: a.Information.MaxStale}
 			}
-			return cursor, nil
+			return held, nil
 		})
 	}()
 	c.stop = func() {
@@ -223,6 +228,18 @@ func TestARestartAsksWithTheCursorItHas(t *testing.T) {
 		synctest.Wait()
 		assert.Equal(t, []string{"e1.7", "e1.7"}, c.service.Cursors())
 		assert.Equal(t, []string{""}, c.versions(), "nothing is sent again")
+	})
+}
+
+func TestAShortMaxStaleMakesShortPolls(t *testing.T) {
+	bubble(t, "", func(t *testing.T, c *conversation) {
+		info := information("e1", 7)
+		info.MaxStaleSeconds = 20
+		c.service.Set(info)
+		time.Sleep(time.Minute)
+		polls := c.service.Polls()
+		require.Greater(t, len(polls), 8)
+		assert.Equal(t, 6*time.Second, polls[len(polls)-1].Wait, "three chances before it is stale")
 	})
 }
 
@@ -394,16 +411,53 @@ func TestACallHasADeadline(t *testing.T) {
 	}
 }
 
-func TestAServerThatAlwaysAnswersAtOnceIsNotFlooded(t *testing.T) {
+func TestEachOfManyChangesIsHeardAtOnce(t *testing.T) {
 	bubble(t, "", func(t *testing.T, c *conversation) {
-		for revision := range 3000 {
+		for revision := range 600 {
 			c.service.Set(information("e1", 8+revision))
-			time.Sleep(20 * time.Millisecond)
+			time.Sleep(100 * time.Millisecond)
 		}
-		n := len(c.service.Polls())
-		assert.LessOrEqual(t, n, 63)
-		assert.GreaterOrEqual(t, n, 60)
+		assert.Len(t, c.deliveries(), 600)
+		// Faster than the server itself would let it go, changes are heard together.
+		before := len(c.service.Polls())
+		for revision := range 6000 {
+			c.service.Set(information("e1", 1000+revision))
+			time.Sleep(10 * time.Millisecond)
+		}
+		assert.InDelta(t, 1200, len(c.service.Polls())-before, 20)
 	})
+}
+
+func TestAServerThatAnswersWithoutWaitingIsNotFlooded(t *testing.T) {
+	valid, err := json.Marshal(information("e1", 7))
+	require.NoError(t, err)
+	for name, status := range map[string]int{"200": http.StatusOK, "304": http.StatusNotModified} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, "e1.7", func(t *testing.T, c *conversation) {
+				var mu stdsync.Mutex
+				polls := 0
+				c.service.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
+					if r.Method != http.MethodGet {
+						return false
+					}
+					mu.Lock()
+					defer mu.Unlock()
+					polls++
+					w.Header().Set("Content-Type", "application/json")
+					w.Header().Set("ETag", `"e1.7"`)
+					w.WriteHeader(status)
+					if status == http.StatusOK {
+						_, _ = w.Write(valid)
+					}
+					return true
+				})
+				time.Sleep(time.Minute)
+				mu.Lock()
+				defer mu.Unlock()
+				assert.InDelta(t, 60, polls, 3)
+			})
+		})
+	}
 }
 
 func TestANewTokenIsUsedWithoutRestart(t *testing.T) {
@@ -519,10 +573,10 @@ func TestTheServersCertificateIsChecked(t *testing.T) {
 			cancel()
 			close(failed)
 		}()
-		poller.Run(ctx, "", func(context.Context, sync.Answer) (string, error) {
+		poller.Run(ctx, sync.Held{}, func(context.Context, sync.Answer) (sync.Held, error) {
 			delivered = true
 			cancel()
-			return "", nil
+			return sync.Held{}, nil
 		})
 		<-failed
 		return delivered, b.String()

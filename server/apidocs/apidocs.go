@@ -34,8 +34,8 @@ var (
 	icon []byte
 )
 
-// policy lets the page load and ask this service only. Swagger UI draws with images and styles that are part of its own files.
-const policy = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; " +
+// policy lets the page load and ask this service only. Swagger UI draws with images that are part of its style sheet.
+const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; " +
 	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 // file is one thing that is served under a path of its own.

@@ -89,7 +89,7 @@ type Begun struct {
 func (s *Service) Begin(ctx context.Context, r Request) (Begun, error) {
 	g := models.DeviceGrant{
 		ClientID: r.ClientID, Scope: r.Scope, DeviceType: r.DeviceType, Model: r.Model, Serial: r.Serial, JKT: r.JKT,
-		SourcePrefix: Prefix(r.Remote), Interval: Interval,
+		SourcePrefix: prefix(r.Remote), Interval: Interval,
 	}
 	switch {
 	case r.ClientID == ClientGateway && (r.DeviceType == "" || r.DeviceType == models.DeviceGateway):
@@ -305,19 +305,12 @@ func known(tx *store.Tx, g models.DeviceGrant, key dpop.Key) (models.ID, error) 
 	return d.ID, nil
 }
 
-// Prefix is what is kept and shown of where a request came from: the /24 of an IPv4 address, the /56 of an IPv6 one; empty if it is
-// not known.
-func Prefix(a netip.Addr) string {
-	a = a.Unmap()
-	bits := 24
-	if a.Is6() {
-		bits = 56
-	}
-	p, err := a.Prefix(bits)
-	if err != nil {
+// prefix is what is kept and shown of where a request came from; empty if it is not known.
+func prefix(a netip.Addr) string {
+	if !a.IsValid() {
 		return ""
 	}
-	return p.String()
+	return models.SourcePrefix(a).String()
 }
 
 // Format writes a user code for people.

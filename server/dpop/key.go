@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/go-jose/go-jose/v4"
@@ -59,7 +60,13 @@ func ParseKey(jwk []byte) (Key, error) {
 			to = &x
 		case "y":
 			to = &y
-		case "kid", "key_ops", "ext": // says nothing that matters here
+		case "key_ops":
+			var ops []string
+			if json.Unmarshal(raw, &ops) != nil || !slices.Contains(ops, "verify") {
+				return Key{}, errors.New(`the JWK's key_ops is not a list with "verify" in it`)
+			}
+			continue
+		case "kid", "ext": // says nothing that matters here
 			continue
 		case "d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv":
 			return Key{}, errors.New("the JWK holds private members; send the public key only, and replace this key: it is no longer secret")

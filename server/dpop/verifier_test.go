@@ -160,6 +160,8 @@ func TestHostileProofs(t *testing.T) {
 		"jwk x twice":              {[]string{jwk(`{"kty":"OKP","crv":"Ed25519","x":"` + lowOrder + `","x":"` + x + `"}`)}, ""},
 		"jwk x padded":             {[]string{jwk(`{"kty":"OKP","crv":"Ed25519","x":"` + x + `="}`)}, ""},
 		"jwk for encryption":       {[]string{jwk(`{"use":"enc","kty":"OKP","crv":"Ed25519","x":"` + x + `"}`)}, ""},
+		"jwk for other operations": {[]string{jwk(`{"key_ops":["deriveKey"],"kty":"OKP","crv":"Ed25519","x":"` + x + `"}`)}, ""},
+		"jwk, odd operations":      {[]string{jwk(`{"key_ops":"verify","kty":"OKP","crv":"Ed25519","x":"` + x + `"}`)}, ""},
 		"jwk for another alg":      {[]string{jwk(`{"alg":"ES256","kty":"OKP","crv":"Ed25519","x":"` + x + `"}`)}, ""},
 		"jwk not on the curve":     {[]string{ec.sign(fmt.Sprintf(`{"typ":"dpop+jwt","alg":"ES256","jwk":{"kty":"EC","crv":"P-256","x":%q,"y":%q}}`, b64(make([]byte, 32)), b64(make([]byte, 32))), payload())}, ""},
 		"jwk coordinate too short": {[]string{ec.sign(`{"typ":"dpop+jwt","alg":"ES256","jwk":{"kty":"EC","crv":"P-256","x":"AQ","y":"AQ"}}`, payload())}, ""},

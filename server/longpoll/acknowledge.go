@@ -50,7 +50,7 @@ func (h *Hub) saveAcknowledgements(ctx context.Context) {
 			}
 		}
 		if err := h.Flush(ctx); err != nil && ctx.Err() == nil {
-			h.o.Log.Warn("Can't store what gateways acknowledged; trying again.", "error", err)
+			h.o.Log.WarnContext(ctx, "what gateways acknowledged can't be stored; trying again", "error", err)
 		}
 	}
 }

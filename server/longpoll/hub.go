@@ -166,7 +166,7 @@ func (h *Hub) lookForAll(ctx context.Context) {
 	}
 	if err != nil {
 		if ctx.Err() == nil {
-			h.o.Log.Warn("Can't look for changed group information; waiting gateways are not told.", "error", err, "waiting", len(ids))
+			h.o.Log.WarnContext(ctx, "changed group information can't be looked for; waiting gateways are not told", "error", err, "waiting", len(ids))
 		}
 		return
 	}

@@ -58,6 +58,8 @@ type Parts struct {
 	Tokens    *tokens.Issuer
 	Verifier  *tokens.Verifier
 	Proofs    *dpop.Verifier
+	// Used remembers client assertions, for all replicas.
+	Used dpop.Replays
 	// Users is nil in an installation without logins; then no app gets a token.
 	Users Users
 	Now   func() time.Time
@@ -65,27 +67,22 @@ type Parts struct {
 }
 
 // Service answers the OAuth endpoints.
-type Service struct {
-	Parts
-	used store.Replays
-}
+type Service struct{ Parts }
 
 // New makes the service.
-func New(p Parts) *Service {
-	return &Service{Parts: p, used: p.Store.Replays()}
-}
+func New(p Parts) *Service { return &Service{p} }
 
 // SweepEvery is how often what has ended is removed.
 const SweepEvery = time.Minute
 
 // Run removes what has ended by itself, until the context ends. Every replica may run it.
-func (s *Service) Run(ctx context.Context) error {
+func (s *Service) Run(ctx context.Context) {
 	ticker := time.NewTicker(SweepEvery)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-ticker.C:
 		}
 		if _, err := s.Store.Sweep(ctx); err != nil && ctx.Err() == nil {
@@ -461,7 +458,7 @@ func (s *Service) endDevice(ctx context.Context, id models.ID) error {
 
 // use marks a jti as used.
 func (s *Service) use(ctx context.Context, key string, until time.Time) error {
-	err := s.used.Use(ctx, key, until)
+	err := s.Used.Use(ctx, key, until)
 	if errors.Is(err, replay.ErrUsed) {
 		return badClient("the assertion was used before")
 	}

@@ -1,7 +1,7 @@
 // Package replay remembers what may be used only once, such as the jti of a proof or of a client assertion, until it is no
 // longer valid anyway. It knows nothing of tokens: a key is whatever text the caller makes unique.
 //
-// Memory serves one node. Several replicas share the table of the database instead; whoever needs either of them declares
+// Memory serves one node, Table several replicas on one database; whoever needs either of them declares
 // the one method it calls.
 package replay
 

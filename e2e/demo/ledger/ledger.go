@@ -23,13 +23,20 @@ type Receiver struct {
 	Frames int
 }
 
+// The results of a demo; all but OK come with reasons.
+const (
+	OK          = "ok"
+	Failed      = "failed"
+	Interrupted = "interrupted" // somebody ended it before there was all to see
+)
+
 // Verdict is the last line of the demo.
 type Verdict struct {
-	Result       string        `json:"result"` // "ok", or "failed" or "interrupted" with the reasons in Why
+	Result       string        `json:"result"`
 	GroupIP      string        `json:"groupIP"`
 	Sent         int           `json:"sent"`
 	Destinations []Destination `json:"destinations"`
-	Left         *Left         `json:"left"`
+	Left         *Left         `json:"left"` // null if none was taken away
 	Why          []string      `json:"why,omitempty"`
 }
 
@@ -54,7 +61,7 @@ type Left struct {
 
 // Settle makes the verdict, without the group IP. The receiver named left is the one that was taken away; "" is nobody.
 func Settle(camera Log, receivers []Receiver, left string) Verdict {
-	v := Verdict{Result: "ok", Sent: len(camera.Datagrams), Destinations: []Destination{}}
+	v := Verdict{Result: OK, Sent: len(camera.Datagrams), Destinations: []Destination{}}
 	if v.Sent == 0 {
 		v.Fail("The camera sent nothing.")
 	}
@@ -74,7 +81,7 @@ func Settle(camera Log, receivers []Receiver, left string) Verdict {
 
 // Fail records why the verdict isn't "ok".
 func (v *Verdict) Fail(format string, args ...any) {
-	v.Result = "failed"
+	v.Result = Failed
 	v.Why = append(v.Why, fmt.Sprintf(format, args...))
 }
 

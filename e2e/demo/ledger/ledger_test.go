@@ -129,7 +129,8 @@ func TestSettleManyWraps(t *testing.T) {
 		got := arrived(sent[from:], -int64(from>>16))
 		v := ledger.Settle(ledger.Log{Datagrams: sent}, []ledger.Receiver{receiver(sent[from].At, got)}, "")
 		assert.Equal(t, "ok", v.Result, "%v", v.Why)
-		assert.Equal(t, len(sent)-from, v.Destinations[0].Expected)
+		assert.Len(t, got, v.Destinations[0].Received)
+		assert.Len(t, got, v.Destinations[0].Expected)
 	}
 }
 
@@ -152,7 +153,7 @@ func TestVerdictJSON(t *testing.T) {
 	v.GroupIP = "127.1.2.230"
 	b, err := json.Marshal(v)
 	require.NoError(t, err)
-	assert.Equal(t, `{"result":"ok","groupIP":"127.1.2.230","sent":100,"destinations":[`+
+	assert.JSONEq(t, `{"result":"ok","groupIP":"127.1.2.230","sent":100,"destinations":[`+
 		`{"name":"upload","expected":50,"received":50,"corrupt":0,"frames":15}],"left":{"name":"upload","afterLeave":0}}`, string(b))
 }
 

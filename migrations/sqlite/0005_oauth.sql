@@ -3,34 +3,34 @@
 
 -- next: published, doesn't sign yet. active: signs. retiring: published until the last token it signed has ended.
 ALTER TABLE signing_keys ADD COLUMN state text NOT NULL DEFAULT 'active' CHECK (state IN ('next', 'active', 'retiring'));
-ALTER TABLE signing_keys ADD COLUMN state_since bigint NOT NULL DEFAULT 0;
+ALTER TABLE signing_keys ADD COLUMN state_since integer NOT NULL DEFAULT 0;
 
 -- The one key of a device. A key belongs to one device of one account until that device is removed or gets another key.
 CREATE TABLE device_keys (
     thumbprint text   PRIMARY KEY, -- RFC 7638; the client id of the device too
-    device_id  bigint NOT NULL UNIQUE REFERENCES devices (id) ON DELETE CASCADE,
+    device_id  integer NOT NULL UNIQUE REFERENCES devices (id) ON DELETE CASCADE,
     jwk        text   NOT NULL,
     serial     text   NOT NULL DEFAULT '',
-    created_at bigint NOT NULL
+    created_at integer NOT NULL
 );
 
 -- Deleted when they are used.
 CREATE TABLE enrolment_tickets (
-    hash        bytea   PRIMARY KEY,
+    hash        blob    PRIMARY KEY,
     account_id  text    NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
     premises_id text    NOT NULL REFERENCES premises (id) ON DELETE CASCADE,
     device_type text    NOT NULL,
-    device_id   bigint  REFERENCES devices (id) ON DELETE CASCADE, -- whose lost key it replaces
+    device_id   integer  REFERENCES devices (id) ON DELETE CASCADE, -- whose lost key it replaces
     name        text    NOT NULL DEFAULT '',
-    pop         boolean NOT NULL DEFAULT true,
-    created_at  bigint  NOT NULL,
-    expires_at  bigint  NOT NULL
+    pop         integer NOT NULL DEFAULT 1,
+    created_at  integer  NOT NULL,
+    expires_at  integer  NOT NULL
 );
 CREATE INDEX enrolment_tickets_expires_at ON enrolment_tickets (expires_at);
 
 -- Device grants (RFC 8628).
 CREATE TABLE device_grants (
-    code_hash     bytea  PRIMARY KEY,
+    code_hash     blob   PRIMARY KEY,
     user_code     text   NOT NULL UNIQUE,
     client_id     text   NOT NULL,
     scope         text   NOT NULL DEFAULT '',
@@ -44,30 +44,30 @@ CREATE TABLE device_grants (
     premises_id   text   REFERENCES premises (id) ON DELETE CASCADE,
     user_id       text   NOT NULL DEFAULT '', -- who approved it
     name          text   NOT NULL DEFAULT '',
-    interval_s    bigint NOT NULL,
-    polled_at     bigint NOT NULL DEFAULT 0,
-    created_at    bigint NOT NULL,
-    expires_at    bigint NOT NULL
+    interval_s    integer NOT NULL,
+    polled_at     integer NOT NULL DEFAULT 0,
+    created_at    integer NOT NULL,
+    expires_at    integer NOT NULL
 );
 CREATE INDEX device_grants_expires_at ON device_grants (expires_at);
 
 -- Wrong user codes of one approver within one window.
 CREATE TABLE user_code_tries (
     approver text   PRIMARY KEY,
-    wrong    bigint NOT NULL,
-    since    bigint NOT NULL
+    wrong    integer NOT NULL,
+    since    integer NOT NULL
 );
 
 CREATE TABLE refresh_tokens (
-    hash       bytea  PRIMARY KEY,
+    hash       blob   PRIMARY KEY,
     jkt        text   NOT NULL, -- useless without this key
     client_id  text   NOT NULL,
     scope      text   NOT NULL DEFAULT '',
     account_id text   NOT NULL REFERENCES accounts (id) ON DELETE CASCADE,
-    device_id  bigint REFERENCES devices (id) ON DELETE CASCADE,
+    device_id  integer REFERENCES devices (id) ON DELETE CASCADE,
     user_id    text   NOT NULL DEFAULT '',
-    created_at bigint NOT NULL,
-    expires_at bigint NOT NULL,
+    created_at integer NOT NULL,
+    expires_at integer NOT NULL,
     CHECK ((device_id IS NULL) <> (user_id = ''))
 );
 CREATE INDEX refresh_tokens_device ON refresh_tokens (device_id);
@@ -79,22 +79,14 @@ CREATE TABLE service_credentials (
     id          text   PRIMARY KEY,
     service_id  text   NOT NULL REFERENCES services (id) ON DELETE CASCADE,
     name        text   NOT NULL DEFAULT '',
-    secret_hash bytea  UNIQUE,
+    secret_hash blob   UNIQUE,
     jwks        text   NOT NULL DEFAULT '',
-    created_at  bigint NOT NULL,
+    created_at  integer NOT NULL,
     CHECK ((secret_hash IS NULL) <> (jwks = ''))
 );
 CREATE INDEX service_credentials_service ON service_credentials (service_id);
 
--- What may be used only once: the jti of proofs and of client assertions.
-CREATE TABLE replays (
-    hash       bytea  PRIMARY KEY,
-    expires_at bigint NOT NULL
-);
-CREATE INDEX replays_expires_at ON replays (expires_at);
-
 -- +goose Down
-DROP TABLE replays;
 DROP TABLE service_credentials;
 DROP TABLE refresh_tokens;
 DROP TABLE user_code_tries;

@@ -1,0 +1,290 @@
+// Package daemon assembles the service from its parts, runs it and stops it in good order. cmd/groupcastd is a command line around
+// it, and tests may start it within their process.
+//
+// It holds no rules of the domain: it decides which part gets which setting, and what starts and stops before what.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gin-gonic/gin"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/groupcast/groupcast/docs/problems"
+	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/openapi"
+	"github.com/groupcast/groupcast/openapi/adminserver"
+	"github.com/groupcast/groupcast/server/accounts"
+	"github.com/groupcast/groupcast/server/adminapi"
+	"github.com/groupcast/groupcast/server/apidocs"
+	"github.com/groupcast/groupcast/server/config"
+	"github.com/groupcast/groupcast/server/expiry"
+	"github.com/groupcast/groupcast/server/gateways"
+	"github.com/groupcast/groupcast/server/groups"
+	"github.com/groupcast/groupcast/server/httpapi"
+	"github.com/groupcast/groupcast/server/keys"
+	"github.com/groupcast/groupcast/server/longpoll"
+	"github.com/groupcast/groupcast/server/registrations"
+	"github.com/groupcast/groupcast/server/store"
+	"github.com/groupcast/groupcast/server/telemetry"
+	"github.com/groupcast/groupcast/server/tokens"
+)
+
+const (
+	// startTimeout bounds what a start needs of the database, migrations aside.
+	startTimeout = 30 * time.Second
+	// stopTimeout bounds the answers that are still being made after all waits have ended.
+	stopTimeout = 10 * time.Second
+	// readyTimeout bounds what readiness asks the database.
+	readyTimeout = 2 * time.Second
+)
+
+// Daemon is a running service.
+type Daemon struct {
+	cfg   config.Config
+	log   *slog.Logger
+	store *store.Store
+	hub   *longpoll.Hub
+
+	public, admin, metrics listening
+
+	draining atomic.Bool
+	failed   chan error
+	stop     context.CancelFunc // ends the background work
+	work     sync.WaitGroup
+}
+
+// Open opens the database that the settings name; it is up to the caller to close it.
+func Open(ctx context.Context, cfg config.Config, log *slog.Logger) (*store.Store, error) {
+	if err := cfg.CheckStorage(); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("data-dir: %w", err)
+	}
+	return store.Open(ctx, store.Options{DatabaseURL: cfg.DatabaseURL, DataDir: cfg.DataDir, Logger: log, MaxConns: cfg.DatabaseMaxConns})
+}
+
+// Start starts the service. When it returns without an error the service answers.
+func Start(ctx context.Context, cfg config.Config, version string, log *slog.Logger) (_ *Daemon, err error) {
+	if err := cfg.Check(); err != nil {
+		return nil, err
+	}
+	for _, w := range cfg.Warnings() {
+		log.WarnContext(ctx, "a setting weakens the service", "setting", w)
+	}
+	d := &Daemon{cfg: cfg, log: log, failed: make(chan error, 3)}
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	if d.store, err = Open(ctx, cfg, log); err != nil {
+		return nil, err
+	}
+	if err := d.prepareSchema(ctx); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	kek, err := keys.LoadOrCreateKEK(cfg.KEKFile())
+	if err != nil {
+		return nil, fmt.Errorf("key-encryption-key-file: %w", err)
+	}
+	ring, err := keys.Load(ctx, d.store, kek, keys.Options{})
+	if err != nil {
+		return nil, err
+	}
+	if err := d.listen(ctx); err != nil {
+		return nil, err
+	}
+	registry := telemetry.NewRegistry(version)
+	handlers, err := d.assemble(ring, registry, version)
+	if err != nil {
+		return nil, err
+	}
+	d.serve(handlers, registry)
+	log.InfoContext(ctx, "groupcastd is ready", "version", version, "url", cfg.URL(d.public.Addr()), "database", d.store.Dialect(),
+		"listen", d.public.Addr().String(), "admin", d.admin.Addr().String())
+	return d, nil
+}
+
+// prepareSchema brings the schema up to date where that is safe or was asked for, and refuses any other but ours.
+func (d *Daemon) prepareSchema(ctx context.Context) error {
+	if d.cfg.DatabaseURL == "" || d.cfg.Migrate {
+		return d.store.Migrate(ctx)
+	}
+	return d.store.CheckSchema(ctx)
+}
+
+// edges are the two ways in.
+type edges struct{ public, admin http.Handler }
+
+// assemble wires the services to each other and to the edges.
+func (d *Daemon) assemble(ring *keys.Ring, registry *prometheus.Registry, version string) (edges, error) {
+	groupService := groups.New(d.store)
+	d.hub = longpoll.New(longpoll.Options{
+		Epoch:       d.store.Epoch,
+		Revisions:   d.store.RevisionsOf,
+		Information: groupService.Information,
+		Render:      httpapi.RenderInformation(d.cfg.MaxStale),
+		Record:      d.store.RecordPolls,
+		MaxWaiters:  d.cfg.LongPollMaxWaiters,
+		Log:         d.log,
+		Metrics:     registry,
+	})
+	accountService := accounts.New(d.store, d.hub)
+	issuer := d.cfg.URL(d.public.Addr())
+	proxies, err := d.cfg.Proxies()
+	if err != nil {
+		return edges{}, err
+	}
+	metrics := httpapi.NewMetrics(registry)
+
+	public, err := httpapi.New(httpapi.Options{
+		Document:       openapi.Public,
+		Authenticate:   httpapi.Bearer(tokens.NewVerifier(issuer, ring, time.Now), accountService),
+		TrustedProxies: proxies, Log: d.log, Metrics: metrics,
+	})
+	if err != nil {
+		return edges{}, fmt.Errorf("openapi.yaml: %w", err)
+	}
+	httpapi.Mount(public, httpapi.Services{
+		Registrations: registrations.New(d.store, d.hub, registrations.Options{MaxStale: d.cfg.MaxStale, AllowLoopback: d.cfg.AllowLoopback}),
+		Groups:        groupService,
+		Gateways:      gateways.New(d.store, d.hub, gateways.Options{MaxStale: d.cfg.MaxStale, AllowLoopback: d.cfg.AllowLoopback}),
+		Polls:         d.hub,
+		Ready:         d.ready,
+		MaxStale:      d.cfg.MaxStale,
+		Version:       version,
+	})
+	apidocs.Register(public.Open())
+	public.Open().GET("/problems/:code", func(c *gin.Context) {
+		if page, ok := problems.Page(c.Param("code")); ok {
+			c.Header("X-Content-Type-Options", "nosniff")
+			c.Data(http.StatusOK, "text/markdown; charset=utf-8", page)
+			return
+		}
+		public.HandlerError(c, models.Errorf(models.CodeUnknownRoute, "There is no problem of this name."))
+	})
+
+	admin, err := httpapi.New(httpapi.Options{Document: openapi.Admin, Authenticate: httpapi.Operator, Log: d.log, Metrics: metrics})
+	if err != nil {
+		return edges{}, fmt.Errorf("admin.yaml: %w", err)
+	}
+	adminserver.RegisterHandlersWithOptions(admin.Contract(),
+		adminserver.NewStrictHandlerWithOptions(adminapi.New(accountService, tokens.NewIssuer(issuer, ring, time.Now)), nil, adminserver.StrictGinServerOptions{
+			RequestErrorHandlerFunc: admin.RequestError, HandlerErrorFunc: admin.HandlerError, ResponseErrorHandlerFunc: admin.ResponseError,
+		}),
+		adminserver.GinServerOptions{ErrorHandler: admin.ParameterError})
+
+	var e edges
+	if e.public, err = public.Handler(); err != nil {
+		return edges{}, fmt.Errorf("openapi.yaml: %w", err)
+	}
+	if e.admin, err = admin.Handler(); err != nil {
+		return edges{}, fmt.Errorf("admin.yaml: %w", err)
+	}
+	return e, nil
+}
+
+// ready tells whether the service can do its work.
+func (d *Daemon) ready(ctx context.Context) error {
+	if d.draining.Load() {
+		return models.Errorf(models.CodeUnavailable, "The service is stopping. Ask another replica, or wait until it has started again.")
+	}
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	err := d.store.CheckSchema(ctx)
+	var known *models.Error
+	if err == nil || errors.As(err, &known) {
+		return err
+	}
+	return models.Errorf(models.CodeUnavailable, "The database doesn't have the schema of this version. The operator's log says more.").Because(err)
+}
+
+// serve starts everything that runs.
+func (d *Daemon) serve(e edges, registry *prometheus.Registry) {
+	ctx, stop := context.WithCancel(context.Background())
+	d.stop = stop
+	reaper := expiry.New(d.store, d.hub, d.log)
+	d.work.Go(func() { d.hub.Run(ctx) })
+	d.work.Go(func() { reaper.Run(ctx) })
+	d.public.serve(d.httpServer(e.public), d.failed)
+	d.admin.serve(d.httpServer(e.admin), d.failed)
+	if d.metrics.Listener != nil {
+		d.metrics.serve(telemetry.NewMetricsServer(registry, d.log), d.failed)
+	}
+}
+
+// URL is what clients reach the service at.
+func (d *Daemon) URL() string { return d.cfg.URL(d.public.Addr()) }
+
+// MetricsAddr is where the metrics are; nil if they are off.
+func (d *Daemon) MetricsAddr() net.Addr {
+	if d.metrics.Listener == nil {
+		return nil
+	}
+	return d.metrics.Addr()
+}
+
+// Failed gives the error of a listener that ended by itself: the service doesn't do its work any more.
+func (d *Daemon) Failed() <-chan error { return d.failed }
+
+// Stop stops the service: it isn't ready any more, waiting gateways are told to come back, requests are finished, and what gateways
+// acknowledged is stored. The context bounds it.
+func (d *Daemon) Stop(ctx context.Context) error {
+	d.log.InfoContext(ctx, "stopping")
+	d.draining.Store(true)
+	drain, cancel := context.WithTimeout(ctx, d.cfg.DrainTime+time.Second)
+	d.hub.Drain(drain, d.cfg.DrainTime)
+	cancel()
+	finish, cancel := context.WithTimeout(ctx, stopTimeout)
+	defer cancel()
+	err := errors.Join(d.public.shutdown(finish), d.admin.shutdown(finish))
+	d.stop()
+	d.work.Wait()
+	if e := d.hub.Flush(finish); e != nil {
+		err = errors.Join(err, fmt.Errorf("store acknowledgements: %w", e))
+	}
+	// The metrics come last, so that the stop itself can be watched.
+	err = errors.Join(err, d.metrics.shutdown(finish), d.store.Close())
+	d.log.InfoContext(ctx, "stopped")
+	return err
+}
+
+// close gives up a start that failed.
+func (d *Daemon) close() {
+	for _, l := range []listening{d.public, d.admin, d.metrics} {
+		if l.Listener != nil {
+			_ = l.Close() // the start's own error says what happened
+		}
+	}
+	if d.store != nil {
+		_ = d.store.Close()
+	}
+}
+
+// Run runs the service until the context is done, and stops it then.
+func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logger) error {
+	d, err := Start(ctx, cfg, version, log)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+	case err = <-d.Failed():
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.DrainTime+2*stopTimeout)
+	defer cancel()
+	return errors.Join(err, d.Stop(stop))
+}

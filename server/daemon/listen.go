@@ -1,0 +1,122 @@
+package daemon
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// SocketName is the operator's socket in the data directory.
+const SocketName = "admin.sock"
+
+// maxSocketPath is what fits into sockaddr_un on Linux.
+const maxSocketPath = 107
+
+// listening is a listener with the server that serves it.
+type listening struct {
+	net.Listener
+	tls    *tls.Config
+	server *http.Server
+}
+
+// listen opens all listeners before anything is served, so that a start either has them all or fails.
+func (d *Daemon) listen(ctx context.Context) (err error) {
+	if d.cfg.TLSCert != "" {
+		if d.public.tls, err = newCertificate(d.cfg.TLSCert, d.cfg.TLSKey, d.log); err != nil {
+			return err
+		}
+	}
+	var lc net.ListenConfig
+	if d.public.Listener, err = lc.Listen(ctx, "tcp", d.cfg.Listen); err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	if d.cfg.MetricsListen != "" {
+		if d.metrics.Listener, err = lc.Listen(ctx, "tcp", d.cfg.MetricsListen); err != nil {
+			return fmt.Errorf("metrics-listen: %w", err)
+		}
+	}
+	if d.admin.Listener, err = listenAdmin(ctx, filepath.Join(d.cfg.DataDir, SocketName)); err != nil {
+		return fmt.Errorf("data-dir: %w", err)
+	}
+	return nil
+}
+
+// listenAdmin opens the operator's socket for its owner only. One that a killed process left behind is replaced; one that somebody
+// answers on is not.
+func listenAdmin(ctx context.Context, path string) (net.Listener, error) {
+	if len(path) > maxSocketPath {
+		return nil, fmt.Errorf("the path of the socket %s is longer than %d bytes: use a directory with a shorter path", path, maxSocketPath)
+	}
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "unix", path)
+	switch {
+	case err == nil:
+		_ = conn.Close()
+		return nil, fmt.Errorf("another groupcastd answers on %s: stop it, or use another data-dir", path)
+	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, syscall.ECONNREFUSED):
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("remove the socket that a former process left: %w", err)
+		}
+	default:
+		return nil, fmt.Errorf("%s is in the way: %w", path, err)
+	}
+	// The mode has to be right from the first moment. Nothing else creates files while a service starts.
+	before := syscall.Umask(0o177)
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "unix", path)
+	syscall.Umask(before)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	return l, nil
+}
+
+// httpServer has no WriteTimeout, which would end long polls: the edge sets a deadline for each answer.
+func (d *Daemon) httpServer(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       3 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		// What clients do wrong below HTTP is nothing an operator has to act on.
+		ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+	}
+}
+
+// serve answers until shutdown; failed is told if it ends before.
+func (l *listening) serve(s *http.Server, failed chan<- error) {
+	l.server = s
+	go func() {
+		var err error
+		if l.tls != nil {
+			s.TLSConfig = l.tls
+			err = s.ServeTLS(l.Listener, "", "")
+		} else {
+			err = s.Serve(l.Listener)
+		}
+		if !errors.Is(err, http.ErrServerClosed) {
+			failed <- fmt.Errorf("the listener on %s failed: %w", l.Addr(), err)
+		}
+	}()
+}
+
+// shutdown finishes the requests that are being answered.
+func (l *listening) shutdown(ctx context.Context) error {
+	if l.server == nil {
+		return nil
+	}
+	if err := l.server.Shutdown(ctx); err != nil {
+		return errors.Join(fmt.Errorf("finish the requests on %s: %w", l.Addr(), err), l.server.Close())
+	}
+	return nil
+}

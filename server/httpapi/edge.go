@@ -1,0 +1,273 @@
+package httpapi
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/gin-gonic/gin"
+
+	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/server/authz"
+	"github.com/groupcast/groupcast/server/longpoll"
+	"github.com/groupcast/groupcast/server/problem"
+)
+
+const (
+	// MaxBody is the largest request body that is read, in bytes.
+	MaxBody = 16 << 10
+	// bodyTimeout is how long a body may take to arrive.
+	bodyTimeout = 10 * time.Second
+	// answerTimeout bounds a request as a whole, the longest wait included: there is no WriteTimeout, which would end long polls.
+	answerTimeout = longpoll.MaxWait + longpoll.MaxWait/16 + 30*time.Second
+)
+
+// Authenticator tells who sends a request. Its errors are CodeUnauthenticated, or faults.
+type Authenticator func(*http.Request) (models.Principal, error)
+
+// Options say which contract an edge serves, and to whom.
+type Options struct {
+	// Document is the contract, OpenAPI 3.0 in YAML.
+	Document []byte
+	// Authenticate is asked for every operation that isn't for anyone.
+	Authenticate Authenticator
+	// TrustedProxies are those whose X-Forwarded-For is believed.
+	TrustedProxies []netip.Prefix
+	Log            *slog.Logger
+	Metrics        *Metrics
+}
+
+// Edge is the way of requests to the handlers of one contract.
+type Edge struct {
+	engine       *gin.Engine
+	contract     *gin.RouterGroup
+	authenticate Authenticator
+	rules        authz.Table
+	operations   map[string]*operation // by method and gin's path
+	log          *slog.Logger
+	metrics      *Metrics
+}
+
+// New makes an edge. It fails if the contract isn't valid or leaves open who may call an operation.
+func New(o Options) (*Edge, error) {
+	doc, err := openapi3.NewLoader().LoadFromData(o.Document)
+	if err != nil {
+		return nil, fmt.Errorf("read the contract: %w", err)
+	}
+	if err := doc.Validate(context.Background(), openapi3.DisableExamplesValidation()); err != nil {
+		return nil, fmt.Errorf("the contract is not valid: %w", err)
+	}
+	rules, err := authz.Load(doc)
+	if err != nil {
+		return nil, fmt.Errorf("the contract doesn't say who may do what: %w", err)
+	}
+	e := &Edge{authenticate: o.Authenticate, rules: rules, operations: operations(doc), log: o.Log, metrics: o.Metrics}
+
+	gin.SetMode(gin.ReleaseMode)
+	e.engine = gin.New()
+	e.engine.ContextWithFallback = true // else a handler's context doesn't end with the request
+	e.engine.HandleMethodNotAllowed = true
+	e.engine.RedirectTrailingSlash = false
+	e.engine.RedirectFixedPath = false
+	e.engine.RemoteIPHeaders = []string{"X-Forwarded-For"}
+	proxies := make([]string, len(o.TrustedProxies))
+	for i, p := range o.TrustedProxies {
+		proxies[i] = p.String()
+	}
+	if err := e.engine.SetTrustedProxies(proxies); err != nil {
+		return nil, fmt.Errorf("trusted proxies: %w", err)
+	}
+	e.engine.Use(e.identify, e.recover, e.observe, e.limit)
+	e.engine.NoRoute(func(c *gin.Context) {
+		e.refuse(c, models.Errorf(models.CodeUnknownRoute, "No operation has this path. Check it against the contract at /openapi.yaml."))
+	})
+	e.engine.NoMethod(func(c *gin.Context) {
+		e.refuse(c, models.Errorf(models.CodeMethodNotAllowed, "This path doesn't have the method %s; it has: %s.",
+			printable(c.Request.Method), c.Writer.Header().Get("Allow")))
+	})
+	e.contract = e.engine.Group("", e.admit)
+	return e, nil
+}
+
+// Contract is where the generated code registers the operations; every one of them is guarded.
+func (e *Edge) Contract() gin.IRouter { return e.contract }
+
+// Open is for pages that are no operations and for anyone.
+func (e *Edge) Open() gin.IRouter { return e.engine }
+
+// Handler gives what is to be served, once everything is registered. It fails if an operation of the contract has no handler.
+func (e *Edge) Handler() (http.Handler, error) {
+	routes := map[string]bool{}
+	for _, r := range e.engine.Routes() {
+		routes[r.Method+" "+r.Path] = true
+	}
+	for key, op := range e.operations {
+		if !routes[key] {
+			return nil, fmt.Errorf("operation %s of the contract has no handler", op.id)
+		}
+	}
+	return e.engine, nil
+}
+
+// identify gives the request its id, and knows from here on where it came from.
+func (e *Edge) identify(c *gin.Context) {
+	remote, _ := netip.ParseAddr(c.ClientIP())
+	info := &call{id: strings.ToLower(rand.Text()), remote: remote.Unmap().WithZone("")}
+	if op := e.operations[c.Request.Method+" "+c.FullPath()]; op != nil {
+		info.operation = op.id
+	}
+	c.Request = c.Request.WithContext(withCall(c.Request.Context(), info))
+	c.Header("X-Request-Id", info.id)
+	// Connections live on between requests, so each request sets its own deadline. A test's recorder has none.
+	_ = http.NewResponseController(c.Writer).SetWriteDeadline(time.Now().Add(answerTimeout))
+	c.Next()
+}
+
+// recover turns a panic into an answer, or ends the connection if the answer has begun.
+func (e *Edge) recover(c *gin.Context) {
+	defer func() {
+		r := recover()
+		if r == nil {
+			return
+		}
+		if err, ok := r.(error); ok && errors.Is(err, http.ErrAbortHandler) {
+			panic(r)
+		}
+		e.log.ErrorContext(c.Request.Context(), "a handler panicked", "request", callOf(c).id, "operation", callOf(c).operation,
+			"panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+		if c.Writer.Written() {
+			panic(http.ErrAbortHandler) // a half answer must not look like a whole one
+		}
+		e.refuse(c, internal())
+	}()
+	c.Next()
+}
+
+// observe writes one line per request and counts it. Neither holds the query, a header or an address.
+func (e *Edge) observe(c *gin.Context) {
+	began := time.Now()
+	panicked := true
+	defer func() {
+		info, status, took := callOf(c), c.Writer.Status(), time.Since(began)
+		if panicked {
+			status = http.StatusInternalServerError
+		}
+		e.metrics.observe(info.operation, status, took)
+		level := slog.LevelDebug
+		if status >= http.StatusBadRequest || c.Request.Method != http.MethodGet {
+			level = slog.LevelInfo
+		}
+		attrs := []slog.Attr{
+			slog.String("request", info.id), slog.String("method", printable(c.Request.Method)), slog.String("route", c.FullPath()),
+			slog.Int("status", status), slog.Duration("took", took),
+		}
+		if p := info.principal; p != nil {
+			attrs = append(attrs, slog.String("kind", string(p.Kind)))
+			if p.Device.ID.Valid() {
+				attrs = append(attrs, slog.String("device", p.Device.ID.String()))
+			}
+			if p.Service.ID != "" {
+				attrs = append(attrs, slog.String("service", string(p.Service.ID)))
+			}
+		}
+		e.log.LogAttrs(c.Request.Context(), level, "request", attrs...)
+	}()
+	c.Next()
+	panicked = false
+}
+
+// limit refuses a body that says it is too large, and stops reading one that turns out to be.
+func (e *Edge) limit(c *gin.Context) {
+	if c.Request.ContentLength > MaxBody {
+		c.Header("Connection", "close") // rather than reading what nobody wants
+		e.refuse(c, tooLarge())
+		return
+	}
+	if c.Request.Body != nil {
+		c.Request.Body = http.MaxBytesReader(c.Writer, c.Request.Body, MaxBody)
+	}
+	c.Next()
+}
+
+func tooLarge() *models.Error {
+	return models.Errorf(models.CodeTooLarge, "The body is larger than %d bytes. Send only the members that the contract describes.", MaxBody)
+}
+
+func internal() *models.Error {
+	return models.Errorf(models.CodeInternal, "The service failed. Try again later; if it persists, give the operator the instance of this document.")
+}
+
+// refuse answers with the problem document of an error and ends the request. It is the one place that does.
+func (e *Edge) refuse(c *gin.Context, err error) {
+	c.Abort()
+	ctx, info := c.Request.Context(), callOf(c)
+	if c.Writer.Written() {
+		e.log.ErrorContext(ctx, "an answer could not be finished", "request", info.id, "operation", info.operation, "error", err)
+		return
+	}
+	if ctx.Err() != nil {
+		// The client is gone, and nobody reads this; the status is for log and metrics.
+		c.Status(statusClientGone)
+		return
+	}
+	var refusal *models.Error
+	if !errors.As(err, &refusal) {
+		e.log.ErrorContext(ctx, "a request failed", "request", info.id, "operation", info.operation, "error", err)
+		refusal = internal()
+	} else if problem.Status(refusal.Code) >= http.StatusInternalServerError && refusal.Cause != nil {
+		e.log.WarnContext(ctx, "a request could not be served", "request", info.id, "operation", info.operation, "error", err)
+	}
+	e.challenge(c, refusal)
+	problem.Write(c.Writer, refusal, info.id)
+}
+
+// statusClientGone is what the log and the metrics show when nobody waited for the answer.
+const statusClientGone = 499
+
+// challenge tells how to authenticate (RFC 9110 §11.6.1, RFC 6750 §3).
+func (e *Edge) challenge(c *gin.Context, refusal *models.Error) {
+	const bearer = `Bearer realm="groupcast"`
+	scope, _ := refusal.Fields["scope"].(string)
+	switch {
+	case refusal.Code == models.CodeUnauthenticated && len(c.Request.Header.Values("Authorization")) == 0:
+		c.Header("WWW-Authenticate", bearer)
+	case refusal.Code == models.CodeUnauthenticated:
+		c.Header("WWW-Authenticate", bearer+`, error="invalid_token"`)
+	case refusal.Code == models.CodeForbidden && scope != "":
+		c.Header("WWW-Authenticate", bearer+`, error="insufficient_scope", scope="`+scope+`"`)
+	}
+}
+
+// The hooks of the generated code. All of them end in refuse.
+
+// ParameterError is called for a parameter that generated code can't bind.
+func (e *Edge) ParameterError(c *gin.Context, err error, _ int) {
+	e.refuse(c, badRequest(problem.FieldError{Detail: err.Error()}))
+}
+
+// RequestError is called for a body that generated code can't bind.
+func (e *Edge) RequestError(c *gin.Context, err error) {
+	e.refuse(c, badRequest(problem.FieldError{Detail: "The body doesn't fit the contract."}).Because(err))
+}
+
+// HandlerError is called for what a handler refuses, or fails with.
+func (e *Edge) HandlerError(c *gin.Context, err error) { e.refuse(c, err) }
+
+// ResponseError is called for an answer that can't be written.
+func (e *Edge) ResponseError(c *gin.Context, err error) { e.refuse(c, err) }
+
+// printable keeps what a client made up from being more than a word in a log or an answer.
+func printable(s string) string {
+	if len(s) > 16 || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || r == '"' }) {
+		return "?"
+	}
+	return s
+}

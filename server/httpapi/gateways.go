@@ -1,0 +1,48 @@
+package httpapi
+
+import (
+	"context"
+	"strconv"
+
+	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/openapi/api"
+	"github.com/groupcast/groupcast/openapi/ginserver"
+	"github.com/groupcast/groupcast/server/gateways"
+)
+
+func (h handlers) DeclareGateway(ctx context.Context, r ginserver.DeclareGatewayRequestObject) (ginserver.DeclareGatewayResponseObject, error) {
+	ctx, p := caller(ctx)
+	g, pool, err := h.Gateways.Declare(ctx, p, gateways.Declaration{
+		GatewayID:   r.GatewayID,
+		LANPrefix:   r.Body.LanPrefix,
+		GatewayIPv4: r.Body.GatewayIPv4,
+		UplinkIPv4:  r.Body.UplinkIPv4,
+		GroupRange:  value(r.Body.GroupRange),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return ginserver.DeclareGateway200JSONResponse(gateway(g, pool)), nil
+}
+
+func (h handlers) GetGateway(ctx context.Context, r ginserver.GetGatewayRequestObject) (ginserver.GetGatewayResponseObject, error) {
+	ctx, p := caller(ctx)
+	g, pool, err := h.Gateways.Get(ctx, p, r.GatewayID)
+	if err != nil {
+		return nil, err
+	}
+	return ginserver.GetGateway200JSONResponse(gateway(g, pool)), nil
+}
+
+func gateway(g models.Gateway, p models.Pool) api.Gateway {
+	return api.Gateway{
+		GatewayID:   g.ID,
+		PremisesID:  g.PremisesID,
+		LanPrefix:   g.LANPrefix.String(),
+		GatewayIPv4: g.LANAddr,
+		UplinkIPv4:  g.Uplink,
+		GroupRange:  g.Range.String(),
+		Pool:        api.Pool{PoolSize: int32(p.Size), Allocated: int32(p.Allocated), Quarantined: int32(p.Quarantined)},
+		Revision:    strconv.FormatInt(g.Revision, 10),
+	}
+}

@@ -1,0 +1,151 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/openapi/api"
+	"github.com/groupcast/groupcast/openapi/ginserver"
+	"github.com/groupcast/groupcast/server/longpoll"
+)
+
+// pollWriteTimeout bounds the writing of an answer after a wait.
+const pollWriteTimeout = 15 * time.Second
+
+// GetGroupInformation answers a gateway's poll (SPEC §6).
+func (h handlers) GetGroupInformation(ctx context.Context, r ginserver.GetGroupInformationRequestObject) (ginserver.GetGroupInformationResponseObject, error) {
+	ctx, p := caller(ctx)
+	if p.Device.ID != r.GatewayID {
+		return nil, models.NotFound() // somebody else's gateway looks like none
+	}
+	req := longpoll.Request{Gateway: r.GatewayID}
+	conditional := r.Params.IfNoneMatch != nil
+	switch {
+	case conditional:
+		tag := entityTag(*r.Params.IfNoneMatch)
+		req.Cursor = &tag
+	case r.Params.Index != nil:
+		req.Cursor, req.Full = r.Params.Index, true
+	}
+	applied := ""
+	switch {
+	case r.Params.Wait != nil:
+		req.Wait = time.Duration(*r.Params.Wait) * time.Second
+	case r.Params.Prefer != nil:
+		if wait, ok := preferredWait(*r.Params.Prefer); ok {
+			req.Wait = wait
+			applied = "wait=" + strconv.Itoa(int(wait/time.Second))
+		}
+	}
+	answer, err := h.Polls.Poll(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	return pollAnswer{answer, applied}, nil
+}
+
+// entityTag takes the quotes off an entity tag (RFC 9110 §8.8.3). Weak comparison is right here, so a W/ that a proxy added
+// doesn't matter. What isn't one tag isn't a cursor either; the hub says so.
+func entityTag(s string) string {
+	s = strings.TrimPrefix(strings.TrimSpace(s), "W/")
+	if len(s) >= 2 && s[0] == '"' && s[len(s)-1] == '"' {
+		return s[1 : len(s)-1]
+	}
+	return ""
+}
+
+// preferredWait reads wait=N out of Prefer (RFC 7240). A preference is never an error: what can't be understood is ignored, what is
+// too long is cut.
+func preferredWait(prefer string) (time.Duration, bool) {
+	for preference := range strings.SplitSeq(prefer, ",") {
+		preference, _, _ = strings.Cut(preference, ";")
+		name, value, _ := strings.Cut(preference, "=")
+		if !strings.EqualFold(strings.TrimSpace(name), "wait") {
+			continue
+		}
+		n, err := strconv.ParseUint(strings.Trim(strings.TrimSpace(value), `"`), 10, 31)
+		if err != nil {
+			return 0, false
+		}
+		return min(time.Duration(n)*time.Second, longpoll.MaxWait), true
+	}
+	return 0, false
+}
+
+// pollAnswer writes the bytes that the hub keeps, so that the same state is always the same bytes.
+type pollAnswer struct {
+	longpoll.Answer
+	applied string
+}
+
+// VisitGetGroupInformationResponse writes 200 with the snapshot, or 304.
+func (a pollAnswer) VisitGetGroupInformationResponse(w http.ResponseWriter) error {
+	// The wait is over; from here on only the network may take time. A test's recorder has no deadline.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(pollWriteTimeout))
+	h := w.Header()
+	h.Set("ETag", a.Cursor.ETag())
+	h.Set("Cache-Control", "private, no-cache")
+	h.Set("Vary", "Authorization")
+	if a.Resync != "" {
+		h.Set("Groupcast-Resync", a.Resync)
+	}
+	if a.applied != "" {
+		h.Set("Preference-Applied", a.applied)
+	}
+	if a.Close {
+		h.Set("Connection", "close")
+	}
+	if a.Body == nil {
+		w.WriteHeader(http.StatusNotModified)
+		return nil
+	}
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(a.Body)))
+	w.WriteHeader(http.StatusOK)
+	_, _ = w.Write(a.Body) // a client that is gone can't be told
+	return nil
+}
+
+// RenderInformation gives the body of group information: deterministic, so that the same revision has the same bytes.
+func RenderInformation(maxStale time.Duration) func(models.GroupInformation) ([]byte, error) {
+	return func(i models.GroupInformation) ([]byte, error) {
+		return json.Marshal(api.GroupInformation{
+			GatewayID:       i.GatewayID,
+			Epoch:           i.Epoch,
+			Revision:        strconv.FormatInt(i.Revision, 10),
+			MaxStaleSeconds: int32(maxStale / time.Second),
+			Groups:          convert(i.Groups, gatewayGroup),
+		})
+	}
+}
+
+func gatewayGroup(g models.GatewayGroup) api.GatewayGroup {
+	return api.GatewayGroup{
+		GroupID:    g.ID,
+		PremisesID: g.PremisesID,
+		GroupName:  g.Name,
+		GroupIP:    g.IP,
+		Generation: int32(g.Generation),
+		State:      int32(g.State),
+		GroupSources: convert(g.Sources, func(s models.GatewaySource) api.GroupSource {
+			return api.GroupSource{
+				RegistrationID: s.RegistrationID, SourceName: s.Name, SourceIPv4: s.IPv4, SourceIPv6: orNull(s.IPv6), Trigger: s.Trigger,
+			}
+		}),
+		GroupDestinations: convert(g.Destinations, func(d models.GatewayDestination) api.GroupDestination {
+			return api.GroupDestination{
+				RegistrationID:  d.RegistrationID,
+				DestinationID:   strconv.FormatInt(d.Number, 10),
+				DestinationName: d.Name,
+				DestinationIPv4: orNull(d.IPv4),
+				DestinationIPv6: orNull(d.IPv6),
+				DestinationPort: orNull(int32(d.Port)),
+			}
+		}),
+	}
+}
