@@ -101,6 +101,9 @@ func NewGroupID() GroupID { return GroupID(newOpaque("g_")) }
 // NewRegistrationID draws a new registration id.
 func NewRegistrationID() RegistrationID { return RegistrationID(newOpaque("r_")) }
 
+// NewCredentialID draws the id of a service's credential.
+func NewCredentialID() string { return newOpaque("c_") }
+
 // NewEpoch draws the random name of a database's life; see SPEC §6.
 func NewEpoch() string {
 	var b [8]byte

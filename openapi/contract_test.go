@@ -231,7 +231,7 @@ func (l *linter) responses(at string, op *openapi3.Operation) {
 	want := []string{"4XX", "5XX"}
 	for _, status := range want {
 		response := op.Responses.Value(status)
-		if response == nil || response.Value.Content.Get("application/problem+json") == nil {
+		if response == nil || response.Value.Content.Get("application/problem+json") == nil && !l.oauthProblem(op, response) {
 			l.add("%s: declares no %s with application/problem+json", at, status)
 		}
 	}
@@ -249,6 +249,12 @@ func (l *linter) responses(at string, op *openapi3.Operation) {
 			}
 		}
 	}
+}
+
+// oauthProblem tells whether an OAuth endpoint refuses as RFC 6749 §5.2 wants it, with the problem's members beside (ADR 10).
+func (l *linter) oauthProblem(op *openapi3.Operation, response *openapi3.ResponseRef) bool {
+	content := response.Value.Content.Get("application/json")
+	return slices.Equal(op.Tags, []string{"oauth"}) && content != nil && content.Schema.Ref == "#/components/schemas/OAuthProblem"
 }
 
 // example wants at least one; that it fits its schema is checked with the document.

@@ -6,9 +6,70 @@ package adminapi
 import (
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/groupcast/groupcast/models"
 )
+
+// Defines values for DeviceGrantStatus.
+const (
+	Approved DeviceGrantStatus = "approved"
+	Pending  DeviceGrantStatus = "pending"
+	Refused  DeviceGrantStatus = "refused"
+)
+
+// Valid indicates whether the value is a known member of the DeviceGrantStatus enum.
+func (e DeviceGrantStatus) Valid() bool {
+	switch e {
+	case Approved:
+		return true
+	case Pending:
+		return true
+	case Refused:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ServiceCredentialKind.
+const (
+	Keys   ServiceCredentialKind = "keys"
+	Secret ServiceCredentialKind = "secret"
+)
+
+// Valid indicates whether the value is a known member of the ServiceCredentialKind enum.
+func (e ServiceCredentialKind) Valid() bool {
+	switch e {
+	case Keys:
+		return true
+	case Secret:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SigningKeyState.
+const (
+	Active   SigningKeyState = "active"
+	Next     SigningKeyState = "next"
+	Retiring SigningKeyState = "retiring"
+)
+
+// Valid indicates whether the value is a known member of the SigningKeyState enum.
+func (e SigningKeyState) Valid() bool {
+	switch e {
+	case Active:
+		return true
+	case Next:
+		return true
+	case Retiring:
+		return true
+	default:
+		return false
+	}
+}
 
 // Defines values for TokenTokenType.
 const (
@@ -89,6 +150,37 @@ type DeviceChange struct {
 	Trigger *Trigger `json:"trigger,omitempty"`
 }
 
+// DeviceGrant defines model for DeviceGrant.
+type DeviceGrant struct {
+	ClientID string `json:"clientId"`
+
+	// DeviceType What kind of device it is.
+	DeviceType *DeviceType `json:"deviceType,omitempty"`
+	Model      string      `json:"model"`
+	Serial     string      `json:"serial"`
+
+	// SourcePrefix The network that the request came from.
+	SourcePrefix string            `json:"sourcePrefix"`
+	Status       DeviceGrantStatus `json:"status"`
+}
+
+// DeviceGrantStatus defines model for DeviceGrant.Status.
+type DeviceGrantStatus string
+
+// DeviceGrantDecision defines model for DeviceGrantDecision.
+type DeviceGrantDecision struct {
+	Approve bool `json:"approve"`
+
+	// Name What people call the device.
+	Name *string `json:"name,omitempty"`
+
+	// PremisesID A home or building of an account.
+	PremisesID PremisesID `json:"premisesId"`
+
+	// UserCode What the device shows.
+	UserCode string `json:"userCode"`
+}
+
 // DeviceRequest defines model for DeviceRequest.
 type DeviceRequest struct {
 	// DeviceID A decimal number from 1 to 9223372036854775807 without leading zero, as a string; a JSON integer is accepted as well.
@@ -124,6 +216,17 @@ type FieldError struct {
 
 	// Pointer JSON Pointer into the body (RFC 6901), or the name of the parameter.
 	Pointer *string `json:"pointer,omitempty"`
+}
+
+// KeyRotation defines model for KeyRotation.
+type KeyRotation struct {
+	// Force The new key signs at once.
+	Force *bool `json:"force,omitempty"`
+}
+
+// KeySet RFC 7517 §5.
+type KeySet struct {
+	Keys []PublicKey `json:"keys"`
 }
 
 // Link defines model for Link.
@@ -203,6 +306,17 @@ type Problem struct {
 	AdditionalProperties map[string]interface{} `json:"-"`
 }
 
+// PublicKey A public key, Ed25519 or P-256 (RFC 7517, RFC 8037).
+type PublicKey struct {
+	Alg *string `json:"alg,omitempty"`
+	Crv *string `json:"crv,omitempty"`
+	Kid *string `json:"kid,omitempty"`
+	Kty string  `json:"kty"`
+	Use *string `json:"use,omitempty"`
+	X   *string `json:"x,omitempty"`
+	Y   *string `json:"y,omitempty"`
+}
+
 // Service defines model for Service.
 type Service struct {
 	Name string `json:"name"`
@@ -211,6 +325,37 @@ type Service struct {
 	//
 	// Example: svc-upload
 	ServiceID ServiceID `json:"serviceId"`
+}
+
+// ServiceCredential defines model for ServiceCredential.
+type ServiceCredential struct {
+	// ClientSecret Only in the answer that makes it.
+	ClientSecret *string               `json:"clientSecret,omitempty"`
+	CredentialID string                `json:"credentialId"`
+	Kind         ServiceCredentialKind `json:"kind"`
+	Name         string                `json:"name"`
+
+	// ServiceID A partner's service.
+	//
+	// Example: svc-upload
+	ServiceID ServiceID `json:"serviceId"`
+}
+
+// ServiceCredentialKind defines model for ServiceCredential.Kind.
+type ServiceCredentialKind string
+
+// ServiceCredentialList defines model for ServiceCredentialList.
+type ServiceCredentialList struct {
+	Credentials []ServiceCredential `json:"credentials"`
+}
+
+// ServiceCredentialRequest defines model for ServiceCredentialRequest.
+type ServiceCredentialRequest struct {
+	// Jwks RFC 7517 §5.
+	Jwks *KeySet `json:"jwks,omitempty"`
+
+	// Name For the operator.
+	Name *string `json:"name,omitempty"`
 }
 
 // ServiceID A partner's service.
@@ -227,6 +372,63 @@ type ServiceRequest struct {
 	//
 	// Example: svc-upload
 	ServiceID ServiceID `json:"serviceId"`
+}
+
+// SigningKey defines model for SigningKey.
+type SigningKey struct {
+	Alg   string          `json:"alg"`
+	Kid   string          `json:"kid"`
+	Since time.Time       `json:"since"`
+	State SigningKeyState `json:"state"`
+
+	// Until When it goes on to its next state by itself.
+	Until time.Time `json:"until"`
+}
+
+// SigningKeyState defines model for SigningKey.State.
+type SigningKeyState string
+
+// SigningKeyList defines model for SigningKeyList.
+type SigningKeyList struct {
+	Keys []SigningKey `json:"keys"`
+}
+
+// Ticket defines model for Ticket.
+type Ticket struct {
+	// DeviceID A decimal number from 1 to 9223372036854775807 without leading zero, as a string; a JSON integer is accepted as well.
+	//
+	// Example: 664123086043511412
+	DeviceID *DecimalID `json:"deviceId,omitempty"`
+
+	// DeviceType What kind of device it is.
+	DeviceType DeviceType `json:"deviceType"`
+
+	// ExpiresIn Seconds.
+	ExpiresIn int32 `json:"expiresIn"`
+
+	// PremisesID A home or building of an account.
+	PremisesID PremisesID `json:"premisesId"`
+	Ticket     string     `json:"ticket"`
+}
+
+// TicketRequest defines model for TicketRequest.
+type TicketRequest struct {
+	// DeviceID A decimal number from 1 to 9223372036854775807 without leading zero, as a string; a JSON integer is accepted as well.
+	//
+	// Example: 664123086043511412
+	DeviceID *DecimalID `json:"deviceId,omitempty"`
+
+	// DeviceType What kind of device it is.
+	DeviceType *DeviceType `json:"deviceType,omitempty"`
+
+	// Name What people call the new device.
+	Name *string `json:"name,omitempty"`
+
+	// Pop false is for devices that can't prove possession of a key at each request.
+	Pop *bool `json:"pop,omitempty"`
+
+	// PremisesID A home or building of an account.
+	PremisesID PremisesID `json:"premisesId"`
 }
 
 // Token defines model for Token.
@@ -260,6 +462,9 @@ type TokenRequest struct {
 // Trigger What makes a datagram of this source eligible for copying.
 type Trigger = models.Trigger
 
+// CredentialID defines model for CredentialId.
+type CredentialID = string
+
 // DeviceID A decimal number from 1 to 9223372036854775807 without leading zero, as a string; a JSON integer is accepted as well.
 //
 // Example: 664123086043511412
@@ -283,11 +488,17 @@ type ListAccountsParams struct {
 // CreateAccountJSONRequestBody defines body for CreateAccount for application/json ContentType.
 type CreateAccountJSONRequestBody = AccountRequest
 
+// DecideDeviceGrantJSONRequestBody defines body for DecideDeviceGrant for application/json ContentType.
+type DecideDeviceGrantJSONRequestBody = DeviceGrantDecision
+
 // CreateDeviceJSONRequestBody defines body for CreateDevice for application/json ContentType.
 type CreateDeviceJSONRequestBody = DeviceRequest
 
 // ChangeDeviceJSONRequestBody defines body for ChangeDevice for application/json ContentType.
 type ChangeDeviceJSONRequestBody = DeviceChange
+
+// RotateSigningKeysJSONRequestBody defines body for RotateSigningKeys for application/json ContentType.
+type RotateSigningKeysJSONRequestBody = KeyRotation
 
 // CreateLinkJSONRequestBody defines body for CreateLink for application/json ContentType.
 type CreateLinkJSONRequestBody = LinkRequest
@@ -297,6 +508,12 @@ type CreatePremisesJSONRequestBody = PremisesRequest
 
 // CreateServiceJSONRequestBody defines body for CreateService for application/json ContentType.
 type CreateServiceJSONRequestBody = ServiceRequest
+
+// CreateServiceCredentialJSONRequestBody defines body for CreateServiceCredential for application/json ContentType.
+type CreateServiceCredentialJSONRequestBody = ServiceCredentialRequest
+
+// CreateTicketJSONRequestBody defines body for CreateTicket for application/json ContentType.
+type CreateTicketJSONRequestBody = TicketRequest
 
 // CreateTokenJSONRequestBody defines body for CreateToken for application/json ContentType.
 type CreateTokenJSONRequestBody = TokenRequest

@@ -24,6 +24,9 @@ type ServerInterface interface {
 	// CreateAccount Create an account
 	// (POST /admin/accounts)
 	CreateAccount(c *gin.Context)
+	// DecideDeviceGrant Approve or refuse a device that shows a code
+	// (POST /admin/device-grants)
+	DecideDeviceGrant(c *gin.Context)
 	// CreateDevice Create or import a device
 	// (POST /admin/devices)
 	CreateDevice(c *gin.Context)
@@ -33,6 +36,12 @@ type ServerInterface interface {
 	// ChangeDevice Rename a device or change its trigger
 	// (PATCH /admin/devices/{deviceId})
 	ChangeDevice(c *gin.Context, deviceID DeviceID)
+	// ListSigningKeys List the keys that sign tokens
+	// (GET /admin/keys)
+	ListSigningKeys(c *gin.Context)
+	// RotateSigningKeys Publish the next key that signs tokens
+	// (POST /admin/keys)
+	RotateSigningKeys(c *gin.Context)
 	// CreateLink Record an account's consent for a service
 	// (POST /admin/links)
 	CreateLink(c *gin.Context)
@@ -45,6 +54,18 @@ type ServerInterface interface {
 	// CreateService Create a service
 	// (POST /admin/services)
 	CreateService(c *gin.Context)
+	// ListServiceCredentials List the credentials of a service
+	// (GET /admin/services/{serviceId}/credentials)
+	ListServiceCredentials(c *gin.Context, serviceID ServiceID)
+	// CreateServiceCredential Give a service a credential
+	// (POST /admin/services/{serviceId}/credentials)
+	CreateServiceCredential(c *gin.Context, serviceID ServiceID)
+	// DeleteServiceCredential Take a credential from a service
+	// (DELETE /admin/services/{serviceId}/credentials/{credentialId})
+	DeleteServiceCredential(c *gin.Context, serviceID ServiceID, credentialID CredentialID)
+	// CreateTicket Make an enrolment ticket
+	// (POST /admin/tickets)
+	CreateTicket(c *gin.Context)
 	// CreateToken Mint an access token for a device or a service
 	// (POST /admin/tokens)
 	CreateToken(c *gin.Context)
@@ -105,6 +126,19 @@ func (siw *ServerInterfaceWrapper) CreateAccount(c *gin.Context) {
 	}
 
 	siw.Handler.CreateAccount(c)
+}
+
+// DecideDeviceGrant operation middleware
+func (siw *ServerInterfaceWrapper) DecideDeviceGrant(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.DecideDeviceGrant(c)
 }
 
 // CreateDevice operation middleware
@@ -168,6 +202,32 @@ func (siw *ServerInterfaceWrapper) ChangeDevice(c *gin.Context) {
 	}
 
 	siw.Handler.ChangeDevice(c, deviceID)
+}
+
+// ListSigningKeys operation middleware
+func (siw *ServerInterfaceWrapper) ListSigningKeys(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ListSigningKeys(c)
+}
+
+// RotateSigningKeys operation middleware
+func (siw *ServerInterfaceWrapper) RotateSigningKeys(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.RotateSigningKeys(c)
 }
 
 // CreateLink operation middleware
@@ -243,6 +303,103 @@ func (siw *ServerInterfaceWrapper) CreateService(c *gin.Context) {
 	siw.Handler.CreateService(c)
 }
 
+// ListServiceCredentials operation middleware
+func (siw *ServerInterfaceWrapper) ListServiceCredentials(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "serviceId" -------------
+	var serviceID ServiceID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "serviceId", c.Param("serviceId"), &serviceID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter serviceId: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ListServiceCredentials(c, serviceID)
+}
+
+// CreateServiceCredential operation middleware
+func (siw *ServerInterfaceWrapper) CreateServiceCredential(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "serviceId" -------------
+	var serviceID ServiceID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "serviceId", c.Param("serviceId"), &serviceID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter serviceId: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.CreateServiceCredential(c, serviceID)
+}
+
+// DeleteServiceCredential operation middleware
+func (siw *ServerInterfaceWrapper) DeleteServiceCredential(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "serviceId" -------------
+	var serviceID ServiceID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "serviceId", c.Param("serviceId"), &serviceID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter serviceId: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Path parameter "credentialId" -------------
+	var credentialID CredentialID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "credentialId", c.Param("credentialId"), &credentialID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter credentialId: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.DeleteServiceCredential(c, serviceID, credentialID)
+}
+
+// CreateTicket operation middleware
+func (siw *ServerInterfaceWrapper) CreateTicket(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.CreateTicket(c)
+}
+
 // CreateToken operation middleware
 func (siw *ServerInterfaceWrapper) CreateToken(c *gin.Context) {
 
@@ -285,13 +442,20 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 
 	router.GET(options.BaseURL+"/admin/accounts", wrapper.ListAccounts)
 	router.POST(options.BaseURL+"/admin/accounts", wrapper.CreateAccount)
+	router.POST(options.BaseURL+"/admin/device-grants", wrapper.DecideDeviceGrant)
 	router.POST(options.BaseURL+"/admin/devices", wrapper.CreateDevice)
 	router.DELETE(options.BaseURL+"/admin/devices/:deviceId", wrapper.DeleteDevice)
 	router.PATCH(options.BaseURL+"/admin/devices/:deviceId", wrapper.ChangeDevice)
+	router.GET(options.BaseURL+"/admin/keys", wrapper.ListSigningKeys)
+	router.POST(options.BaseURL+"/admin/keys", wrapper.RotateSigningKeys)
 	router.POST(options.BaseURL+"/admin/links", wrapper.CreateLink)
 	router.DELETE(options.BaseURL+"/admin/links/:serviceId/:accountId", wrapper.DeleteLink)
 	router.POST(options.BaseURL+"/admin/premises", wrapper.CreatePremises)
 	router.POST(options.BaseURL+"/admin/services", wrapper.CreateService)
+	router.GET(options.BaseURL+"/admin/services/:serviceId/credentials", wrapper.ListServiceCredentials)
+	router.POST(options.BaseURL+"/admin/services/:serviceId/credentials", wrapper.CreateServiceCredential)
+	router.DELETE(options.BaseURL+"/admin/services/:serviceId/credentials/:credentialId", wrapper.DeleteServiceCredential)
+	router.POST(options.BaseURL+"/admin/tickets", wrapper.CreateTicket)
 	router.POST(options.BaseURL+"/admin/tokens", wrapper.CreateToken)
 }
 
@@ -398,6 +562,62 @@ type CreateAccount5XXApplicationProblemPlusJSONResponse struct {
 }
 
 func (response CreateAccount5XXApplicationProblemPlusJSONResponse) VisitCreateAccountResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DecideDeviceGrantRequestObject struct {
+	Body *DecideDeviceGrantJSONRequestBody
+}
+
+type DecideDeviceGrantResponseObject interface {
+	VisitDecideDeviceGrantResponse(w http.ResponseWriter) error
+}
+
+type DecideDeviceGrant200JSONResponse DeviceGrant
+
+func (response DecideDeviceGrant200JSONResponse) VisitDecideDeviceGrantResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DecideDeviceGrant4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DecideDeviceGrant4XXApplicationProblemPlusJSONResponse) VisitDecideDeviceGrantResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DecideDeviceGrant5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DecideDeviceGrant5XXApplicationProblemPlusJSONResponse) VisitDecideDeviceGrantResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -561,6 +781,117 @@ type ChangeDevice5XXApplicationProblemPlusJSONResponse struct {
 }
 
 func (response ChangeDevice5XXApplicationProblemPlusJSONResponse) VisitChangeDeviceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSigningKeysRequestObject struct {
+}
+
+type ListSigningKeysResponseObject interface {
+	VisitListSigningKeysResponse(w http.ResponseWriter) error
+}
+
+type ListSigningKeys200JSONResponse SigningKeyList
+
+func (response ListSigningKeys200JSONResponse) VisitListSigningKeysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSigningKeys4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListSigningKeys4XXApplicationProblemPlusJSONResponse) VisitListSigningKeysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSigningKeys5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListSigningKeys5XXApplicationProblemPlusJSONResponse) VisitListSigningKeysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RotateSigningKeysRequestObject struct {
+	Body *RotateSigningKeysJSONRequestBody
+}
+
+type RotateSigningKeysResponseObject interface {
+	VisitRotateSigningKeysResponse(w http.ResponseWriter) error
+}
+
+type RotateSigningKeys200JSONResponse SigningKeyList
+
+func (response RotateSigningKeys200JSONResponse) VisitRotateSigningKeysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RotateSigningKeys4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RotateSigningKeys4XXApplicationProblemPlusJSONResponse) VisitRotateSigningKeysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RotateSigningKeys5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RotateSigningKeys5XXApplicationProblemPlusJSONResponse) VisitRotateSigningKeysResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -791,6 +1122,226 @@ func (response CreateService5XXApplicationProblemPlusJSONResponse) VisitCreateSe
 	return err
 }
 
+type ListServiceCredentialsRequestObject struct {
+	ServiceID ServiceID `json:"serviceId"`
+}
+
+type ListServiceCredentialsResponseObject interface {
+	VisitListServiceCredentialsResponse(w http.ResponseWriter) error
+}
+
+type ListServiceCredentials200JSONResponse ServiceCredentialList
+
+func (response ListServiceCredentials200JSONResponse) VisitListServiceCredentialsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListServiceCredentials4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListServiceCredentials4XXApplicationProblemPlusJSONResponse) VisitListServiceCredentialsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListServiceCredentials5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListServiceCredentials5XXApplicationProblemPlusJSONResponse) VisitListServiceCredentialsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateServiceCredentialRequestObject struct {
+	ServiceID ServiceID `json:"serviceId"`
+	Body      *CreateServiceCredentialJSONRequestBody
+}
+
+type CreateServiceCredentialResponseObject interface {
+	VisitCreateServiceCredentialResponse(w http.ResponseWriter) error
+}
+
+type CreateServiceCredential200JSONResponse ServiceCredential
+
+func (response CreateServiceCredential200JSONResponse) VisitCreateServiceCredentialResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateServiceCredential4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreateServiceCredential4XXApplicationProblemPlusJSONResponse) VisitCreateServiceCredentialResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateServiceCredential5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreateServiceCredential5XXApplicationProblemPlusJSONResponse) VisitCreateServiceCredentialResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteServiceCredentialRequestObject struct {
+	ServiceID    ServiceID    `json:"serviceId"`
+	CredentialID CredentialID `json:"credentialId"`
+}
+
+type DeleteServiceCredentialResponseObject interface {
+	VisitDeleteServiceCredentialResponse(w http.ResponseWriter) error
+}
+
+type DeleteServiceCredential204Response struct {
+}
+
+func (response DeleteServiceCredential204Response) VisitDeleteServiceCredentialResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteServiceCredential4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeleteServiceCredential4XXApplicationProblemPlusJSONResponse) VisitDeleteServiceCredentialResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteServiceCredential5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeleteServiceCredential5XXApplicationProblemPlusJSONResponse) VisitDeleteServiceCredentialResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateTicketRequestObject struct {
+	Body *CreateTicketJSONRequestBody
+}
+
+type CreateTicketResponseObject interface {
+	VisitCreateTicketResponse(w http.ResponseWriter) error
+}
+
+type CreateTicket200JSONResponse Ticket
+
+func (response CreateTicket200JSONResponse) VisitCreateTicketResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateTicket4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreateTicket4XXApplicationProblemPlusJSONResponse) VisitCreateTicketResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateTicket5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreateTicket5XXApplicationProblemPlusJSONResponse) VisitCreateTicketResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type CreateTokenRequestObject struct {
 	Body *CreateTokenJSONRequestBody
 }
@@ -855,6 +1406,9 @@ type StrictServerInterface interface {
 	// CreateAccount Create an account
 	// (POST /admin/accounts)
 	CreateAccount(ctx context.Context, request CreateAccountRequestObject) (CreateAccountResponseObject, error)
+	// DecideDeviceGrant Approve or refuse a device that shows a code
+	// (POST /admin/device-grants)
+	DecideDeviceGrant(ctx context.Context, request DecideDeviceGrantRequestObject) (DecideDeviceGrantResponseObject, error)
 	// CreateDevice Create or import a device
 	// (POST /admin/devices)
 	CreateDevice(ctx context.Context, request CreateDeviceRequestObject) (CreateDeviceResponseObject, error)
@@ -864,6 +1418,12 @@ type StrictServerInterface interface {
 	// ChangeDevice Rename a device or change its trigger
 	// (PATCH /admin/devices/{deviceId})
 	ChangeDevice(ctx context.Context, request ChangeDeviceRequestObject) (ChangeDeviceResponseObject, error)
+	// ListSigningKeys List the keys that sign tokens
+	// (GET /admin/keys)
+	ListSigningKeys(ctx context.Context, request ListSigningKeysRequestObject) (ListSigningKeysResponseObject, error)
+	// RotateSigningKeys Publish the next key that signs tokens
+	// (POST /admin/keys)
+	RotateSigningKeys(ctx context.Context, request RotateSigningKeysRequestObject) (RotateSigningKeysResponseObject, error)
 	// CreateLink Record an account's consent for a service
 	// (POST /admin/links)
 	CreateLink(ctx context.Context, request CreateLinkRequestObject) (CreateLinkResponseObject, error)
@@ -876,6 +1436,18 @@ type StrictServerInterface interface {
 	// CreateService Create a service
 	// (POST /admin/services)
 	CreateService(ctx context.Context, request CreateServiceRequestObject) (CreateServiceResponseObject, error)
+	// ListServiceCredentials List the credentials of a service
+	// (GET /admin/services/{serviceId}/credentials)
+	ListServiceCredentials(ctx context.Context, request ListServiceCredentialsRequestObject) (ListServiceCredentialsResponseObject, error)
+	// CreateServiceCredential Give a service a credential
+	// (POST /admin/services/{serviceId}/credentials)
+	CreateServiceCredential(ctx context.Context, request CreateServiceCredentialRequestObject) (CreateServiceCredentialResponseObject, error)
+	// DeleteServiceCredential Take a credential from a service
+	// (DELETE /admin/services/{serviceId}/credentials/{credentialId})
+	DeleteServiceCredential(ctx context.Context, request DeleteServiceCredentialRequestObject) (DeleteServiceCredentialResponseObject, error)
+	// CreateTicket Make an enrolment ticket
+	// (POST /admin/tickets)
+	CreateTicket(ctx context.Context, request CreateTicketRequestObject) (CreateTicketResponseObject, error)
 	// CreateToken Mint an access token for a device or a service
 	// (POST /admin/tokens)
 	CreateToken(ctx context.Context, request CreateTokenRequestObject) (CreateTokenResponseObject, error)
@@ -1006,6 +1578,48 @@ func (sh *strictHandler) CreateAccount(ctx *gin.Context) {
 	}
 }
 
+// DecideDeviceGrant operation middleware
+func (sh *strictHandler) DecideDeviceGrant(ctx *gin.Context) {
+	var request DecideDeviceGrantRequestObject
+
+	var body DecideDeviceGrantJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DecideDeviceGrant(ctx, request.(DecideDeviceGrantRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DecideDeviceGrant")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(DecideDeviceGrantResponseObject); ok {
+		if err := validResponse.VisitDecideDeviceGrantResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // CreateDevice operation middleware
 func (sh *strictHandler) CreateDevice(ctx *gin.Context) {
 	var request CreateDeviceRequestObject
@@ -1111,6 +1725,72 @@ func (sh *strictHandler) ChangeDevice(ctx *gin.Context, deviceID DeviceID) {
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(ChangeDeviceResponseObject); ok {
 		if err := validResponse.VisitChangeDeviceResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ListSigningKeys operation middleware
+func (sh *strictHandler) ListSigningKeys(ctx *gin.Context) {
+	var request ListSigningKeysRequestObject
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListSigningKeys(ctx, request.(ListSigningKeysRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListSigningKeys")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ListSigningKeysResponseObject); ok {
+		if err := validResponse.VisitListSigningKeysResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RotateSigningKeys operation middleware
+func (sh *strictHandler) RotateSigningKeys(ctx *gin.Context) {
+	var request RotateSigningKeysRequestObject
+
+	var body RotateSigningKeysJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.RotateSigningKeys(ctx, request.(RotateSigningKeysRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RotateSigningKeys")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(RotateSigningKeysResponseObject); ok {
+		if err := validResponse.VisitRotateSigningKeysResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {
@@ -1264,6 +1944,145 @@ func (sh *strictHandler) CreateService(ctx *gin.Context) {
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(CreateServiceResponseObject); ok {
 		if err := validResponse.VisitCreateServiceResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ListServiceCredentials operation middleware
+func (sh *strictHandler) ListServiceCredentials(ctx *gin.Context, serviceID ServiceID) {
+	var request ListServiceCredentialsRequestObject
+
+	request.ServiceID = serviceID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListServiceCredentials(ctx, request.(ListServiceCredentialsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListServiceCredentials")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ListServiceCredentialsResponseObject); ok {
+		if err := validResponse.VisitListServiceCredentialsResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// CreateServiceCredential operation middleware
+func (sh *strictHandler) CreateServiceCredential(ctx *gin.Context, serviceID ServiceID) {
+	var request CreateServiceCredentialRequestObject
+
+	request.ServiceID = serviceID
+
+	var body CreateServiceCredentialJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateServiceCredential(ctx, request.(CreateServiceCredentialRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateServiceCredential")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(CreateServiceCredentialResponseObject); ok {
+		if err := validResponse.VisitCreateServiceCredentialResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// DeleteServiceCredential operation middleware
+func (sh *strictHandler) DeleteServiceCredential(ctx *gin.Context, serviceID ServiceID, credentialID CredentialID) {
+	var request DeleteServiceCredentialRequestObject
+
+	request.ServiceID = serviceID
+	request.CredentialID = credentialID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteServiceCredential(ctx, request.(DeleteServiceCredentialRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteServiceCredential")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(DeleteServiceCredentialResponseObject); ok {
+		if err := validResponse.VisitDeleteServiceCredentialResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// CreateTicket operation middleware
+func (sh *strictHandler) CreateTicket(ctx *gin.Context) {
+	var request CreateTicketRequestObject
+
+	var body CreateTicketJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateTicket(ctx, request.(CreateTicketRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateTicket")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(CreateTicketResponseObject); ok {
+		if err := validResponse.VisitCreateTicketResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

@@ -13,6 +13,57 @@ import (
 	"github.com/oapi-codegen/nullable"
 )
 
+// Defines values for DeviceAuthorizationRequestClientID.
+const (
+	GcApp     DeviceAuthorizationRequestClientID = "gc-app"
+	GcDevice  DeviceAuthorizationRequestClientID = "gc-device"
+	GcGateway DeviceAuthorizationRequestClientID = "gc-gateway"
+)
+
+// Valid indicates whether the value is a known member of the DeviceAuthorizationRequestClientID enum.
+func (e DeviceAuthorizationRequestClientID) Valid() bool {
+	switch e {
+	case GcApp:
+		return true
+	case GcDevice:
+		return true
+	case GcGateway:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for EnrolmentTokenEndpointAuthMethod.
+const (
+	EnrolmentTokenEndpointAuthMethodPrivateKeyJwt EnrolmentTokenEndpointAuthMethod = "private_key_jwt"
+)
+
+// Valid indicates whether the value is a known member of the EnrolmentTokenEndpointAuthMethod enum.
+func (e EnrolmentTokenEndpointAuthMethod) Valid() bool {
+	switch e {
+	case EnrolmentTokenEndpointAuthMethodPrivateKeyJwt:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for EnrolmentRequestTokenEndpointAuthMethod.
+const (
+	EnrolmentRequestTokenEndpointAuthMethodPrivateKeyJwt EnrolmentRequestTokenEndpointAuthMethod = "private_key_jwt"
+)
+
+// Valid indicates whether the value is a known member of the EnrolmentRequestTokenEndpointAuthMethod enum.
+func (e EnrolmentRequestTokenEndpointAuthMethod) Valid() bool {
+	switch e {
+	case EnrolmentRequestTokenEndpointAuthMethodPrivateKeyJwt:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for HealthStatus.
 const (
 	Ok HealthStatus = "ok"
@@ -46,14 +97,109 @@ func (e MemberRole) Valid() bool {
 	}
 }
 
+// Defines values for TokenAnswerTokenType.
+const (
+	Bearer TokenAnswerTokenType = "Bearer"
+	DPoP   TokenAnswerTokenType = "DPoP"
+)
+
+// Valid indicates whether the value is a known member of the TokenAnswerTokenType enum.
+func (e TokenAnswerTokenType) Valid() bool {
+	switch e {
+	case Bearer:
+		return true
+	case DPoP:
+		return true
+	default:
+		return false
+	}
+}
+
 // DecimalID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
 // numbers hold. In a request body a JSON integer is accepted as well.
 //
 // Example: 664123086043511412
 type DecimalID = models.ID
 
+// DeviceAuthorization defines model for DeviceAuthorization.
+type DeviceAuthorization struct {
+	DeviceCode string `json:"device_code"`
+
+	// ExpiresIn Seconds.
+	ExpiresIn int32 `json:"expires_in"`
+
+	// Interval Seconds between two requests for the token.
+	Interval        int32  `json:"interval"`
+	UserCode        string `json:"user_code"`
+	VerificationURI string `json:"verification_uri"`
+
+	// VerificationURIComplete With the code in it, for a QR code.
+	VerificationURIComplete *string `json:"verification_uri_complete,omitempty"`
+}
+
+// DeviceAuthorizationRequest defines model for DeviceAuthorizationRequest.
+type DeviceAuthorizationRequest struct {
+	// ClientID A device, a gateway, or an app of the account holder.
+	ClientID DeviceAuthorizationRequestClientID `json:"client_id"`
+
+	// DeviceType What kind of device it is.
+	DeviceType *DeviceType `json:"device_type,omitempty"`
+
+	// Model Shown to the account holder.
+	Model *string `json:"model,omitempty"`
+	Scope *string `json:"scope,omitempty"`
+
+	// Serial Shown to the account holder.
+	Serial *string `json:"serial,omitempty"`
+}
+
+// DeviceAuthorizationRequestClientID A device, a gateway, or an app of the account holder.
+type DeviceAuthorizationRequestClientID string
+
 // DeviceType What kind of device it is.
 type DeviceType = models.DeviceType
+
+// Enrolment defines model for Enrolment.
+type Enrolment struct {
+	// ClientID The iss and sub of the device's client assertions.
+	ClientID string `json:"client_id"`
+
+	// DeviceID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
+	// numbers hold. In a request body a JSON integer is accepted as well.
+	//
+	//
+	// Example: 664123086043511412
+	DeviceID DecimalID `json:"deviceId"`
+
+	// DeviceType What kind of device it is.
+	DeviceType DeviceType `json:"deviceType"`
+
+	// PremisesID A home or building of an account.
+	PremisesID PremisesID `json:"premisesId"`
+
+	// ProofOfPossession Whether the device's tokens have to be bound to its key.
+	ProofOfPossession       bool                             `json:"proofOfPossession"`
+	TokenEndpointAuthMethod EnrolmentTokenEndpointAuthMethod `json:"token_endpoint_auth_method"`
+}
+
+// EnrolmentTokenEndpointAuthMethod defines model for Enrolment.TokenEndpointAuthMethod.
+type EnrolmentTokenEndpointAuthMethod string
+
+// EnrolmentRequest defines model for EnrolmentRequest.
+type EnrolmentRequest struct {
+	// ClientName What people call the device, unless the ticket says so.
+	ClientName *string `json:"client_name,omitempty"`
+
+	// Jwks RFC 7517 §5.
+	Jwks                    KeySet                                   `json:"jwks"`
+	Model                   *string                                  `json:"model,omitempty"`
+	Serial                  *string                                  `json:"serial,omitempty"`
+	Ticket                  string                                   `json:"ticket"`
+	TokenEndpointAuthMethod *EnrolmentRequestTokenEndpointAuthMethod `json:"token_endpoint_auth_method,omitempty"`
+}
+
+// EnrolmentRequestTokenEndpointAuthMethod defines model for EnrolmentRequest.TokenEndpointAuthMethod.
+type EnrolmentRequestTokenEndpointAuthMethod string
 
 // FieldError defines model for FieldError.
 type FieldError struct {
@@ -231,6 +377,29 @@ type HealthStatus string
 // IPv4 Example: 172.168.0.5
 type IPv4 = netip.Addr
 
+// IssuerMetadata defines model for IssuerMetadata.
+type IssuerMetadata struct {
+	DeviceAuthorizationEndpoint   string   `json:"device_authorization_endpoint"`
+	DpopSigningAlgValuesSupported []string `json:"dpop_signing_alg_values_supported"`
+	GrantTypesSupported           []string `json:"grant_types_supported"`
+	Issuer                        string   `json:"issuer"`
+	JwksURI                       string   `json:"jwks_uri"`
+	RegistrationEndpoint          string   `json:"registration_endpoint"`
+
+	// ResponseTypesSupported Empty: there is no authorization endpoint.
+	ResponseTypesSupported                     []string `json:"response_types_supported"`
+	RevocationEndpoint                         string   `json:"revocation_endpoint"`
+	ScopesSupported                            []string `json:"scopes_supported"`
+	TokenEndpoint                              string   `json:"token_endpoint"`
+	TokenEndpointAuthMethodsSupported          []string `json:"token_endpoint_auth_methods_supported"`
+	TokenEndpointAuthSigningAlgValuesSupported []string `json:"token_endpoint_auth_signing_alg_values_supported"`
+}
+
+// KeySet RFC 7517 §5.
+type KeySet struct {
+	Keys []PublicKey `json:"keys"`
+}
+
 // LeaveAnswer defines model for LeaveAnswer.
 type LeaveAnswer struct {
 	// GroupIP Example: 172.168.0.5
@@ -261,6 +430,30 @@ type MemberRole string
 // MemberType Whether the member is a device (JWT) or a service (SAT). Requests may use any case.
 type MemberType = models.MemberType
 
+// OAuthProblem RFC 6749 §5.2 and RFC 9457 in one.
+type OAuthProblem struct {
+	// Detail What happened here and what to do.
+	Detail *string `json:"detail,omitempty"`
+
+	// Error The code of the RFC that applies, or the closest one to the problem.
+	Error string `json:"error"`
+
+	// ErrorDescription The same as detail.
+	ErrorDescription string `json:"error_description"`
+
+	// Errors Which parts of the request are wrong.
+	Errors *[]FieldError `json:"errors,omitempty"`
+
+	// Instance The id of this request, for the operator's log.
+	Instance *string `json:"instance,omitempty"`
+	Status   int32   `json:"status"`
+	Title    string  `json:"title"`
+
+	// Type /problems/CODE; stable.
+	Type                 string                 `json:"type"`
+	AdditionalProperties map[string]interface{} `json:"-"`
+}
+
 // Pool defines model for Pool.
 type Pool struct {
 	Allocated   int32 `json:"allocated"`
@@ -287,6 +480,19 @@ type Problem struct {
 	// Type /problems/CODE; stable.
 	Type                 string                 `json:"type"`
 	AdditionalProperties map[string]interface{} `json:"-"`
+}
+
+// PublicKey A public key (RFC 7517, RFC 8037). Devices and services bring Ed25519 or P-256.
+type PublicKey struct {
+	Alg *string `json:"alg,omitempty"`
+	Crv *string `json:"crv,omitempty"`
+	E   *string `json:"e,omitempty"`
+	Kid *string `json:"kid,omitempty"`
+	Kty string  `json:"kty"`
+	N   *string `json:"n,omitempty"`
+	Use *string `json:"use,omitempty"`
+	X   *string `json:"x,omitempty"`
+	Y   *string `json:"y,omitempty"`
 }
 
 // Registration defines model for Registration.
@@ -424,9 +630,59 @@ type RegistrationRequest struct {
 	Type MemberType `json:"type"`
 }
 
+// RevocationRequest defines model for RevocationRequest.
+type RevocationRequest struct {
+	ClientAssertion     *string `json:"client_assertion,omitempty"`
+	ClientAssertionType *string `json:"client_assertion_type,omitempty"`
+	ClientID            *string `json:"client_id,omitempty"`
+	Token               string  `json:"token"`
+	TokenTypeHint       *string `json:"token_type_hint,omitempty"`
+}
+
+// TokenAnswer defines model for TokenAnswer.
+type TokenAnswer struct {
+	AccessToken string `json:"access_token"`
+
+	// ExpiresIn Seconds.
+	ExpiresIn int32 `json:"expires_in"`
+
+	// RefreshToken With the device grant only; it stays the same.
+	RefreshToken *string `json:"refresh_token,omitempty"`
+	Scope        *string `json:"scope,omitempty"`
+
+	// TokenType The scheme of the Authorization header.
+	TokenType TokenAnswerTokenType `json:"token_type"`
+}
+
+// TokenAnswerTokenType The scheme of the Authorization header.
+type TokenAnswerTokenType string
+
+// TokenRequest defines model for TokenRequest.
+type TokenRequest struct {
+	// ClientAssertion RFC 7523 §2.2, signed with the client's key.
+	ClientAssertion *string `json:"client_assertion,omitempty"`
+
+	// ClientAssertionType urn:ietf:params:oauth:client-assertion-type:jwt-bearer.
+	ClientAssertionType *string `json:"client_assertion_type,omitempty"`
+
+	// ClientID Who asks; with an assertion or a secret it may be left out.
+	ClientID   *string `json:"client_id,omitempty"`
+	DeviceCode *string `json:"device_code,omitempty"`
+
+	// GrantType client_credentials, refresh_token or urn:ietf:params:oauth:grant-type:device_code.
+	GrantType    string  `json:"grant_type"`
+	RefreshToken *string `json:"refresh_token,omitempty"`
+
+	// Scope Separated by spaces; absent means all that the client may have.
+	Scope *string `json:"scope,omitempty"`
+}
+
 // Trigger What makes a datagram of this source eligible: the IPv4 option 0x88, or that it comes from the registered source
 // (for cameras that can't set IP options; set by the account holder).
 type Trigger = models.Trigger
+
+// ClientSecret defines model for ClientSecret.
+type ClientSecret = string
 
 // GatewayID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
 // numbers hold. In a request body a JSON integer is accepted as well.
@@ -439,6 +695,39 @@ type PageSize = int32
 
 // PageToken defines model for PageToken.
 type PageToken = string
+
+// Proof defines model for Proof.
+type Proof = string
+
+// AuthorizeDeviceParams defines parameters for AuthorizeDevice.
+type AuthorizeDeviceParams struct {
+	// DPoP A proof of possession of the key that the token is, or will be, bound to (RFC 9449).
+	DPoP *Proof `json:"DPoP,omitempty"`
+}
+
+// EnrolParams defines parameters for Enrol.
+type EnrolParams struct {
+	// DPoP A proof of possession of the key that the token is, or will be, bound to (RFC 9449).
+	DPoP *Proof `json:"DPoP,omitempty"`
+}
+
+// RevokeTokenParams defines parameters for RevokeToken.
+type RevokeTokenParams struct {
+	// DPoP A proof of possession of the key that the token is, or will be, bound to (RFC 9449).
+	DPoP *Proof `json:"DPoP,omitempty"`
+
+	// Authorization The client's id and secret, as RFC 6749 §2.3.1 writes them (client_secret_basic).
+	Authorization *ClientSecret `json:"Authorization,omitempty"`
+}
+
+// RequestTokenParams defines parameters for RequestToken.
+type RequestTokenParams struct {
+	// DPoP A proof of possession of the key that the token is, or will be, bound to (RFC 9449).
+	DPoP *Proof `json:"DPoP,omitempty"`
+
+	// Authorization The client's id and secret, as RFC 6749 §2.3.1 writes them (client_secret_basic).
+	Authorization *ClientSecret `json:"Authorization,omitempty"`
+}
 
 // GetGroupInformationParams defines parameters for GetGroupInformation.
 type GetGroupInformationParams struct {
@@ -479,11 +768,186 @@ type ListRegistrationsParams struct {
 	PageToken *PageToken `form:"pageToken,omitempty" json:"pageToken,omitempty"`
 }
 
+// AuthorizeDeviceFormdataRequestBody defines body for AuthorizeDevice for application/x-www-form-urlencoded ContentType.
+type AuthorizeDeviceFormdataRequestBody = DeviceAuthorizationRequest
+
+// EnrolJSONRequestBody defines body for Enrol for application/json ContentType.
+type EnrolJSONRequestBody = EnrolmentRequest
+
+// RevokeTokenFormdataRequestBody defines body for RevokeToken for application/x-www-form-urlencoded ContentType.
+type RevokeTokenFormdataRequestBody = RevocationRequest
+
+// RequestTokenFormdataRequestBody defines body for RequestToken for application/x-www-form-urlencoded ContentType.
+type RequestTokenFormdataRequestBody = TokenRequest
+
 // DeclareGatewayJSONRequestBody defines body for DeclareGateway for application/json ContentType.
 type DeclareGatewayJSONRequestBody = GatewayDeclaration
 
 // RegisterJSONRequestBody defines body for Register for application/json ContentType.
 type RegisterJSONRequestBody = RegistrationRequest
+
+// Getter for additional properties for OAuthProblem. Returns the specified
+// element and whether it was found
+func (a OAuthProblem) Get(fieldName string) (value interface{}, found bool) {
+	if a.AdditionalProperties != nil {
+		value, found = a.AdditionalProperties[fieldName]
+	}
+	return
+}
+
+// Setter for additional properties for OAuthProblem
+func (a *OAuthProblem) Set(fieldName string, value interface{}) {
+	if a.AdditionalProperties == nil {
+		a.AdditionalProperties = make(map[string]interface{})
+	}
+	a.AdditionalProperties[fieldName] = value
+}
+
+// Override default JSON handling for OAuthProblem to handle AdditionalProperties
+func (a *OAuthProblem) UnmarshalJSON(b []byte) error {
+	object := make(map[string]json.RawMessage)
+	err := json.Unmarshal(b, &object)
+	if err != nil {
+		return err
+	}
+
+	if raw, found := object["detail"]; found {
+		err = json.Unmarshal(raw, &a.Detail)
+		if err != nil {
+			return fmt.Errorf("error reading 'detail': %w", err)
+		}
+		delete(object, "detail")
+	}
+
+	if raw, found := object["error"]; found {
+		err = json.Unmarshal(raw, &a.Error)
+		if err != nil {
+			return fmt.Errorf("error reading 'error': %w", err)
+		}
+		delete(object, "error")
+	}
+
+	if raw, found := object["error_description"]; found {
+		err = json.Unmarshal(raw, &a.ErrorDescription)
+		if err != nil {
+			return fmt.Errorf("error reading 'error_description': %w", err)
+		}
+		delete(object, "error_description")
+	}
+
+	if raw, found := object["errors"]; found {
+		err = json.Unmarshal(raw, &a.Errors)
+		if err != nil {
+			return fmt.Errorf("error reading 'errors': %w", err)
+		}
+		delete(object, "errors")
+	}
+
+	if raw, found := object["instance"]; found {
+		err = json.Unmarshal(raw, &a.Instance)
+		if err != nil {
+			return fmt.Errorf("error reading 'instance': %w", err)
+		}
+		delete(object, "instance")
+	}
+
+	if raw, found := object["status"]; found {
+		err = json.Unmarshal(raw, &a.Status)
+		if err != nil {
+			return fmt.Errorf("error reading 'status': %w", err)
+		}
+		delete(object, "status")
+	}
+
+	if raw, found := object["title"]; found {
+		err = json.Unmarshal(raw, &a.Title)
+		if err != nil {
+			return fmt.Errorf("error reading 'title': %w", err)
+		}
+		delete(object, "title")
+	}
+
+	if raw, found := object["type"]; found {
+		err = json.Unmarshal(raw, &a.Type)
+		if err != nil {
+			return fmt.Errorf("error reading 'type': %w", err)
+		}
+		delete(object, "type")
+	}
+
+	if len(object) != 0 {
+		a.AdditionalProperties = make(map[string]interface{})
+		for fieldName, fieldBuf := range object {
+			var fieldVal interface{}
+			err := json.Unmarshal(fieldBuf, &fieldVal)
+			if err != nil {
+				return fmt.Errorf("error unmarshaling field %s: %w", fieldName, err)
+			}
+			a.AdditionalProperties[fieldName] = fieldVal
+		}
+	}
+	return nil
+}
+
+// Override default JSON handling for OAuthProblem to handle AdditionalProperties
+func (a OAuthProblem) MarshalJSON() ([]byte, error) {
+	var err error
+	object := make(map[string]json.RawMessage)
+
+	if a.Detail != nil {
+		object["detail"], err = json.Marshal(a.Detail)
+		if err != nil {
+			return nil, fmt.Errorf("error marshaling 'detail': %w", err)
+		}
+	}
+
+	object["error"], err = json.Marshal(a.Error)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'error': %w", err)
+	}
+
+	object["error_description"], err = json.Marshal(a.ErrorDescription)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'error_description': %w", err)
+	}
+
+	if a.Errors != nil {
+		object["errors"], err = json.Marshal(a.Errors)
+		if err != nil {
+			return nil, fmt.Errorf("error marshaling 'errors': %w", err)
+		}
+	}
+
+	if a.Instance != nil {
+		object["instance"], err = json.Marshal(a.Instance)
+		if err != nil {
+			return nil, fmt.Errorf("error marshaling 'instance': %w", err)
+		}
+	}
+
+	object["status"], err = json.Marshal(a.Status)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'status': %w", err)
+	}
+
+	object["title"], err = json.Marshal(a.Title)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'title': %w", err)
+	}
+
+	object["type"], err = json.Marshal(a.Type)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'type': %w", err)
+	}
+
+	for fieldName, field := range a.AdditionalProperties {
+		object[fieldName], err = json.Marshal(field)
+		if err != nil {
+			return nil, fmt.Errorf("error marshaling '%s': %w", fieldName, err)
+		}
+	}
+	return json.Marshal(object)
+}
 
 // Getter for additional properties for Problem. Returns the specified
 // element and whether it was found

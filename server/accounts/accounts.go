@@ -47,6 +47,19 @@ func (s *Service) CreatePremises(ctx context.Context, account models.AccountID, 
 	return p, err
 }
 
+// Premises reads a premises of any account; it is for operators.
+func (s *Service) Premises(ctx context.Context, id models.PremisesID) (p models.Premises, err error) {
+	err = s.store.Read(ctx, func(tx *store.Tx) error {
+		var found bool
+		p, found, err = tx.Premises(id)
+		if err == nil && !found {
+			err = models.Errorf(models.CodeNotFound, "There is no premises %s. Create it first.", id)
+		}
+		return err
+	})
+	return p, err
+}
+
 // ListAccounts reads a page of accounts, oldest first, and the token of the next page, which is empty on the last.
 func (s *Service) ListAccounts(ctx context.Context, page models.Page) (all []Account, next string, err error) {
 	after, err := page.After()

@@ -11,24 +11,35 @@ import (
 	"github.com/groupcast/groupcast/openapi/adminapi"
 	"github.com/groupcast/groupcast/openapi/adminserver"
 	"github.com/groupcast/groupcast/server/accounts"
+	"github.com/groupcast/groupcast/server/devicegrant"
+	"github.com/groupcast/groupcast/server/enrolment"
+	"github.com/groupcast/groupcast/server/keys"
+	"github.com/groupcast/groupcast/server/oauth"
 	"github.com/groupcast/groupcast/server/tokens"
 )
 
 // tokenLife is what a token lives if the operator doesn't say.
 const tokenLife = 24 * time.Hour
 
+// Identity is what issues and takes credentials.
+type Identity struct {
+	Issuer    *tokens.Issuer
+	OAuth     *oauth.Service
+	Enrolment *enrolment.Service
+	Grants    *devicegrant.Service
+	Keys      *keys.Ring
+}
+
 // Handlers answers the operator's requests.
 type Handlers struct {
 	accounts *accounts.Service
-	issuer   *tokens.Issuer
+	identity Identity
 }
 
 var _ adminserver.StrictServerInterface = (*Handlers)(nil)
 
 // New makes the handlers.
-func New(a *accounts.Service, issuer *tokens.Issuer) *Handlers {
-	return &Handlers{accounts: a, issuer: issuer}
-}
+func New(a *accounts.Service, i Identity) *Handlers { return &Handlers{accounts: a, identity: i} }
 
 // CreateAccount creates an account.
 func (h *Handlers) CreateAccount(ctx context.Context, r adminserver.CreateAccountRequestObject) (adminserver.CreateAccountResponseObject, error) {
@@ -152,13 +163,16 @@ func (h *Handlers) mint(ctx context.Context, r adminapi.TokenRequest, life time.
 		if err != nil {
 			return "", err
 		}
-		return h.issuer.Service(s, tokens.Grant{Life: life})
+		return h.identity.Issuer.Service(s, tokens.Grant{Life: life})
 	}
 	d, err := h.accounts.Device(ctx, *r.DeviceID)
 	if err != nil {
 		return "", err
 	}
-	return h.issuer.Device(d, tokens.Grant{Life: life})
+	if err := bareToken(d); err != nil {
+		return "", err
+	}
+	return h.identity.Issuer.Device(d, tokens.Grant{Life: life})
 }
 
 func account(a accounts.Account) adminapi.Account {

@@ -75,6 +75,9 @@ func (c Config) Check() error {
 	if _, err := c.Proxies(); err != nil {
 		fault("trusted-proxies", "%w", err)
 	}
+	if c.SigningAlg != "EdDSA" && c.SigningAlg != "ES256" && c.SigningAlg != "RS256" {
+		fault("signing-alg", "%q is neither EdDSA, ES256 nor RS256", c.SigningAlg)
+	}
 	if c.AllowLoopback && (!loopback(host) || !loopback(metricsHost)) {
 		fault("allow-loopback", "it is for demonstrations on one machine, so listen and metrics-listen have to be on loopback")
 	}

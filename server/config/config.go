@@ -39,6 +39,7 @@ type Config struct {
 	DatabaseMaxConns     int
 	Migrate              bool
 	KeyEncryptionKeyFile string
+	SigningAlg           string
 
 	MaxStale           time.Duration
 	LongPollMaxWaiters int
@@ -64,6 +65,8 @@ func define(fs *pflag.FlagSet, c *Config) {
 	fs.IntVar(&c.DatabaseMaxConns, "database-max-conns", 12, "size of the Postgres connection pool")
 	fs.BoolVar(&c.Migrate, "migrate", false, "bring a Postgres schema up to date at the start; SQLite's always is")
 	fs.StringVar(&c.KeyEncryptionKeyFile, "key-encryption-key-file", "", "`FILE` with the key that seals the keys in the database; created if missing; empty: kek in data-dir")
+
+	fs.StringVar(&c.SigningAlg, "signing-alg", "EdDSA", "`EdDSA|ES256|RS256` of the keys that sign access tokens")
 
 	fs.DurationVar(&c.MaxStale, "max-stale", 900*time.Second, "how long gateways go on copying without an answer")
 	fs.IntVar(&c.LongPollMaxWaiters, "long-poll-max-waiters", 10000, "how many long polls may wait at once")

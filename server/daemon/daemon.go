@@ -36,7 +36,6 @@ import (
 	"github.com/groupcast/groupcast/server/registrations"
 	"github.com/groupcast/groupcast/server/store"
 	"github.com/groupcast/groupcast/server/telemetry"
-	"github.com/groupcast/groupcast/server/tokens"
 )
 
 const (
@@ -61,6 +60,8 @@ type Daemon struct {
 	failed   chan error
 	stop     context.CancelFunc // ends the background work
 	work     sync.WaitGroup
+	// background runs until the stop.
+	background []func(context.Context)
 }
 
 // Open opens the database that the settings name; it is up to the caller to close it.
@@ -100,7 +101,7 @@ func Start(ctx context.Context, cfg config.Config, version string, log *slog.Log
 	if err != nil {
 		return nil, fmt.Errorf("key-encryption-key-file: %w", err)
 	}
-	ring, err := keys.Load(ctx, d.store, kek, keys.Options{})
+	ring, err := keys.Load(ctx, d.store, kek, keys.Options{Alg: cfg.SigningAlg})
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +109,7 @@ func Start(ctx context.Context, cfg config.Config, version string, log *slog.Log
 		return nil, err
 	}
 	registry := telemetry.NewRegistry(version)
-	handlers, err := d.assemble(ring, registry, version)
+	handlers, err := d.assemble(ring, kek, registry, version)
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +131,7 @@ func (d *Daemon) prepareSchema(ctx context.Context) error {
 type edges struct{ public, admin http.Handler }
 
 // assemble wires the services to each other and to the edges.
-func (d *Daemon) assemble(ring *keys.Ring, registry *prometheus.Registry, version string) (edges, error) {
+func (d *Daemon) assemble(ring *keys.Ring, kek *keys.KEK, registry *prometheus.Registry, version string) (edges, error) {
 	groupService := groups.New(d.store)
 	d.hub = longpoll.New(longpoll.Options{
 		Epoch:       d.store.Epoch,
@@ -149,10 +150,16 @@ func (d *Daemon) assemble(ring *keys.Ring, registry *prometheus.Registry, versio
 		return edges{}, err
 	}
 	metrics := httpapi.NewMetrics(registry)
+	id, err := d.newIdentity(issuer, ring, kek, accountService)
+	if err != nil {
+		return edges{}, err
+	}
+	d.background = append(d.background, id.run...)
 
 	public, err := httpapi.New(httpapi.Options{
 		Document:       openapi.Public,
-		Authenticate:   httpapi.Bearer(tokens.NewVerifier(issuer, ring, time.Now), accountService),
+		Authenticate:   id.access.Authenticate,
+		Nonce:          id.nonces.Current,
 		TrustedProxies: proxies, Log: d.log, Metrics: metrics,
 	})
 	if err != nil {
@@ -163,6 +170,8 @@ func (d *Daemon) assemble(ring *keys.Ring, registry *prometheus.Registry, versio
 		Groups:        groupService,
 		Gateways:      gateways.New(d.store, d.hub, gateways.Options{MaxStale: d.cfg.MaxStale, AllowLoopback: d.cfg.AllowLoopback}),
 		Polls:         d.hub,
+		OAuth:         id.OAuth,
+		Keys:          ring,
 		Ready:         d.ready,
 		MaxStale:      d.cfg.MaxStale,
 		Version:       version,
@@ -182,7 +191,7 @@ func (d *Daemon) assemble(ring *keys.Ring, registry *prometheus.Registry, versio
 		return edges{}, fmt.Errorf("admin.yaml: %w", err)
 	}
 	adminserver.RegisterHandlersWithOptions(admin.Contract(),
-		adminserver.NewStrictHandlerWithOptions(adminapi.New(accountService, tokens.NewIssuer(issuer, ring, time.Now)), nil, adminserver.StrictGinServerOptions{
+		adminserver.NewStrictHandlerWithOptions(adminapi.New(accountService, id.Identity), nil, adminserver.StrictGinServerOptions{
 			RequestErrorHandlerFunc: admin.RequestError, HandlerErrorFunc: admin.HandlerError, ResponseErrorHandlerFunc: admin.ResponseError,
 		}),
 		adminserver.GinServerOptions{ErrorHandler: admin.ParameterError})
@@ -219,6 +228,9 @@ func (d *Daemon) serve(e edges, registry *prometheus.Registry) {
 	reaper := expiry.New(d.store, d.hub, d.log)
 	d.work.Go(func() { d.hub.Run(ctx) })
 	d.work.Go(func() { reaper.Run(ctx) })
+	for _, run := range d.background {
+		d.work.Go(func() { run(ctx) })
+	}
 	d.public.serve(d.httpServer(e.public), d.failed)
 	d.admin.serve(d.httpServer(e.admin), d.failed)
 	if d.metrics.Listener != nil {

@@ -27,6 +27,10 @@ type operation struct {
 	query []string
 	// body is the schema of the JSON body; nil if the operation takes none.
 	body *openapi3.Schema
+	// form is the schema of a body that is a form; nil if the operation takes none.
+	form *openapi3.Schema
+	// oauth tells that refusals have the form of RFC 6749 §5.2.
+	oauth bool
 	// bodyRequired tells whether the body may be left out.
 	bodyRequired bool
 }
@@ -56,6 +60,12 @@ func operations(doc *openapi3.T) map[string]*operation {
 				if media := body.Content[mediaJSON]; media != nil {
 					op.body = media.Schema.Value
 				}
+				if media := body.Content[mediaForm]; media != nil {
+					op.form = media.Schema.Value
+				}
+			}
+			if refusal := declared.Responses.Value("4XX"); refusal != nil {
+				op.oauth = refusal.Value.Content[mediaJSON] != nil
 			}
 			ops[method+" "+spelling.Replace(path)] = op
 		}
@@ -70,6 +80,9 @@ func (e *Edge) admit(c *gin.Context) {
 	if op == nil {
 		e.refuse(c, errors.New("a route that is registered as part of the contract isn't in it"))
 		return
+	}
+	if op.oauth && e.nonce != nil {
+		c.Header("DPoP-Nonce", e.nonce())
 	}
 	if err := e.authorize(c, op); err != nil {
 		e.refuse(c, err)
@@ -89,6 +102,9 @@ func (e *Edge) authorize(c *gin.Context, op *operation) error {
 	p, err := e.authenticate(c.Request)
 	if err != nil {
 		return err
+	}
+	if nonce := callOf(c).nonce; nonce != "" {
+		c.Header("DPoP-Nonce", nonce)
 	}
 	callOf(c).principal = &p
 	return e.rules.Decide(op.id, &p)
@@ -139,18 +155,25 @@ func parseQuery(r *http.Request, op *operation) (url.Values, error) {
 	return query, nil
 }
 
-const mediaJSON = "application/json"
+const (
+	mediaJSON = "application/json"
+	mediaForm = "application/x-www-form-urlencoded"
+)
 
 func (e *Edge) validateBody(c *gin.Context, op *operation) error {
 	r := c.Request
 	if r.Body == nil || r.Body == http.NoBody {
 		if op.bodyRequired {
-			return badRequest(problem.FieldError{Detail: "A JSON body is needed."})
+			return noBody()
 		}
 		return nil
 	}
-	if op.body != nil && r.ContentLength != 0 {
-		if err := checkMedia(r.Header); err != nil {
+	if r.ContentLength != 0 && (op.body != nil || op.form != nil) {
+		media, name := mediaJSON, "JSON"
+		if op.form != nil {
+			media, name = mediaForm, "a form"
+		}
+		if err := checkMedia(r.Header, media, name); err != nil {
 			return err
 		}
 	}
@@ -159,9 +182,11 @@ func (e *Edge) validateBody(c *gin.Context, op *operation) error {
 	case err != nil:
 		return err
 	case len(data) == 0 && op.bodyRequired:
-		return badRequest(problem.FieldError{Detail: "A JSON body is needed."})
+		return noBody()
 	case len(data) == 0:
 		return nil
+	case op.form != nil:
+		return bindForm(r, data, op.form)
 	case op.body == nil:
 		return badRequest(problem.FieldError{Detail: "This operation takes no body; leave it out."})
 	}
@@ -177,13 +202,17 @@ func (e *Edge) validateBody(c *gin.Context, op *operation) error {
 	return nil
 }
 
-// checkMedia accepts plain JSON in UTF-8 (RFC 8259 §8.1) and nothing else.
-func checkMedia(h http.Header) error {
+func noBody() *models.Error {
+	return badRequest(problem.FieldError{Detail: "A body is needed."})
+}
+
+// checkMedia accepts one media type in UTF-8 and nothing else.
+func checkMedia(h http.Header, want, name string) error {
 	media, params, err := mime.ParseMediaType(h.Get("Content-Type"))
 	charset, has := params["charset"]
 	switch {
-	case len(h.Values("Content-Type")) != 1, err != nil, media != mediaJSON, has && !strings.EqualFold(charset, "utf-8"):
-		return models.Errorf(models.CodeUnsupportedMedia, "The body has to be JSON: send it with Content-Type: application/json.")
+	case len(h.Values("Content-Type")) != 1, err != nil, media != want, has && !strings.EqualFold(charset, "utf-8"):
+		return models.Errorf(models.CodeUnsupportedMedia, "The body has to be %s: send it with Content-Type: %s.", name, want)
 	case h.Get("Content-Encoding") != "" && !strings.EqualFold(h.Get("Content-Encoding"), "identity"):
 		return models.Errorf(models.CodeUnsupportedMedia, "The body must not be compressed: send it without Content-Encoding.")
 	}

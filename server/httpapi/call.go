@@ -19,6 +19,8 @@ type call struct {
 	principal *models.Principal
 	// remote is where the request came from, with trusted proxies applied; the zero Addr if it can't be told.
 	remote netip.Addr
+	// nonce is for the header DPoP-Nonce of the answer; empty if the client needs none.
+	nonce string
 }
 
 type callKey struct{}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/authz"
+	"github.com/groupcast/groupcast/server/dpop"
 	"github.com/groupcast/groupcast/server/longpoll"
 	"github.com/groupcast/groupcast/server/problem"
 )
@@ -39,6 +40,8 @@ type Options struct {
 	Document []byte
 	// Authenticate is asked for every operation that isn't for anyone.
 	Authenticate Authenticator
+	// Nonce gives the value for the header DPoP-Nonce of the OAuth endpoints' answers; nil if the contract has none.
+	Nonce func() string
 	// TrustedProxies are those whose X-Forwarded-For is believed.
 	TrustedProxies []netip.Prefix
 	Log            *slog.Logger
@@ -50,6 +53,7 @@ type Edge struct {
 	engine       *gin.Engine
 	contract     *gin.RouterGroup
 	authenticate Authenticator
+	nonce        func() string
 	rules        authz.Table
 	operations   map[string]*operation // by method and gin's path
 	log          *slog.Logger
@@ -69,7 +73,7 @@ func New(o Options) (*Edge, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the contract doesn't say who may do what: %w", err)
 	}
-	e := &Edge{authenticate: o.Authenticate, rules: rules, operations: operations(doc), log: o.Log, metrics: o.Metrics}
+	e := &Edge{authenticate: o.Authenticate, nonce: o.Nonce, rules: rules, operations: operations(doc), log: o.Log, metrics: o.Metrics}
 
 	gin.SetMode(gin.ReleaseMode)
 	e.engine = gin.New()
@@ -226,23 +230,38 @@ func (e *Edge) refuse(c *gin.Context, err error) {
 		e.log.WarnContext(ctx, "a request could not be served", "request", info.id, "operation", info.operation, "error", err)
 	}
 	e.challenge(c, refusal)
+	if op := e.operations[c.Request.Method+" "+c.FullPath()]; op != nil && op.oauth {
+		problem.WriteOAuth(c.Writer, refusal, info.id)
+		return
+	}
 	problem.Write(c.Writer, refusal, info.id)
 }
 
 // statusClientGone is what the log and the metrics show when nobody waited for the answer.
 const statusClientGone = 499
 
-// challenge tells how to authenticate (RFC 9110 §11.6.1, RFC 6750 §3).
+// challenge tells how to authenticate (RFC 9110 §11.6.1, RFC 6750 §3, RFC 9449 §7.1).
 func (e *Edge) challenge(c *gin.Context, refusal *models.Error) {
-	const bearer = `Bearer realm="groupcast"`
+	const (
+		bearer = `Bearer realm="groupcast"`
+		bound  = `DPoP realm="groupcast", algs="EdDSA ES256"`
+	)
 	scope, _ := refusal.Fields["scope"].(string)
+	var proof *dpop.Error
 	switch {
+	case errors.As(refusal.Cause, &proof):
+		c.Header("WWW-Authenticate", bound+`, error="`+string(proof.Code)+`"`)
+		if proof.Nonce != "" {
+			c.Header("DPoP-Nonce", proof.Nonce)
+		}
 	case refusal.Code == models.CodeUnauthenticated && len(c.Request.Header.Values("Authorization")) == 0:
-		c.Header("WWW-Authenticate", bearer)
+		c.Writer.Header()["Www-Authenticate"] = []string{bound, bearer}
 	case refusal.Code == models.CodeUnauthenticated:
 		c.Header("WWW-Authenticate", bearer+`, error="invalid_token"`)
 	case refusal.Code == models.CodeForbidden && scope != "":
 		c.Header("WWW-Authenticate", bearer+`, error="insufficient_scope", scope="`+scope+`"`)
+	case refusal.Code == models.CodeInvalidClient && len(c.Request.Header.Values("Authorization")) > 0:
+		c.Header("WWW-Authenticate", `Basic realm="groupcast", charset="UTF-8"`)
 	}
 }
 

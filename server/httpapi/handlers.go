@@ -11,7 +11,9 @@ import (
 	"github.com/groupcast/groupcast/openapi/ginserver"
 	"github.com/groupcast/groupcast/server/gateways"
 	"github.com/groupcast/groupcast/server/groups"
+	"github.com/groupcast/groupcast/server/keys"
 	"github.com/groupcast/groupcast/server/longpoll"
+	"github.com/groupcast/groupcast/server/oauth"
 	"github.com/groupcast/groupcast/server/registrations"
 )
 
@@ -21,6 +23,8 @@ type Services struct {
 	Groups        *groups.Service
 	Gateways      *gateways.Service
 	Polls         *longpoll.Hub
+	OAuth         *oauth.Service
+	Keys          *keys.Ring
 	// Ready tells whether the service can do its work; its error says why not.
 	Ready func(context.Context) error
 	// MaxStale is how long a gateway goes on without an answer.

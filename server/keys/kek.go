@@ -3,7 +3,9 @@ package keys
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/hkdf"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -18,8 +20,12 @@ const kekSize = 32
 // KEK is the key-encryption key: it seals private keys for the database, with AES-256-GCM. Every replica needs the same one.
 type KEK struct {
 	aead cipher.AEAD
+	key  []byte
 	path string
 }
+
+// Format keeps the key out of whatever prints the value.
+func (k *KEK) Format(s fmt.State, _ rune) { fmt.Fprintf(s, "key-encryption key %s", k.path) }
 
 // LoadOrCreateKEK reads the key from a file that holds 32 bytes in base64, or draws one and writes it with mode 0600 if there is no
 // such file. A file that others may read is refused.
@@ -42,7 +48,7 @@ func LoadOrCreateKEK(path string) (*KEK, error) {
 	if err != nil {
 		return nil, fmt.Errorf("key-encryption key: %w", err)
 	}
-	return &KEK{aead: aead, path: path}, nil
+	return &KEK{aead: aead, key: key, path: path}, nil
 }
 
 func readKEK(path string) ([]byte, error) {
@@ -103,4 +109,13 @@ func (k *KEK) open(purpose string, sealed []byte) ([]byte, error) {
 		return nil, fmt.Errorf("the key-encryption key %s doesn't open the keys in the database: use the file that belongs to this database, the same for every replica", k.path)
 	}
 	return plain, nil
+}
+
+// Derive gives 32 bytes for one purpose, the same for all replicas (HKDF, RFC 5869).
+func (k *KEK) Derive(purpose string) ([]byte, error) {
+	key, err := hkdf.Key(sha256.New, k.key, nil, "groupcast "+purpose, kekSize)
+	if err != nil {
+		return nil, fmt.Errorf("derive a key: %w", err)
+	}
+	return key, nil
 }

@@ -47,6 +47,11 @@ type Users interface {
 	Login(ctx context.Context, account models.AccountID, userID string) (tokens.Login, error)
 }
 
+// TokenVerifier tells whom a token speaks for.
+type TokenVerifier interface {
+	Verify(token string) (tokens.Subject, error)
+}
+
 // Parts are what the service is made of.
 type Parts struct {
 	// Issuer is the service's public URL, and the only audience of client assertions.
@@ -56,7 +61,7 @@ type Parts struct {
 	Enrolment *enrolment.Service
 	Grants    *devicegrant.Service
 	Tokens    *tokens.Issuer
-	Verifier  *tokens.Verifier
+	Verifier  TokenVerifier
 	Proofs    *dpop.Verifier
 	// Used remembers client assertions, for all replicas.
 	Used dpop.Replays

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/groupcast/groupcast/models"
 )
@@ -94,6 +95,42 @@ func lookup(code models.Code) row {
 // Write answers with the problem document of an error. The instance is the id of the request. Headers that belong to this one
 // answer, such as WWW-Authenticate, are set by the caller before.
 func Write(w http.ResponseWriter, e *models.Error, instance string) {
+	write(w, e, instance, MediaType, nil)
+}
+
+// WriteOAuth answers like Write, in the form that RFC 6749 §5.2 wants at the OAuth endpoints: plain JSON with error and
+// error_description, and the members of the problem document beside them (docs/adr/0010).
+func WriteOAuth(w http.ResponseWriter, e *models.Error, instance string) {
+	write(w, e, instance, "application/json", map[string]any{"error": OAuthError(e.Code), "error_description": e.Detail})
+}
+
+// oauthErrors are the error codes of those problems that are not named after one.
+var oauthErrors = map[models.Code]string{
+	models.CodeAlreadyExists: "invalid_client_metadata", // RFC 7591 §3.2.2: the key of another device
+	models.CodeRateLimited:   "temporarily_unavailable",
+	models.CodeOverloaded:    "temporarily_unavailable",
+	models.CodeUnavailable:   "temporarily_unavailable",
+	models.CodeInternal:      "server_error",
+}
+
+// OAuthError is the error code of an OAuth endpoint for a problem.
+func OAuthError(code models.Code) string {
+	switch code {
+	case models.CodeInvalidClient, models.CodeInvalidGrant, models.CodeUnauthorizedClient, models.CodeUnsupportedGrant, models.CodeInvalidScope,
+		models.CodeInvalidClientMetadata, models.CodeInvalidDPoPProof, models.CodeUseDPoPNonce, models.CodeAuthorizationPending,
+		models.CodeSlowDown, models.CodeAccessDenied, models.CodeExpiredToken:
+		return strings.ReplaceAll(string(code), "-", "_")
+	}
+	if name, ok := oauthErrors[code]; ok {
+		return name
+	}
+	if Status(code) >= http.StatusInternalServerError {
+		return "server_error"
+	}
+	return "invalid_request"
+}
+
+func write(w http.ResponseWriter, e *models.Error, instance, media string, more map[string]any) {
 	r, code := lookup(e.Code), e.Code
 	if _, ok := catalogue[code]; !ok {
 		code = models.CodeInternal
@@ -107,6 +144,9 @@ func Write(w http.ResponseWriter, e *models.Error, instance string) {
 	doc["status"] = r.status
 	doc["detail"] = e.Detail
 	doc["instance"] = instance
+	for k, v := range more {
+		doc[k] = v
+	}
 	body, err := json.Marshal(doc)
 	if err != nil {
 		// A member that JSON can't hold is a fault of ours; the standard members always can.
@@ -116,7 +156,7 @@ func Write(w http.ResponseWriter, e *models.Error, instance string) {
 		body, _ = json.Marshal(doc) //nolint:errchkjson // strings and a number only
 	}
 	h := w.Header()
-	h.Set("Content-Type", MediaType)
+	h.Set("Content-Type", media)
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Length", strconv.Itoa(len(body)))

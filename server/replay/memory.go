@@ -52,6 +52,14 @@ func NewMemory(capacity int, now func() time.Time) (*Memory, error) {
 	return &Memory{now: now, capacity: capacity, used: map[digest]struct{}{}}, nil
 }
 
+// RefuseUntil refuses every key that expires at or before the time. A process that starts calls it with the latest expiry that a key can have
+// that was used before the start, of which this memory knows nothing.
+func (m *Memory) RefuseUntil(t time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.horizon = max(m.horizon, t.Unix()+1)
+}
+
 // Use marks the key as used. It fails with ErrUsed if the key was used before, and with ErrForgotten if it can't know; until is when
 // the key stops being valid by itself, with a precision of a second.
 func (m *Memory) Use(_ context.Context, key string, until time.Time) error {

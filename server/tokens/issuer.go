@@ -116,7 +116,7 @@ func (i *Issuer) mint(c claims, g Grant, notBefore time.Time) (string, error) {
 	c.ExpiresAt = jwt.NewNumericDate(now.Add(g.Life))
 	// What ends a principal's tokens ends those of the running second, since iat counts seconds. A token that is issued after that, but
 	// within the same second, has to outlive it.
-	if notBefore.After(now) && notBefore.Sub(now) <= 2*time.Second {
+	if notBefore.After(now) && notBefore.Sub(now) <= leeway {
 		now = notBefore
 	}
 	c.IssuedAt = jwt.NewNumericDate(now)

@@ -1,0 +1,95 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"time"
+
+	"github.com/groupcast/groupcast/server/accounts"
+	"github.com/groupcast/groupcast/server/adminapi"
+	"github.com/groupcast/groupcast/server/devicegrant"
+	"github.com/groupcast/groupcast/server/dpop"
+	"github.com/groupcast/groupcast/server/enrolment"
+	"github.com/groupcast/groupcast/server/httpapi"
+	"github.com/groupcast/groupcast/server/keys"
+	"github.com/groupcast/groupcast/server/oauth"
+	"github.com/groupcast/groupcast/server/replay"
+	"github.com/groupcast/groupcast/server/tokens"
+)
+
+// replayCapacity is how many proofs one process remembers at once: at 1000 requests a second those of the longest time that a proof is good.
+const replayCapacity = 400_000
+
+// identity is what issues tokens and tells callers by them.
+type identity struct {
+	adminapi.Identity
+	access httpapi.Access
+	nonces *dpop.Nonces
+	run    []func(context.Context)
+}
+
+func (d *Daemon) newIdentity(issuer string, ring *keys.Ring, kek *keys.KEK, accts *accounts.Service) (identity, error) {
+	used := replay.NewTable(d.store, d.log)
+	proofs, nonces, err := d.newProofs(issuer, kek, used)
+	if err != nil {
+		return identity{}, err
+	}
+	tickets := enrolment.New(d.store, accts)
+	grants := devicegrant.New(d.store, tickets)
+	tokenIssuer := tokens.NewIssuer(issuer, ring, time.Now)
+	cache := tokens.NewCache(tokens.NewVerifier(issuer, ring, time.Now), time.Now)
+	service := oauth.New(oauth.Parts{
+		Issuer: issuer, Store: d.store, Accounts: accts, Enrolment: tickets, Grants: grants, Tokens: tokenIssuer, Verifier: cache, Proofs: proofs,
+		Used: used, Now: time.Now, Log: d.log,
+	})
+	return identity{
+		Identity: adminapi.Identity{Issuer: tokenIssuer, OAuth: service, Enrolment: tickets, Grants: grants, Keys: ring},
+		access:   httpapi.Access{Tokens: cache, Proofs: proofs, Accounts: accts},
+		nonces:   nonces,
+		run:      []func(context.Context){used.Run, service.Run, d.maintainKeys(ring)},
+	}, nil
+}
+
+// newProofs makes what checks proofs of possession. On Postgres all replicas share the memory of used proofs and the key of the nonces. On
+// SQLite there is one process, whose own memory costs nothing; since it begins empty, it takes no proof that could have been used
+// before: neither by its time, nor by a nonce, whose key is as young as the process.
+func (d *Daemon) newProofs(issuer string, kek *keys.KEK, table *replay.Table) (*dpop.Verifier, *dpop.Nonces, error) {
+	var used dpop.Replays = table
+	key, err := kek.Derive("dpop nonces")
+	if err != nil {
+		return nil, nil, err
+	}
+	if d.cfg.DatabaseURL == "" {
+		_, _ = rand.Read(key)
+		memory, err := replay.NewMemory(replayCapacity, time.Now)
+		if err != nil {
+			return nil, nil, err
+		}
+		memory.RefuseUntil(time.Now().Add(2 * dpop.Window))
+		used = memory
+	}
+	nonces, err := dpop.NewNonces(key, time.Now)
+	if err != nil {
+		return nil, nil, err
+	}
+	proofs, err := dpop.NewVerifier(issuer, nonces, used, time.Now)
+	return proofs, nonces, err
+}
+
+// maintainKeys does what is due with the signing keys, on every replica.
+func (d *Daemon) maintainKeys(ring *keys.Ring) func(context.Context) {
+	return func(ctx context.Context) {
+		ticker := time.NewTicker(keys.MaintainEvery)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+			if err := ring.Maintain(ctx); err != nil && ctx.Err() == nil {
+				d.log.WarnContext(ctx, "The signing keys could not be looked after; it is tried again.", "error", err)
+			}
+		}
+	}
+}

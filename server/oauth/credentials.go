@@ -1,0 +1,50 @@
+package oauth
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+
+	"github.com/groupcast/groupcast/models"
+)
+
+// CreateCredential gives a service a credential: with a key set the service signs assertions itself; without one a secret is drawn, which
+// is shown once.
+func (s *Service) CreateCredential(ctx context.Context, service models.ServiceID, name, jwks string) (c models.ServiceCredential, secret string, err error) {
+	c = models.ServiceCredential{ID: models.NewCredentialID(), ServiceID: service, Name: name, JWKS: jwks}
+	if jwks == "" {
+		secret = draw()
+		c.SecretHash = hash(secret)
+	} else if _, err := parseKeySet([]byte(jwks)); err != nil {
+		return c, "", models.Errorf(models.CodeBadRequest, "jwks can't be taken: %s.", err.Error())
+	}
+	c, err = s.Store.InsertServiceCredential(ctx, c)
+	if s.Store.IsReference(err) {
+		return c, "", models.Errorf(models.CodeNotFound, "There is no service %s. Create it first.", service)
+	}
+	return c, secret, err
+}
+
+// ServiceCredentials lists the credentials of a service, oldest first.
+func (s *Service) ServiceCredentials(ctx context.Context, service models.ServiceID) ([]models.ServiceCredential, error) {
+	if _, err := s.Accounts.Service(ctx, service); err != nil {
+		return nil, err
+	}
+	return s.Store.ServiceCredentials(ctx, service)
+}
+
+// DeleteCredential takes a credential from a service. The service's tokens end with it.
+func (s *Service) DeleteCredential(ctx context.Context, service models.ServiceID, id string) error {
+	found, err := s.Store.DeleteServiceCredential(ctx, service, id)
+	if err == nil && !found {
+		err = models.Errorf(models.CodeNotFound, "The service %s has no such credential.", service)
+	}
+	return err
+}
+
+// draw gives 256 random bits.
+func draw() string {
+	var b [32]byte
+	_, _ = rand.Read(b[:]) // never fails: it ends the process instead
+	return base64.RawURLEncoding.EncodeToString(b[:])
+}
