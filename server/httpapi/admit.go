@@ -201,8 +201,7 @@ func readBody(c *gin.Context) ([]byte, error) {
 		return data, nil
 	}
 	c.Header("Connection", "close")
-	var tooMuch *http.MaxBytesError
-	if errors.As(err, &tooMuch) {
+	if _, tooMuch := errors.AsType[*http.MaxBytesError](err); tooMuch {
 		return nil, tooLarge()
 	}
 	return nil, badRequest(problem.FieldError{Detail: "The body did not arrive whole; send it again."}).Because(err)

@@ -6,6 +6,7 @@ package problem
 
 import (
 	"encoding/json"
+	"maps"
 	"net/http"
 	"strconv"
 
@@ -85,9 +86,7 @@ func Write(w http.ResponseWriter, e *models.Error, instance string) {
 		code = models.CodeInternal
 	}
 	doc := map[string]any{}
-	for k, v := range e.Fields {
-		doc[k] = v
-	}
+	maps.Copy(doc, e.Fields)
 	doc["type"] = TypePrefix + string(code)
 	doc["title"] = r.title
 	doc["status"] = r.status
