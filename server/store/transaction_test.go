@@ -150,28 +150,35 @@ func TestDeadlockIsTriedAgain(t *testing.T) {
 func unavailable(t *testing.T, h *Home, camera models.Principal) {
 	t.Helper()
 	st := h.DB.Store
-	for name, access := range map[string]func() error{
+	accesses := map[string]func() error{
 		"ping":   func() error { return st.Ping(ctx) },
 		"schema": func() error { return st.CheckSchema(ctx) },
-		"join": func() error {
-			_, err := h.Registrations.Join(ctx, camera, Source(camera, "172.168.0.5", "g"))
-			return err
-		},
+		"join":   func() error { return errorOf(h.Registrations.Join(ctx, camera, Source(camera, "172.168.0.5", "g"))) },
 		"authenticate": func() error {
-			_, err := h.Accounts.DevicePrincipal(ctx, h.Account.ID, camera.Device.ID)
-			return err
+			return errorOf(h.Accounts.DevicePrincipal(ctx, h.Account.ID, camera.Device.ID))
 		},
-		"information": func() error { _, err := h.Groups.Information(ctx, h.Gateway.Device.ID); return err },
-		"revisions":   func() error { _, err := st.RevisionsOf(ctx, []models.ID{h.Gateway.Device.ID}); return err },
+		"information": func() error { return errorOf(h.Groups.Information(ctx, h.Gateway.Device.ID)) },
+		"revisions":   func() error { return errorOf(st.RevisionsOf(ctx, []models.ID{h.Gateway.Device.ID})) },
 		"transaction": func() error { return st.Write(ctx, func(*store.Tx) error { return nil }) },
-	} {
-		t.Run(name, func(t *testing.T) {
-			refusal := Refused(t, models.CodeUnavailable, access())
-			require.Positive(t, refusal.Fields["retryAfter"])
-			require.Error(t, refusal.Cause, "the log shall know why")
-		})
+	}
+	type result struct {
+		name string
+		err  error
+	}
+	results := make(chan result, len(accesses))
+	for name, access := range accesses {
+		go func() { results <- result{name, access()} }()
+	}
+	for range accesses {
+		r := <-results
+		t.Log(r.name)
+		refusal := Refused(t, models.CodeUnavailable, r.err)
+		require.Positive(t, refusal.Fields["retryAfter"])
+		require.Error(t, refusal.Cause, "the log shall know why")
 	}
 }
+
+func errorOf[T any](_ T, err error) error { return err }
 
 // TestPostgresGoesAwayAndComesBack: stopped and killed, everything says so, and recovers by itself.
 func TestPostgresGoesAwayAndComesBack(t *testing.T) {
@@ -214,5 +221,6 @@ func TestServerHasNoConnectionLeft(t *testing.T) {
 	free := storetest.HoldConnections(t, url)
 	unavailable(t, h, camera)
 	free()
+	require.Eventually(t, func() bool { return db.Ping(ctx) == nil }, 20*time.Second, 20*time.Millisecond) // the server frees them a little later
 	h.Join(t, camera, Source(camera, "172.168.0.5", "g"))
 }
