@@ -217,16 +217,18 @@ func (e *Edge) refuse(c *gin.Context, err error) {
 		e.log.Error("an answer could not be finished", "request", info.id, "operation", info.operation, "error", err)
 		return
 	}
-	if c.Request.Context().Err() != nil {
-		// The client is gone, and nobody reads this; the status is for log and metrics.
+	refusal, ours := errors.AsType[*models.Error](err)
+	fault := !ours || problem.Status(refusal.Code) >= http.StatusInternalServerError
+	if fault && c.Request.Context().Err() != nil {
+		// What failed because the client is gone is nobody's fault, and nobody reads the answer. The status is for log and metrics.
 		c.Status(statusClientGone)
 		return
 	}
-	var refusal *models.Error
-	if !errors.As(err, &refusal) {
+	switch {
+	case !ours:
 		e.log.Error("a request failed", "request", info.id, "operation", info.operation, "error", err)
 		refusal = internal()
-	} else if problem.Status(refusal.Code) >= http.StatusInternalServerError && refusal.Cause != nil {
+	case fault && refusal.Cause != nil:
 		e.log.Warn("a request could not be served", "request", info.id, "operation", info.operation, "error", err)
 	}
 	e.challenge(c, refusal)
