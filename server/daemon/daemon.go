@@ -220,6 +220,9 @@ func (d *Daemon) serve(ctx context.Context, e edges, registry *prometheus.Regist
 // URL is what clients reach the service at.
 func (d *Daemon) URL() string { return d.cfg.URL(d.public.Addr()) }
 
+// Addr is what the public interface listens on.
+func (d *Daemon) Addr() net.Addr { return d.public.Addr() }
+
 // MetricsAddr is where the metrics are; nil if they are off.
 func (d *Daemon) MetricsAddr() net.Addr {
 	if d.metrics.Listener == nil {
