@@ -28,14 +28,20 @@ help: ## Show this list
 .PHONY: build
 build: ## Build the programs into bin/
 	@mkdir -p bin
+	@$(MAKE) -j2 build-server build-agent
+
+# SQLite is C, and compiling it keeps one core busy for a minute the first time: the other builds the rest.
+.PHONY: build-server build-agent
+build-server:
 	CGO_ENABLED=1 go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/groupcastd
+build-agent:
 	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/gateway-agent ./cmd/groupcastctl
 
 .PHONY: demo
 demo: ## A real camera, one stream, three receivers, on loopback (DURATION=10s ends it by itself)
 	@.ci/install demo
 	@$(MAKE) build >&2
-	@go build -o bin/ ./e2e/demo
+	@CGO_ENABLED=0 go build -o bin/ ./e2e/demo
 	@bin/demo $(if $(DURATION),-duration $(DURATION))
 
 ## Test

@@ -35,7 +35,9 @@ const usage = `gateway-agent copies what cameras send to group IPs.
   gateway-agent status  [--config FILE] [--json] [--watch] ask the running agent what it copies
   gateway-agent version
 
-"gateway-agent run -h" lists the flags; docs/gateway-agent.yaml describes them.
+"gateway-agent run -h" lists the flags; docs/gateway-agent.yaml describes them. Exit codes: 0 done; 1 it could not start, or no
+agent answers; 2 the command line or the configuration is wrong; 3 (status) the agent copies nothing, because it did not hear
+from the server.
 `
 
 func main() {

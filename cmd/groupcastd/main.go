@@ -34,20 +34,24 @@ func (e usageError) Unwrap() error { return e.error }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
 	// A second signal ends the process at once.
 	context.AfterFunc(ctx, stop)
-	if err := command().ExecuteContext(ctx); err != nil {
-		fmt.Fprintf(os.Stderr, "groupcastd: %v\n", err)
-		var usage usageError
-		if errors.As(err, &usage) {
-			os.Exit(exitUsage)
-		}
-		os.Exit(exitFailed)
-	}
+	os.Exit(run(ctx))
 }
 
-func command() *cobra.Command {
+func run(ctx context.Context) int {
+	err := command(ctx).Execute()
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintf(os.Stderr, "groupcastd: %v\n", err)
+	if _, usage := errors.AsType[usageError](err); usage {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+func command(ctx context.Context) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "groupcastd",
 		Short:         "The registration service of groupcast",
@@ -58,7 +62,7 @@ func command() *cobra.Command {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(serveCommand(), migrateCommand(), &cobra.Command{
+	root.AddCommand(serveCommand(ctx), migrateCommand(ctx), &cobra.Command{
 		Use:   "version",
 		Short: "Show the version",
 		Args:  noArgs,
@@ -77,7 +81,7 @@ func noArgs(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-func serveCommand() *cobra.Command {
+func serveCommand(ctx context.Context) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the service until SIGTERM or SIGINT",
@@ -85,7 +89,7 @@ func serveCommand() *cobra.Command {
 		Args:  noArgs,
 	}
 	source := config.Flags(cmd.Flags())
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+	cmd.RunE = func(*cobra.Command, []string) error {
 		cfg, err := source.Load(os.Environ())
 		if err == nil {
 			err = cfg.Check()
@@ -93,12 +97,12 @@ func serveCommand() *cobra.Command {
 		if err != nil {
 			return usageError{err}
 		}
-		return daemon.Run(cmd.Context(), cfg, version, telemetry.NewLogger(os.Stderr, cfg.LogLevel, cfg.LogFormat))
+		return daemon.Run(ctx, cfg, version, telemetry.NewLogger(os.Stderr, cfg.LogLevel, cfg.LogFormat))
 	}
 	return cmd
 }
 
-func migrateCommand() *cobra.Command {
+func migrateCommand(ctx context.Context) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "migrate",
 		Short: "Bring the database's schema up to date, or show where it stands",
@@ -106,11 +110,11 @@ func migrateCommand() *cobra.Command {
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(
-		storeCommand("up", "Bring the schema to the version of this program", func(cmd *cobra.Command, st *store.Store) error {
-			return st.Migrate(cmd.Context())
+		storeCommand(ctx, "up", "Bring the schema to the version of this program", func(_ *cobra.Command, st *store.Store) error {
+			return st.Migrate(ctx)
 		}),
-		storeCommand("status", "List the steps of the schema's history", func(cmd *cobra.Command, st *store.Store) error {
-			steps, err := st.MigrationStatus(cmd.Context())
+		storeCommand(ctx, "status", "List the steps of the schema's history", func(cmd *cobra.Command, st *store.Store) error {
+			steps, err := st.MigrationStatus(ctx)
 			if err != nil {
 				return err
 			}
@@ -130,7 +134,7 @@ func migrateCommand() *cobra.Command {
 }
 
 // storeCommand is a command on the database that the settings name.
-func storeCommand(use, short string, run func(*cobra.Command, *store.Store) error) *cobra.Command {
+func storeCommand(ctx context.Context, use, short string, run func(*cobra.Command, *store.Store) error) *cobra.Command {
 	cmd := &cobra.Command{Use: use, Short: short, Args: noArgs}
 	source := config.Flags(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -141,7 +145,7 @@ func storeCommand(use, short string, run func(*cobra.Command, *store.Store) erro
 		if err != nil {
 			return usageError{err}
 		}
-		st, err := daemon.Open(cmd.Context(), cfg, telemetry.NewLogger(os.Stderr, cfg.LogLevel, cfg.LogFormat))
+		st, err := daemon.Open(ctx, cfg, telemetry.NewLogger(os.Stderr, cfg.LogLevel, cfg.LogFormat))
 		if err != nil {
 			return err
 		}

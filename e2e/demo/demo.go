@@ -61,7 +61,7 @@ func perform(ctx context.Context, o options) ledger.Verdict {
 		v.Result = ledger.Failed
 	}
 	if err != nil {
-		v.Why = append(v.Why, err.Error())
+		v.Why = append(v.Why, d.explain(err))
 	}
 	if v.Destinations == nil {
 		v.Destinations = []ledger.Destination{}
@@ -102,6 +102,15 @@ func (d *demo) perform(ctx context.Context) (v ledger.Verdict, err error) {
 	}
 	v, err = d.settle(ctx)
 	return v, errors.Join(played, err)
+}
+
+// explain gives the sentence of an error and shows the log beneath it.
+func (d *demo) explain(err error) string {
+	sentence, log := account(err)
+	if log != "" {
+		d.screen.say("%s", log)
+	}
+	return sentence
 }
 
 // makeDirectory keeps the path short: that of a unix socket must stay below 108 bytes.

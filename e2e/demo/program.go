@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -19,8 +18,10 @@ import (
 )
 
 const (
-	// grace is how long a program may take to end in good order.
-	grace = 5 * time.Second
+	// grace is how long a program may take to end in good order. It is asked again in between: ffmpeg and a receiver that
+	// lingers take the second time for an order.
+	grace      = 6 * time.Second
+	againAfter = 2 * time.Second
 	// askTimeout is for a program that ends by itself; decoding a recording takes the longest.
 	askTimeout = time.Minute
 
@@ -123,17 +124,22 @@ func (c *program) signal() {
 // stop ends the program and gives its error. A program that doesn't obey within the grace is killed, which is an error.
 func (c *program) stop() error {
 	c.signal()
-	select {
-	case <-c.done:
-	case <-time.After(grace):
-		_ = syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL)
-		<-c.done
-		return fmt.Errorf("%s did not end within %v and was killed%s", c.name, grace, c.tail())
+	again, late := time.After(againAfter), time.After(grace)
+	for {
+		select {
+		case <-c.done:
+			if c.err != nil {
+				return fmt.Errorf("%s did not end in good order: %w%s", c.name, c.err, c.tail())
+			}
+			return nil
+		case <-again:
+			c.signal()
+		case <-late:
+			_ = syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL)
+			<-c.done
+			return fmt.Errorf("%s did not end within %v and was killed%s", c.name, grace, c.tail())
+		}
 	}
-	if c.err != nil {
-		return fmt.Errorf("%s: %w%s", c.name, c.err, c.tail())
-	}
-	return nil
 }
 
 // stopAll ends whatever still runs.
@@ -148,7 +154,7 @@ func (p *programs) stopAll() {
 	p.running = nil
 }
 
-// tail gives the end of the program's log, as an addition to an error.
+// tail gives the end of the program's log, as an addition to an error: further lines beneath the sentence.
 func (c *program) tail() string {
 	file, err := os.Open(c.log)
 	if err != nil {
@@ -159,9 +165,17 @@ func (c *program) tail() string {
 		_, _ = file.Seek(max(0, info.Size()-tailBytes), io.SeekStart)
 	}
 	b, err := io.ReadAll(file)
-	if err != nil && !errors.Is(err, io.EOF) || len(bytes.TrimSpace(b)) == 0 {
+	text := strings.TrimSpace(string(b))
+	if err != nil || text == "" {
 		return "; it printed nothing"
 	}
-	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-	return "; its last lines:\n  " + strings.Join(lines[max(0, len(lines)-tailLines):], "\n  ")
+	lines := strings.Split(text, "\n")
+	lines = lines[max(0, len(lines)-tailLines):]
+	return fmt.Sprintf("\nThe last lines of %s:\n    %s", filepath.Base(c.log), strings.Join(lines, "\n    "))
+}
+
+// account splits an error into its sentence and the end of a log beneath it, if there is one.
+func account(err error) (sentence, log string) {
+	sentence, log, _ = strings.Cut(err.Error(), "\n")
+	return sentence, log
 }

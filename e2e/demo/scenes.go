@@ -44,7 +44,7 @@ type times struct {
 // schedule spreads the scenes over the duration, if there is one.
 func schedule(duration time.Duration) times {
 	if duration == 0 {
-		return times{join: [3]time.Duration{time.Second, 3 * time.Second, 5 * time.Second}, leave: 12 * time.Second, end: forever}
+		return times{join: [3]time.Duration{time.Second, 2500 * time.Millisecond, 4 * time.Second}, leave: 10 * time.Second, end: forever}
 	}
 	part := func(share float64) time.Duration { return time.Duration(share * float64(duration)) }
 	return times{join: [3]time.Duration{part(0.05), part(0.2), part(0.35)}, leave: part(0.7), end: duration}

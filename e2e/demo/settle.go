@@ -45,7 +45,7 @@ func (d *demo) settle(ctx context.Context) (v ledger.Verdict, err error) {
 	v.GroupIP = d.groupIP.String()
 	for _, fault := range append(faults, faulty...) {
 		if fault != nil {
-			v.Fail("%v", fault)
+			v.Fail("%s", d.explain(fault))
 		}
 	}
 	return v, nil

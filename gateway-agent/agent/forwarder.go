@@ -141,6 +141,9 @@ func (f *forwarder) restore() error {
 	case err != nil:
 		f.log.Warn("the kept group information is not used: nothing is copied until the server answers", "err", err)
 		return nil
+	case kept.Age == state.Unknown:
+		f.log.Warn("the kept group information comes from the future, so the clock was set back: nothing is copied until the server answers")
+		return nil
 	case kept.Age >= info.MaxStale:
 		f.log.Warn("the kept group information is too old: nothing is copied until the server answers", "maxStale", info.MaxStale)
 		return nil

@@ -9,16 +9,30 @@ import (
 	"github.com/groupcast/groupcast/models"
 )
 
-// defaultRange is the service's own default (SPEC §5): .230 to .254 of the /24 that the gateway is in. The agent spells it out
-// when it declares, so that both sides know the range without asking.
+// defaultRange is the service's own default (SPEC §5): .230 to .254 of the /24 that the gateway is in, as far as it lies in the LAN,
+// without the gateway itself. The agent spells it out when it declares, so that both sides know the range without asking.
 func (c *Config) defaultRange() {
 	g := &c.Gateway
-	if g.Range.Size() > 0 || !g.LANPrefix.IsValid() || g.LANPrefix.Bits() > 24 || !g.LANAddr.IsValid() {
+	if g.Range.Size() > 0 || !g.LANPrefix.IsValid() || !g.LANAddr.IsValid() {
 		return
 	}
 	first, last := g.LANAddr.As4(), g.LANAddr.As4()
 	first[3], last[3] = 230, 254
-	g.Range = models.AddrRange{First: netip.AddrFrom4(first), Last: netip.AddrFrom4(last)}
+	hosts := g.Hosts()
+	r := models.AddrRange{First: netip.AddrFrom4(first), Last: netip.AddrFrom4(last)}
+	if r.First.Less(hosts.First) {
+		r.First = hosts.First
+	}
+	if hosts.Last.Less(r.Last) {
+		r.Last = hosts.Last
+	}
+	switch g.LANAddr {
+	case r.First:
+		r.First = r.First.Next()
+	case r.Last:
+		r.Last = r.Last.Prev()
+	}
+	g.Range = r // of size 0 if there is none: Check says so
 }
 
 // Check tells everything that keeps an agent from running with this configuration, each with its key.
@@ -59,17 +73,17 @@ func (c Config) Check() error {
 
 func (c Config) checkLAN(fault func(key, format string, args ...any)) {
 	g := c.Gateway
-	network, broadcast := g.LANPrefix.Addr(), lastOf(g.LANPrefix)
-	if !g.LANPrefix.Contains(g.LANAddr) || g.LANAddr == network || g.LANAddr == broadcast {
+	hosts := g.Hosts()
+	if !hosts.Contains(g.LANAddr) {
 		fault("lan-address", "%s is not a host of the LAN %s", g.LANAddr, g.LANPrefix)
 	}
 	switch r := g.Range; {
 	case r.Size() == 0:
-		fault("group-range", "there is no default in a LAN as small as %s: give first-last", g.LANPrefix)
-	case !g.LANPrefix.Contains(r.First) || !g.LANPrefix.Contains(r.Last):
-		fault("group-range", "%s is not inside the LAN %s", r, g.LANPrefix)
-	case r.Contains(network) || r.Contains(broadcast) || r.Contains(g.LANAddr):
-		fault("group-range", "%s holds the network, broadcast or gateway address: leave them out", r)
+		fault("group-range", "the usual range, .230 to .254, is not in %s: give first-last", g.LANPrefix)
+	case !hosts.Contains(r.First) || !hosts.Contains(r.Last):
+		fault("group-range", "%s is not inside the LAN %s, or holds its network or broadcast address", r, g.LANPrefix)
+	case r.Contains(g.LANAddr):
+		fault("group-range", "%s holds lan-address: leave it out", r)
 	case r.Contains(g.Uplink):
 		fault("group-range", "%s holds uplink-address: leave it out", r)
 	}

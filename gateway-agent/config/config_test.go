@@ -208,7 +208,7 @@ func TestCheckNamesWhatKeepsTheAgentFromRunning(t *testing.T) {
 		"range with broadcast":   {[]string{"--group-range=172.168.0.233-172.168.0.255"}, "group-range: "},
 		"range with the gateway": {[]string{"--lan-address=172.168.0.240"}, "group-range: "},
 		"range with the uplink":  {[]string{"--uplink-address=172.168.0.240"}, "group-range: "},
-		"no default range":       {[]string{"--lan-prefix=172.168.0.0/25", "--group-range="}, "group-range: "},
+		"no default range":       {[]string{"--lan-prefix=172.168.0.0/28", "--group-range="}, "group-range: "},
 		"loopback uplink":        {[]string{"--uplink-address=127.0.0.1"}, "allow-loopback: "},
 		"allow-loopback only":    {[]string{"--allow-loopback"}, "allow-loopback: "},
 		"no server":              {[]string{"--server="}, "server: "},
@@ -242,4 +242,10 @@ func TestDefaultRangeIsTheServices(t *testing.T) {
 	c, err := load(t, "", nil, []string{"--lan-prefix=192.168.0.0/16", "--lan-address=192.168.7.1"})
 	require.NoError(t, err)
 	assert.Equal(t, "192.168.7.230-192.168.7.254", c.Gateway.Range.String(), "the /24 that the gateway is in")
+	c, err = load(t, "", nil, []string{"--lan-prefix=192.168.7.128/25", "--lan-address=192.168.7.254"})
+	require.NoError(t, err)
+	assert.Equal(t, "192.168.7.230-192.168.7.253", c.Gateway.Range.String(), "without the gateway itself")
+	c, err = load(t, "", nil, []string{"--lan-prefix=192.168.7.224/28", "--lan-address=192.168.7.225"})
+	require.NoError(t, err)
+	assert.Equal(t, "192.168.7.230-192.168.7.238", c.Gateway.Range.String(), "as far as it lies in the LAN")
 }

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 
+	"go4.org/netipx"
+
 	"github.com/groupcast/groupcast/gateway-agent/packet"
 	"github.com/groupcast/groupcast/models"
 )
@@ -61,7 +63,7 @@ var keys = []key{
 		c.Gateway.Uplink, err = ipv4(s)
 		return err
 	}},
-	{name: "group-range", help: "`RANGE` of group IPs that DHCP must not hand out, first-last or a prefix; empty: .230 to .254 of lan-address's /24", read: func(c *Config, s string) (err error) {
+	{name: "group-range", help: "`RANGE` of group IPs that DHCP must not hand out, first-last or a prefix; empty: .230 to .254", read: func(c *Config, s string) (err error) {
 		c.Gateway.Range, err = addrRange(s)
 		return err
 	}},
@@ -159,7 +161,7 @@ func addrRange(s string) (models.AddrRange, error) {
 		if err != nil || !p.Addr().Is4() || p != p.Masked() {
 			return r, bad
 		}
-		r = models.AddrRange{First: p.Addr(), Last: lastOf(p)}
+		r = models.AddrRange{First: p.Addr(), Last: netipx.PrefixLastIP(p)}
 	}
 	if n := r.Size(); n < 1 || n > maxRange {
 		return models.AddrRange{}, bad
@@ -194,13 +196,4 @@ func oneOf(s string, allowed ...string) error {
 		return fmt.Errorf("%q is not one of %s", s, strings.Join(allowed, ", "))
 	}
 	return nil
-}
-
-// lastOf is the highest address of an IPv4 prefix.
-func lastOf(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().As4()
-	for i := p.Bits(); i < 32; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	return netip.AddrFrom4(b)
 }

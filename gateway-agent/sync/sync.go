@@ -2,6 +2,7 @@ package sync
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -70,6 +71,7 @@ type Poller struct {
 	afterNews, otherwise *rate.Limiter
 
 	declared    bool
+	heard       bool // the last call succeeded
 	connectedAt time.Time
 }
 
@@ -91,7 +93,7 @@ func New(c Config) (*Poller, error) {
 // Run declares and polls until ctx ends, beginning with what is held already. It survives everything else.
 func (p *Poller) Run(ctx context.Context, held Held, deliver Deliver) {
 	defer p.config.Transport.CloseIdleConnections()
-	faults := faults{log: p.config.Log}
+	trouble := faults{log: p.config.Log}
 	limiter := p.otherwise
 	for first := true; ; first = false {
 		if limiter.Wait(ctx) != nil {
@@ -103,18 +105,18 @@ func (p *Poller) Run(ctx context.Context, held Held, deliver Deliver) {
 		if ctx.Err() != nil {
 			return
 		}
-		limiter = p.otherwise
-		if err == nil && held.Cursor != before {
-			limiter = p.afterNews
-		}
+		limiter, p.heard = p.otherwise, err == nil
 		if err == nil {
-			faults.over()
+			if held.Cursor != before {
+				limiter = p.afterNews
+			}
+			trouble.over()
 			continue
 		}
 		p.counts.failed.Add(1)
 		select {
 		case <-ctx.Done():
-		case <-time.After(faults.happened(ctx, err, first)):
+		case <-time.After(trouble.happened(ctx, err, first)):
 		}
 	}
 }
@@ -122,22 +124,28 @@ func (p *Poller) Run(ctx context.Context, held Held, deliver Deliver) {
 // once declares if that is due, polls once and delivers the answer. It gives what is held then.
 func (p *Poller) once(ctx context.Context, held Held, deliver Deliver) (Held, error) {
 	p.recycle()
-	if !p.declared {
-		if err := p.declare(ctx); err != nil {
-			return held, fmt.Errorf("declare the gateway: %w", err)
+	if undeclared := p.declare(ctx); undeclared != nil {
+		undeclared = fmt.Errorf("declare the gateway: %w", undeclared)
+		if _, answered := errors.AsType[*ServerError](undeclared); !answered {
+			return held, undeclared
 		}
-		p.declared = true
-		p.config.Log.Info("gateway declared", "gateway", p.config.Gateway.ID, "groupRange", p.config.Gateway.Range)
+		// What an earlier declaration led to may still be right, and what is copied needs it.
+		held, _ = p.exchange(ctx, held, deliver)
+		return held, undeclared
 	}
+	return p.exchange(ctx, held, deliver)
+}
+
+func (p *Poller) exchange(ctx context.Context, held Held, deliver Deliver) (Held, error) {
 	got, err := p.poll(ctx, held)
 	if err != nil {
 		return held, fmt.Errorf("fetch the group information: %w", err)
 	}
-	next, err := deliver(ctx, got)
+	held, err = deliver(ctx, got)
 	if err != nil {
-		return next, fmt.Errorf("apply the group information: %w", err)
+		return held, fmt.Errorf("apply the group information: %w", err)
 	}
-	return next, nil
+	return held, nil
 }
 
 // recycle drops the connection if it is old; between two polls it is idle.
@@ -148,7 +156,11 @@ func (p *Poller) recycle() {
 	}
 }
 
+// declare states what this gateway serves, unless the server has said that it knows.
 func (p *Poller) declare(ctx context.Context) error {
+	if p.declared {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, reserve)
 	defer cancel()
 	g := p.config.Gateway
@@ -156,21 +168,31 @@ func (p *Poller) declare(ctx context.Context) error {
 	a, err := read(p.client.DeclareGateway(ctx, g.ID, api.GatewayDeclaration{
 		LanPrefix: g.LANPrefix.String(), GatewayIPv4: g.LANAddr, UplinkIPv4: g.Uplink, GroupRange: &groupRange,
 	}))
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case a.status != http.StatusOK:
+	}
+	if a.status != http.StatusOK {
 		return a.failure()
 	}
+	var inForce api.Gateway
+	if err := json.Unmarshal(a.body, &inForce); err != nil || inForce.GatewayID != g.ID || inForce.GroupRange != groupRange {
+		return errors.New("the server has not taken the declaration as it was sent")
+	}
+	p.declared = true
+	p.config.Log.Info("gateway declared", "gateway", g.ID, "groupRange", groupRange)
 	return nil
 }
 
-// poll asks for what is newer than what is held.
+// poll asks for what is newer than what is held. It lets the server wait only if all is well: at the start and after a failure what is
+// held may have been confirmed long ago, and wants to be at once.
 func (p *Poller) poll(ctx context.Context, held Held) (Answer, error) {
 	params := &api.GetGroupInformationParams{}
 	deadline := reserve
 	if held.Cursor != "" {
-		wait := held.wait()
+		var wait time.Duration
+		if p.heard {
+			wait = held.wait()
+		}
 		seconds, etag := int32(wait.Seconds()), `"`+held.Cursor+`"`
 		params.Wait, params.IfNoneMatch = &seconds, &etag
 		deadline += wait + wait/16 // the server spreads its answers over a sixteenth

@@ -100,37 +100,53 @@ func Open() (*DB, error) {
 // Replace makes the table hold the group information and nothing else, in one step. Check has to have passed it: unique
 // indexes here find rows, they don't refuse second ones.
 func (d *DB) Replace(info models.GroupInformation) error {
-	txn := d.db.Txn(true)
-	defer txn.Abort() // does nothing after Commit
-	for _, table := range []string{tableOrigin, tableGroups, tableSources, tableDestinations} {
-		if _, err := txn.DeleteAll(table, byID); err != nil {
-			return fmt.Errorf("table: %w", err)
+	origins := map[origin]bool{{info.GatewayID.String(), info.Epoch, info.Revision}: true}
+	groups, sources, destinations := map[models.Group]bool{}, map[source]bool{}, map[destination]bool{}
+	for _, g := range info.Groups {
+		groups[g.Group] = true
+		for _, s := range g.Sources {
+			sources[source{g.ID, s}] = true
+		}
+		for _, d := range g.Destinations {
+			destinations[destination{g.ID, d}] = true
 		}
 	}
-	if err := insert(txn, info); err != nil {
-		return fmt.Errorf("table: %w", err)
+	txn := d.db.Txn(true)
+	defer txn.Abort() // does nothing after Commit
+	for _, err := range []error{
+		replace(txn, tableOrigin, origins), replace(txn, tableGroups, groups),
+		replace(txn, tableSources, sources), replace(txn, tableDestinations, destinations),
+	} {
+		if err != nil {
+			return fmt.Errorf("table: %w", err)
+		}
 	}
 	txn.Commit()
 	return nil
 }
 
-func insert(txn *memdb.Txn, info models.GroupInformation) error {
-	if err := txn.Insert(tableOrigin, &origin{info.GatewayID.String(), info.Epoch, info.Revision}); err != nil {
+// replace leaves rows alone that stay as they are: most changes are about one member.
+func replace[R comparable](txn *memdb.Txn, table string, wanted map[R]bool) error {
+	var obsolete []*R
+	it, err := txn.Get(table, byID)
+	if err != nil {
 		return err
 	}
-	for _, g := range info.Groups {
-		if err := txn.Insert(tableGroups, &g.Group); err != nil {
+	for o := it.Next(); o != nil; o = it.Next() {
+		row := o.(*R)
+		if !wanted[*row] {
+			obsolete = append(obsolete, row)
+		}
+		delete(wanted, *row)
+	}
+	for _, row := range obsolete {
+		if err := txn.Delete(table, row); err != nil {
 			return err
 		}
-		for _, s := range g.Sources {
-			if err := txn.Insert(tableSources, &source{g.ID, s}); err != nil {
-				return err
-			}
-		}
-		for _, d := range g.Destinations {
-			if err := txn.Insert(tableDestinations, &destination{g.ID, d}); err != nil {
-				return err
-			}
+	}
+	for row := range wanted {
+		if err := txn.Insert(table, &row); err != nil {
+			return err
 		}
 	}
 	return nil

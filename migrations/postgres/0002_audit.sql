@@ -26,6 +26,14 @@ CREATE TABLE audit_head (
 );
 INSERT INTO audit_head (one) VALUES (1);
 
+-- What may be used once, such as the jti of a proof, as digests, until it would not be valid any more.
+CREATE TABLE replays (
+    key        text   PRIMARY KEY,
+    expires_at bigint NOT NULL
+);
+CREATE INDEX replays_expires_at ON replays (expires_at);
+
 -- +goose Down
+DROP TABLE replays;
 DROP TABLE audit_head;
 DROP TABLE audit_rows;

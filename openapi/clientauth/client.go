@@ -22,6 +22,8 @@ type Client struct {
 	// somebody else's request.
 	lock  chan struct{}
 	token accessToken
+	// refused is a token that the server did not accept; the next caller drops it.
+	refused atomic.Pointer[string]
 }
 
 // credential is what the file holds; it is never changed, only replaced. With a bare token its file is zero.
@@ -172,6 +174,9 @@ func (c *Client) current(ctx context.Context) (accessToken, error) {
 		}
 	}
 	now := c.endpoint.opts.Now()
+	if refused := c.refused.Swap(nil); refused != nil && *refused == c.token.value {
+		c.token = accessToken{}
+	}
 	if c.token.value != "" && now.Before(c.token.renewAt) {
 		return c.token, nil
 	}
@@ -218,16 +223,9 @@ func (c *Client) reload() bool {
 	return true
 }
 
-// forget drops the token if it is still the given one: the server refused it.
-func (c *Client) forget(ctx context.Context, token string) error {
-	if err := c.acquire(ctx); err != nil {
-		return err
-	}
-	defer c.release()
-	if c.token.value == token {
-		c.token = accessToken{}
-	}
-	return nil
+// forget makes the next caller get another token, unless that has happened already.
+func (c *Client) forget(token string) {
+	c.refused.Store(&token)
 }
 
 // tokenAnswer is that of RFC 6749 §5.1.
@@ -312,6 +310,11 @@ func (a tokenAnswer) check(bound *key, asked time.Time) (accessToken, error) {
 		// RFC 9449 §5: where a bound token was asked for, an unbound one must not be used. The other way round it could not be.
 		return accessToken{}, fmt.Errorf("get an access token: the server gave a token of type %q and not %s: check whether the client is registered with proof of possession", clean(a.TokenType), scheme)
 	}
-	life := min(time.Duration(a.ExpiresIn), maxTokenLife/time.Second) * time.Second
+	life := seconds(a.ExpiresIn, maxTokenLife)
 	return accessToken{value: a.AccessToken, scheme: scheme, key: bound, renewAt: asked.Add(life * 3 / 4), expires: asked.Add(life)}, nil
+}
+
+// seconds makes a duration of an answer's number, at most the given one.
+func seconds(n int64, most time.Duration) time.Duration {
+	return time.Duration(min(n, int64(most/time.Second))) * time.Second
 }

@@ -73,8 +73,8 @@ func (n Enrolment) AskApproval(ctx context.Context, clientID, scope string) (*De
 	f.ClientID, f.Scope, f.DPoP = clientID, scope, true
 	return &DeviceGrant{
 		UserCode: clean(a.UserCode), VerificationURI: clean(a.VerificationURI), VerificationURIComplete: clean(a.VerificationURIComplete),
-		ExpiresAt: begun.Add(time.Duration(min(a.ExpiresIn, 24*3600)) * time.Second),
-		code:      a.DeviceCode, interval: time.Duration(min(a.Interval, 300)) * time.Second,
+		ExpiresAt: begun.Add(seconds(a.ExpiresIn, 24*time.Hour)),
+		code:      a.DeviceCode, interval: seconds(a.Interval, 5*time.Minute),
 		path: n.Path, file: f, key: k, endpoint: e,
 	}, nil
 }

@@ -98,12 +98,14 @@ func (s *issuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *issuer) refuse(w http.ResponseWriter, status int, code string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(map[string]string{"error": code, "error_description": "Because of " + code + "."})
+	s.answer(w, map[string]string{"error": code, "error_description": "Because of " + code + "."})
 }
 
 func (s *issuer) answer(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(v)
+	if err := json.NewEncoder(w).Encode(v); err != nil {
+		s.t.Error(err)
+	}
 }
 
 func (s *issuer) register(w http.ResponseWriter, r *http.Request) {

@@ -63,9 +63,7 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		case tried[code]:
 			return resp, nil
 		case code == "invalid_token" && token.renewable():
-			if c.forget(r.Context(), token.value) != nil {
-				return resp, nil
-			}
+			c.forget(token.value)
 		case token.key != nil && e.mends(code, madeWith):
 		default:
 			return resp, nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -110,8 +111,7 @@ func TestARowSaysWhatHappened(t *testing.T) {
 		now, err := db.Now(t.Context())
 		require.NoError(t, err)
 		var got []string
-		for i := len(rows) - 1; i >= 0; i-- { // newest first
-			r := rows[i]
+		for _, r := range slices.Backward(rows) { // newest first
 			assert.WithinDuration(t, now, r.At, time.Minute)
 			assert.Len(t, r.Hash, 64)
 			source := ""

@@ -32,15 +32,23 @@ var System = Actor{"system"}
 // Object is what something is done to. The zero Object is the service as a whole.
 type Object struct{ text string }
 
-// The kinds of objects; each is named by its id alone.
-func OfAccount(id models.AccountID) Object   { return Object{"account/" + string(id)} }
+// OfAccount names an account.
+func OfAccount(id models.AccountID) Object { return Object{"account/" + string(id)} }
+
+// OfPremises names a premises.
 func OfPremises(id models.PremisesID) Object { return Object{"premises/" + string(id)} }
-func OfDevice(id models.ID) Object           { return Object{"device/" + id.String()} }
-func OfService(id models.ServiceID) Object   { return Object{"service/" + string(id)} }
-func OfGroup(id models.GroupID) Object       { return Object{"group/" + string(id)} }
-func OfRegistration(id models.RegistrationID) Object {
-	return Object{"registration/" + string(id)}
-}
+
+// OfDevice names a device or gateway.
+func OfDevice(id models.ID) Object { return Object{"device/" + id.String()} }
+
+// OfService names a service.
+func OfService(id models.ServiceID) Object { return Object{"service/" + string(id)} }
+
+// OfGroup names one life of a group.
+func OfGroup(id models.GroupID) Object { return Object{"group/" + string(id)} }
+
+// OfRegistration names a member's lease.
+func OfRegistration(id models.RegistrationID) Object { return Object{"registration/" + string(id)} }
 
 // Action is what is done.
 type Action struct{ text string }

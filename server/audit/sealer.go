@@ -57,8 +57,8 @@ var errOutrun = errors.New("another replica sealed first")
 // Seal chains all rows that are committed now, and counts those that it chained itself.
 func (s *Sealer) Seal(ctx context.Context) (sealed int, err error) {
 	for {
-		any, err := s.store.HasUnsealedAuditRows(ctx)
-		if err != nil || !any {
+		found, err := s.store.HasUnsealedAuditRows(ctx)
+		if err != nil || !found {
 			return sealed, err
 		}
 		n, err := s.sealBatch(ctx)

@@ -1,7 +1,6 @@
 package authz_test
 
 import (
-	"errors"
 	"maps"
 	"slices"
 	"strings"
@@ -84,7 +83,7 @@ func TestAnOperationThatNobodyDeclaredIsDenied(t *testing.T) {
 func assertCode(t *testing.T, code models.Code, err error) {
 	t.Helper()
 	var e *models.Error
-	if assert.True(t, errors.As(err, &e), "%v", err) {
+	if assert.ErrorAs(t, err, &e) {
 		assert.Equal(t, code, e.Code)
 		assert.NotEmpty(t, e.Detail)
 	}

@@ -16,10 +16,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/gin-gonic/gin"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/groupcast/groupcast/docs/problems"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi"
 	"github.com/groupcast/groupcast/openapi/adminserver"
@@ -83,7 +81,9 @@ func Start(ctx context.Context, cfg config.Config, version string, log *slog.Log
 	for _, w := range cfg.Warnings() {
 		log.WarnContext(ctx, "a setting weakens the service", "setting", w)
 	}
-	d := &Daemon{cfg: cfg, log: log, failed: make(chan error, 3)}
+	// What runs after the start is not ended by the start's context, but by Stop.
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	d := &Daemon{cfg: cfg, log: log, failed: make(chan error, 3), stop: stop}
 	defer func() {
 		if err != nil {
 			d.close()
@@ -109,11 +109,11 @@ func Start(ctx context.Context, cfg config.Config, version string, log *slog.Log
 		return nil, err
 	}
 	registry := telemetry.NewRegistry(version)
-	handlers, err := d.assemble(ring, kek, registry, version)
+	handlers, err := d.assemble(ctx, ring, kek, registry, version)
 	if err != nil {
 		return nil, err
 	}
-	d.serve(handlers, registry)
+	d.serve(background, handlers, registry)
 	log.InfoContext(ctx, "groupcastd is ready", "version", version, "url", cfg.URL(d.public.Addr()), "database", d.store.Dialect(),
 		"listen", d.public.Addr().String(), "admin", d.admin.Addr().String())
 	return d, nil
@@ -131,7 +131,7 @@ func (d *Daemon) prepareSchema(ctx context.Context) error {
 type edges struct{ public, admin http.Handler }
 
 // assemble wires the services to each other and to the edges.
-func (d *Daemon) assemble(ring *keys.Ring, kek *keys.KEK, registry *prometheus.Registry, version string) (edges, error) {
+func (d *Daemon) assemble(ctx context.Context, ring *keys.Ring, kek *keys.KEK, registry *prometheus.Registry, version string) (edges, error) {
 	groupService := groups.New(d.store)
 	d.hub = longpoll.New(longpoll.Options{
 		Epoch:       d.store.Epoch,
@@ -156,7 +156,7 @@ func (d *Daemon) assemble(ring *keys.Ring, kek *keys.KEK, registry *prometheus.R
 	}
 	d.background = append(d.background, id.run...)
 
-	public, err := httpapi.New(httpapi.Options{
+	public, err := httpapi.New(ctx, httpapi.Options{
 		Document:       openapi.Public,
 		Authenticate:   id.access.Authenticate,
 		Nonce:          id.nonces.Current,
@@ -177,16 +177,9 @@ func (d *Daemon) assemble(ring *keys.Ring, kek *keys.KEK, registry *prometheus.R
 		Version:       version,
 	})
 	apidocs.Register(public.Open())
-	public.Open().GET("/problems/:code", func(c *gin.Context) {
-		if page, ok := problems.Page(c.Param("code")); ok {
-			c.Header("X-Content-Type-Options", "nosniff")
-			c.Data(http.StatusOK, "text/markdown; charset=utf-8", page)
-			return
-		}
-		public.HandlerError(c, models.Errorf(models.CodeUnknownRoute, "There is no problem of this name."))
-	})
+	public.ServeProblemPages()
 
-	admin, err := httpapi.New(httpapi.Options{Document: openapi.Admin, Authenticate: httpapi.Operator, Log: d.log, Metrics: metrics})
+	admin, err := httpapi.New(ctx, httpapi.Options{Document: openapi.Admin, Authenticate: httpapi.Operator, Log: d.log, Metrics: metrics})
 	if err != nil {
 		return edges{}, fmt.Errorf("admin.yaml: %w", err)
 	}
@@ -222,9 +215,7 @@ func (d *Daemon) ready(ctx context.Context) error {
 }
 
 // serve starts everything that runs.
-func (d *Daemon) serve(e edges, registry *prometheus.Registry) {
-	ctx, stop := context.WithCancel(context.Background())
-	d.stop = stop
+func (d *Daemon) serve(ctx context.Context, e edges, registry *prometheus.Registry) {
 	reaper := expiry.New(d.store, d.hub, d.log)
 	d.work.Go(func() { d.hub.Run(ctx) })
 	d.work.Go(func() { reaper.Run(ctx) })
@@ -240,6 +231,9 @@ func (d *Daemon) serve(e edges, registry *prometheus.Registry) {
 
 // URL is what clients reach the service at.
 func (d *Daemon) URL() string { return d.cfg.URL(d.public.Addr()) }
+
+// Addr is what the public interface listens on.
+func (d *Daemon) Addr() net.Addr { return d.public.Addr() }
 
 // MetricsAddr is where the metrics are; nil if they are off.
 func (d *Daemon) MetricsAddr() net.Addr {
@@ -276,6 +270,7 @@ func (d *Daemon) Stop(ctx context.Context) error {
 
 // close gives up a start that failed.
 func (d *Daemon) close() {
+	d.stop()
 	for _, l := range []listening{d.public, d.admin, d.metrics} {
 		if l.Listener != nil {
 			_ = l.Close() // the start's own error says what happened

@@ -69,11 +69,11 @@ func TestHostileProofs(t *testing.T) {
 	s, ec, other := newEd(t), newEC(t), newEd(t)
 	good := s.sign(s.header(), payload())
 	parts := strings.Split(good, ".")
-	h := func(old, new string) string {
-		if !strings.Contains(s.header(), old) {
-			t.Fatalf("the header has no %s", old)
+	h := func(from, to string) string {
+		if !strings.Contains(s.header(), from) {
+			t.Fatalf("the header has no %s", from)
 		}
-		return s.sign(strings.Replace(s.header(), old, new, 1), payload())
+		return s.sign(strings.Replace(s.header(), from, to, 1), payload())
 	}
 	p := func(changes ...string) string { return s.sign(s.header(), payload(changes...)) }
 	jwk := func(jwk string) string {

@@ -164,7 +164,7 @@ func (e *Edge) validateBody(c *gin.Context, op *operation) error {
 	r := c.Request
 	if r.Body == nil || r.Body == http.NoBody {
 		if op.bodyRequired {
-			return noBody()
+			return noBody(op)
 		}
 		return nil
 	}
@@ -182,7 +182,7 @@ func (e *Edge) validateBody(c *gin.Context, op *operation) error {
 	case err != nil:
 		return err
 	case len(data) == 0 && op.bodyRequired:
-		return noBody()
+		return noBody(op)
 	case len(data) == 0:
 		return nil
 	case op.form != nil:
@@ -202,8 +202,11 @@ func (e *Edge) validateBody(c *gin.Context, op *operation) error {
 	return nil
 }
 
-func noBody() *models.Error {
-	return badRequest(problem.FieldError{Detail: "A body is needed."})
+func noBody(op *operation) *models.Error {
+	if op.form != nil {
+		return badRequest(problem.FieldError{Detail: "A form is needed."})
+	}
+	return badRequest(problem.FieldError{Detail: "A JSON body is needed."})
 }
 
 // checkMedia accepts one media type in UTF-8 and nothing else.
@@ -230,8 +233,7 @@ func readBody(c *gin.Context) ([]byte, error) {
 		return data, nil
 	}
 	c.Header("Connection", "close")
-	var tooMuch *http.MaxBytesError
-	if errors.As(err, &tooMuch) {
+	if _, tooMuch := errors.AsType[*http.MaxBytesError](err); tooMuch {
 		return nil, tooLarge()
 	}
 	return nil, badRequest(problem.FieldError{Detail: "The body did not arrive whole; send it again."}).Because(err)

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -99,7 +101,7 @@ func (b bodyReader) object(path []string, depth int, schema *openapi3.Schema) (a
 		if !ok {
 			return nil, b.fault(path, "A member's name is not a string.")
 		}
-		at := append(path[:len(path):len(path)], name)
+		at := below(path, name)
 		if _, twice := members[name]; twice {
 			return nil, b.fault(at, "This member stands twice; send it once.")
 		}
@@ -122,7 +124,7 @@ func (b bodyReader) array(path []string, depth int, schema *openapi3.Schema) (an
 		item = schema.Items.Value
 	}
 	for b.dec.More() {
-		value, err := b.value(append(path[:len(path):len(path)], fmt.Sprint(len(items))), depth+1, item)
+		value, err := b.value(below(path, strconv.Itoa(len(items))), depth+1, item)
 		if err != nil {
 			return nil, err
 		}
@@ -131,6 +133,9 @@ func (b bodyReader) array(path []string, depth int, schema *openapi3.Schema) (an
 	_, err := b.dec.Token() // the closing bracket
 	return items, err
 }
+
+// below gives the path of a part. It copies, because faults keep paths.
+func below(path []string, name string) []string { return append(slices.Clip(path), name) }
 
 // The values of x-gc-accept: what a request body may hold in place of the canonical form.
 const (

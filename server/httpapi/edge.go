@@ -61,12 +61,12 @@ type Edge struct {
 }
 
 // New makes an edge. It fails if the contract isn't valid or leaves open who may call an operation.
-func New(o Options) (*Edge, error) {
+func New(ctx context.Context, o Options) (*Edge, error) {
 	doc, err := openapi3.NewLoader().LoadFromData(o.Document)
 	if err != nil {
 		return nil, fmt.Errorf("read the contract: %w", err)
 	}
-	if err := doc.Validate(context.Background(), openapi3.DisableExamplesValidation()); err != nil {
+	if err := doc.Validate(ctx, openapi3.DisableExamplesValidation()); err != nil {
 		return nil, fmt.Errorf("the contract is not valid: %w", err)
 	}
 	rules, err := authz.Load(doc)
@@ -90,13 +90,8 @@ func New(o Options) (*Edge, error) {
 		return nil, fmt.Errorf("trusted proxies: %w", err)
 	}
 	e.engine.Use(e.identify, e.recover, e.observe, e.limit)
-	e.engine.NoRoute(func(c *gin.Context) {
-		e.refuse(c, models.Errorf(models.CodeUnknownRoute, "No operation has this path. Check it against the contract at /openapi.yaml."))
-	})
-	e.engine.NoMethod(func(c *gin.Context) {
-		e.refuse(c, models.Errorf(models.CodeMethodNotAllowed, "This path doesn't have the method %s; it has: %s.",
-			printable(c.Request.Method), c.Writer.Header().Get("Allow")))
-	})
+	e.engine.NoRoute(e.unknownRoute)
+	e.engine.NoMethod(e.unknownMethod)
 	e.contract = e.engine.Group("", e.admit)
 	return e, nil
 }
@@ -119,6 +114,15 @@ func (e *Edge) Handler() (http.Handler, error) {
 		}
 	}
 	return e.engine, nil
+}
+
+func (e *Edge) unknownRoute(c *gin.Context) {
+	e.refuse(c, models.Errorf(models.CodeUnknownRoute, "No operation has this path. Check it against the contract at /openapi.yaml."))
+}
+
+func (e *Edge) unknownMethod(c *gin.Context) {
+	e.refuse(c, models.Errorf(models.CodeMethodNotAllowed, "This path doesn't have the method %s; it has: %s.",
+		printable(c.Request.Method), c.Writer.Header().Get("Allow")))
 }
 
 // identify gives the request its id, and knows from here on where it came from.
@@ -145,7 +149,7 @@ func (e *Edge) recover(c *gin.Context) {
 		if err, ok := r.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 			panic(r)
 		}
-		e.log.ErrorContext(c.Request.Context(), "a handler panicked", "request", callOf(c).id, "operation", callOf(c).operation,
+		e.log.Error("a handler panicked", "request", callOf(c).id, "operation", callOf(c).operation,
 			"panic", fmt.Sprint(r), "stack", string(debug.Stack()))
 		if c.Writer.Written() {
 			panic(http.ErrAbortHandler) // a half answer must not look like a whole one
@@ -212,22 +216,24 @@ func internal() *models.Error {
 // refuse answers with the problem document of an error and ends the request. It is the one place that does.
 func (e *Edge) refuse(c *gin.Context, err error) {
 	c.Abort()
-	ctx, info := c.Request.Context(), callOf(c)
+	info := callOf(c)
 	if c.Writer.Written() {
-		e.log.ErrorContext(ctx, "an answer could not be finished", "request", info.id, "operation", info.operation, "error", err)
+		e.log.Error("an answer could not be finished", "request", info.id, "operation", info.operation, "error", err)
 		return
 	}
-	if ctx.Err() != nil {
-		// The client is gone, and nobody reads this; the status is for log and metrics.
+	refusal, ours := errors.AsType[*models.Error](err)
+	fault := !ours || problem.Status(refusal.Code) >= http.StatusInternalServerError
+	if fault && c.Request.Context().Err() != nil {
+		// What failed because the client is gone is nobody's fault, and nobody reads the answer. The status is for log and metrics.
 		c.Status(statusClientGone)
 		return
 	}
-	var refusal *models.Error
-	if !errors.As(err, &refusal) {
-		e.log.ErrorContext(ctx, "a request failed", "request", info.id, "operation", info.operation, "error", err)
+	switch {
+	case !ours:
+		e.log.Error("a request failed", "request", info.id, "operation", info.operation, "error", err)
 		refusal = internal()
-	} else if problem.Status(refusal.Code) >= http.StatusInternalServerError && refusal.Cause != nil {
-		e.log.WarnContext(ctx, "a request could not be served", "request", info.id, "operation", info.operation, "error", err)
+	case fault && refusal.Cause != nil:
+		e.log.Warn("a request could not be served", "request", info.id, "operation", info.operation, "error", err)
 	}
 	e.challenge(c, refusal)
 	if op := e.operations[c.Request.Method+" "+c.FullPath()]; op != nil && op.oauth {
@@ -255,7 +261,7 @@ func (e *Edge) challenge(c *gin.Context, refusal *models.Error) {
 			c.Header("DPoP-Nonce", proof.Nonce)
 		}
 	case refusal.Code == models.CodeUnauthenticated && len(c.Request.Header.Values("Authorization")) == 0:
-		c.Writer.Header()["Www-Authenticate"] = []string{bound, bearer}
+		c.Writer.Header()["Www-Authenticate"] = []string{bearer, bound}
 	case refusal.Code == models.CodeUnauthenticated:
 		c.Header("WWW-Authenticate", bearer+`, error="invalid_token"`)
 	case refusal.Code == models.CodeForbidden && scope != "":

@@ -81,9 +81,19 @@ func collect(err error, parameter string, faults *[]problem.FieldError) {
 		}
 		collect(e.Err, name, faults)
 	case *openapi3.SchemaError:
+		path := e.JSONPointer()
+		if members, ok := e.Value.(map[string]any); ok && e.SchemaField == "properties" {
+			// The validator says where the object is, but not which members it doesn't know.
+			for name := range members {
+				if e.Schema.Properties[name] == nil {
+					*faults = append(*faults, problem.FieldError{Pointer: pointer(below(path, name)), Detail: "There is no such member here; leave it out."})
+				}
+			}
+			return
+		}
 		at := parameter
 		if at == "" {
-			at = pointer(e.JSONPointer())
+			at = pointer(path)
 		}
 		*faults = append(*faults, problem.FieldError{Pointer: at, Detail: detail(e)})
 	default:
@@ -101,8 +111,6 @@ func detail(e *openapi3.SchemaError) string {
 	switch e.SchemaField {
 	case "required":
 		return "This member is required."
-	case "properties":
-		return "There is no such member here; leave it out."
 	case "minProperties":
 		return "Give at least one member."
 	case "nullable":

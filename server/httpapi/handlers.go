@@ -4,7 +4,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/gin-gonic/gin"
 	"github.com/oapi-codegen/nullable"
 
 	"github.com/groupcast/groupcast/models"
@@ -44,9 +43,7 @@ func Mount(e *Edge, s Services) {
 		HandlerErrorFunc:         e.HandlerError,
 		ResponseErrorHandlerFunc: e.ResponseError,
 	})
-	ginserver.RegisterHandlersWithOptions(e.Contract(), strict, ginserver.GinServerOptions{ErrorHandler: func(c *gin.Context, err error, status int) {
-		e.ParameterError(c, err, status)
-	}})
+	ginserver.RegisterHandlersWithOptions(e.Contract(), strict, ginserver.GinServerOptions{ErrorHandler: e.ParameterError})
 }
 
 func (h handlers) GetHealth(context.Context, ginserver.GetHealthRequestObject) (ginserver.GetHealthResponseObject, error) {

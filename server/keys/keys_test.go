@@ -154,8 +154,13 @@ func TestSealedValuesBelongToOneClaimAndAudience(t *testing.T) {
 		assert.ErrorIs(t, err, keys.ErrSealed, "byte %d", i)
 	}
 	for _, c := range [][3]string{
-		{"eacc", "aud", sealed}, {"edid", "other", sealed}, {"edi", "d\x00aud", sealed}, {"edid", "aud", ""}, {"edid", "aud", sealed + "="},
-		{"edid", "aud", sealed[:8]}, {"edid", "aud", "!"},
+		{"eacc", "aud", sealed},
+		{"edid", "other", sealed},
+		{"edi", "d\x00aud", sealed},
+		{"edid", "aud", ""},
+		{"edid", "aud", sealed + "="},
+		{"edid", "aud", sealed[:8]},
+		{"edid", "aud", "!"},
 	} {
 		_, err := ring.Open(c[0], c[1], c[2])
 		assert.ErrorIs(t, err, keys.ErrSealed, "%v", c)

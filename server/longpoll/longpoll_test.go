@@ -382,7 +382,7 @@ func TestAFullReplicaSaysSo(t *testing.T) {
 		cursor := "e1.7"
 		_, err := l.Poll(t.Context(), longpoll.Request{Gateway: gateway + 1, Cursor: &cursor, Wait: time.Second})
 		var e *models.Error
-		require.True(t, errors.As(err, &e), "%v", err)
+		require.ErrorAs(t, err, &e)
 		assert.Equal(t, models.CodeOverloaded, e.Code)
 		// Whoever needn't wait is served.
 		cursor = "e1.6"
@@ -421,7 +421,7 @@ func TestARemovedGatewayIsNotFound(t *testing.T) {
 		synctest.Wait()
 		require.True(t, p.isDone())
 		var e *models.Error
-		require.True(t, errors.As(p.err, &e), "%v", p.err)
+		require.ErrorAs(t, p.err, &e)
 		assert.Equal(t, models.CodeNotFound, e.Code)
 	})
 }
@@ -513,7 +513,6 @@ func TestAcknowledgementsAreStored(t *testing.T) {
 		got = recorded()
 		require.Len(t, got, 1)
 		assert.EqualValues(t, 6, got[0].Revision)
-
 	})
 }
 

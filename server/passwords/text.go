@@ -11,9 +11,10 @@ import (
 )
 
 const (
-	// MinLength and MaxLength bound a new password, in characters. NIST SP 800-63B-4 §3.1.1.2 asks for 15 where the password is all there
+	// MinLength is the least length of a new password, in characters. NIST SP 800-63B-4 §3.1.1.2 asks for 15 where the password is all there
 	// is and allows 8 beside a second factor; with delays and argon2id 12 is what people still accept. There are no rules of composition.
 	MinLength = 12
+	// MaxLength is the greatest, in characters.
 	MaxLength = 128
 	// maxBytes bounds what is looked at at all: four bytes for each character, and as much again for what normalising takes away.
 	maxBytes = 2 * 4 * MaxLength

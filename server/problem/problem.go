@@ -6,6 +6,7 @@ package problem
 
 import (
 	"encoding/json"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -136,9 +137,7 @@ func write(w http.ResponseWriter, e *models.Error, instance, media string, more 
 		code = models.CodeInternal
 	}
 	doc := map[string]any{}
-	for k, v := range e.Fields {
-		doc[k] = v
-	}
+	maps.Copy(doc, e.Fields)
 	doc["type"] = TypePrefix + string(code)
 	doc["title"] = r.title
 	doc["status"] = r.status

@@ -42,12 +42,12 @@ func (tx *Tx) AuditHead() (models.AuditHead, error) {
 }
 
 // HasUnsealedAuditRows tells whether there is anything to seal.
-func (s *Store) HasUnsealedAuditRows(ctx context.Context) (any bool, err error) {
+func (s *Store) HasUnsealedAuditRows(ctx context.Context) (found bool, err error) {
 	err = s.reading(ctx, func(tx *Tx) error {
-		_, any, err = one(tx, scanInto[string], "SELECT id FROM audit_rows WHERE seq IS NULL LIMIT 1")
+		_, found, err = one(tx, scanInto[string], "SELECT id FROM audit_rows WHERE seq IS NULL LIMIT 1")
 		return err
 	})
-	return any, err
+	return found, err
 }
 
 // UnsealedAuditRows reads up to limit committed rows that are not sealed yet, in the order of their ids.

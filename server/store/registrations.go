@@ -74,7 +74,7 @@ func (s *Store) Renew(ctx context.Context, m GroupMatch, r models.Registration, 
 	other, otherArgs := m.where("o")
 	args := append(l.args(), groupArgs...)
 	args = append(append(append(args, memberArgs(r)...), movableArgs(r)...), otherArgs...)
-	const ofLease = "SELECT g.id FROM registrations r JOIN groups g ON g.id = r.group_id WHERE r.id = leases.registration_id"
+	const ofLease = "(SELECT group_id FROM registrations WHERE id = leases.registration_id)"
 	err = s.writing(ctx, func(tx *Tx) error {
 		v, found, err = one(tx, func(r row) (v Renewed, err error) {
 			err = r.Scan(&v.ID, addrColumn{&v.GroupIP}, &v.Generation, &v.State)
@@ -86,9 +86,9 @@ func (s *Store) Renew(ctx context.Context, m GroupMatch, r models.Registration, 
 				WHERE `+group+` AND `+memberWhere+` AND `+movableWhere+`
 				AND NOT EXISTS (SELECT 1 FROM groups o WHERE `+other+` AND o.id <> g.id))
 			RETURNING registration_id,
-				(SELECT ip FROM groups WHERE id = (`+ofLease+`)),
-				(SELECT generation FROM groups WHERE id = (`+ofLease+`)),
-				`+stateOf("("+ofLease+")"), args...)
+				(SELECT ip FROM groups WHERE id = `+ofLease+`),
+				(SELECT generation FROM groups WHERE id = `+ofLease+`),
+				`+stateOf(ofLease), args...)
 		return err
 	})
 	return v, found, err

@@ -173,7 +173,7 @@ func (s *Store) attempt(ctx context.Context, f func(ctx context.Context) error) 
 		}
 		again := errors.Is(err, ErrAgain) || s.dialect.classify(err) == conflict
 		if !again || n == maxAttempts || bounded.Err() != nil {
-			return s.failure(ctx, err, again)
+			return s.failure(ctx, err, again || bounded.Err() != nil)
 		}
 		select {
 		case <-bounded.Done():

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	_ "github.com/jackc/pgx/v5/stdlib" // raw connections to Postgres
 	_ "github.com/mattn/go-sqlite3"    // and to SQLite
 	"github.com/stretchr/testify/require"
@@ -42,8 +43,15 @@ func Each(t *testing.T, test func(t *testing.T, db *DB)) {
 // SQLite opens a fresh SQLite database.
 func SQLite(t testing.TB) *DB {
 	t.Helper()
+	return SQLiteWith(t, store.Options{})
+}
+
+// SQLiteWith does so with options.
+func SQLiteWith(t testing.TB, o store.Options) *DB {
+	t.Helper()
 	dir := t.TempDir()
-	db := open(t, store.Options{DataDir: dir})
+	o.DataDir = dir
+	db := open(t, o)
 	require.NoError(t, db.Migrate(context.Background()))
 	// This connection bypasses the lock that keeps other processes out.
 	db.rawOpen(t, "sqlite3", "file:"+filepath.Join(dir, "groupcast.db")+"?_txlock=immediate&_busy_timeout=10000")
@@ -64,10 +72,45 @@ var template = pgtest.NewTemplate(func(ctx context.Context, url string) error {
 // Postgres opens a fresh Postgres database.
 func Postgres(t testing.TB) *DB {
 	t.Helper()
-	url := template.URL(t)
-	db := open(t, store.Options{DatabaseURL: url})
+	return postgres(t, template.URL(t), store.Options{})
+}
+
+// PostgresAt opens and migrates an empty Postgres database of a cluster that the test has for itself.
+func PostgresAt(t testing.TB, url string, o store.Options) *DB {
+	t.Helper()
+	db := postgres(t, url, o)
+	require.NoError(t, db.Migrate(context.Background()))
+	return db
+}
+
+func postgres(t testing.TB, url string, o store.Options) *DB {
+	t.Helper()
+	o.DatabaseURL = url
+	db := open(t, o)
 	db.rawOpen(t, "pgx", url)
 	return db
+}
+
+// HoldConnections takes all the connections that Postgres gives to an ordinary user, until the function it returns is called.
+func HoldConnections(t testing.TB, url string) (release func()) {
+	t.Helper()
+	var held []*pgx.Conn
+	release = func() {
+		for _, c := range held {
+			_ = c.Close(context.Background())
+		}
+		held = nil
+	}
+	t.Cleanup(release)
+	for range 1000 {
+		c, err := pgx.Connect(context.Background(), url)
+		if err != nil {
+			return release
+		}
+		held = append(held, c)
+	}
+	t.Fatal("Postgres gave a thousand connections")
+	return release
 }
 
 func open(t testing.TB, o store.Options) *DB {

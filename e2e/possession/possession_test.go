@@ -1,4 +1,4 @@
-package dpop_test
+package possession_test
 
 import (
 	"encoding/json"
@@ -14,7 +14,29 @@ import (
 
 	"github.com/groupcast/groupcast/openapi/clientauth"
 	"github.com/groupcast/groupcast/server/dpop"
+	"github.com/groupcast/groupcast/server/replay"
 )
+
+type clock struct{ now time.Time }
+
+func (c *clock) Now() time.Time { return c.now }
+
+func verifierAt(t *testing.T, url string, c *clock) *dpop.Verifier {
+	t.Helper()
+	nonces, err := dpop.NewNonces(make([]byte, 32), c.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	memory, err := replay.NewMemory(1000, c.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := dpop.NewVerifier(url, nonces, memory, c.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
 
 // TestOurClientPasses lets the client's half of RFC 9449 talk to this half, over a socket, with a right clock and without one.
 func TestOurClientPasses(t *testing.T) {
@@ -32,8 +54,7 @@ func TestOurClientPasses(t *testing.T) {
 					req.Token, req.BoundTo = strings.TrimPrefix(r.Header.Get("Authorization"), "DPoP "), bound
 				}
 				res, err := v.Verify(r.Context(), req)
-				var e *dpop.Error
-				if errors.As(err, &e) {
+				if e, refusal := errors.AsType[*dpop.Error](err); refusal {
 					refused.Add(1)
 					w.Header().Set("DPoP-Nonce", e.Nonce)
 					w.Header().Set("WWW-Authenticate", `DPoP error="`+string(e.Code)+`"`)
@@ -70,7 +91,7 @@ func TestOurClientPasses(t *testing.T) {
 				}
 				_, _ = io.Copy(io.Discard, resp.Body)
 				_ = resp.Body.Close()
-				if resp.StatusCode != 200 {
+				if resp.StatusCode != http.StatusOK {
 					t.Fatalf("request %d: status %d", i, resp.StatusCode)
 				}
 			}

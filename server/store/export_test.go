@@ -1,0 +1,30 @@
+package store
+
+import (
+	"context"
+	"testing"
+)
+
+// Pragma reads one of SQLite's settings of the connection that writes.
+func (tx *Tx) Pragma(name string) (string, error) {
+	value, _, err := one(tx, scanInto[string], "PRAGMA "+name)
+	return value, err
+}
+
+// CloseIdle closes the connections that nobody uses now, as an idle time would.
+func (s *Store) CloseIdle() {
+	for _, p := range s.pools {
+		p.SetMaxIdleConns(0)
+		p.SetMaxIdleConns(s.opts.MaxConns)
+	}
+}
+
+// TakeConnection takes a connection out of the pool until the function it returns is called.
+func (s *Store) TakeConnection(t testing.TB) (release func()) {
+	t.Helper()
+	c, err := s.pools[0].Conn(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() { _ = c.Close() }
+}
