@@ -32,9 +32,11 @@ func (p *program) admin() *cobra.Command {
 		group("account", "Accounts, the tenants", o.accountCreate(), o.accountList()),
 		group("premises", "Homes and buildings", o.premisesCreate()),
 		group("device", "Cameras, gateways, receivers, phones", o.deviceCreate(), o.deviceSet(), o.deviceDelete()),
-		group("service", "Partners that receive streams", o.serviceCreate()),
+		group("service", "Partners that receive streams", o.serviceCreate(),
+			group("credential", "What a service gets its tokens with", o.credentialCreate(), o.credentialList(), o.credentialDelete())),
 		group("link", "An account's consent for a service", o.linkCreate(), o.linkDelete()),
-		o.token(),
+		o.ticket(), o.approve(), o.token(),
+		group("keys", "The keys that sign tokens", o.keysList(), o.keysRotate()),
 	)
 	return admin
 }

@@ -44,7 +44,7 @@ func (p *program) root() *cobra.Command {
 	flags := root.PersistentFlags()
 	flags.StringVar(&p.public.Server, "server", "http://127.0.0.1:8080", "`URL` of the service")
 	flags.StringVar(&p.public.CA, "ca", "", "`FILE` with the certificates that the server's must chain to (default: the system's)")
-	flags.StringVar(&p.public.TokenFile, "token-file", "", "`FILE` with the access token, read at each call")
+	flags.StringVar(&p.public.TokenFile, "token-file", "", "credential `FILE` that \"groupcastctl enrol\" or \"service-credential\" wrote, or one with an access token, read at each call")
 	flags.BoolVar(&p.public.AllowPlainHTTP, "allow-plain-http", false, "send the token without TLS to a server that isn't on this host")
 	flags.BoolVar(&p.json, "json", false, "write the contract's JSON documents instead of tables")
 	for _, name := range []string{"server", "ca", "token-file", "allow-plain-http", "json"} {
@@ -54,6 +54,7 @@ func (p *program) root() *cobra.Command {
 		p.admin(),
 		p.register(), p.leave(), p.registrations(), p.groups(), p.watch(),
 		p.camera(), p.receive(),
+		p.enrol(), p.serviceCredential(),
 	)
 	return root
 }

@@ -10,15 +10,13 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
-	"net/url"
 	"os"
 	"path/filepath"
 	"time"
 
-	"github.com/groupcast/groupcast/gateway-agent/credential"
 	"github.com/groupcast/groupcast/openapi/adminclient"
 	"github.com/groupcast/groupcast/openapi/client"
+	"github.com/groupcast/groupcast/openapi/clientauth"
 )
 
 const (
@@ -38,30 +36,32 @@ type Public struct {
 	AllowPlainHTTP bool
 }
 
-// Open checks the settings. It doesn't call the service.
-func (p Public) Open() (*client.ClientWithResponses, error) {
-	server, err := url.Parse(p.Server)
-	if err != nil || server.Host == "" || server.Scheme != "http" && server.Scheme != "https" {
-		return nil, fmt.Errorf("--server: %q is not the URL of a service: give one like https://groupcast.example", p.Server)
-	}
-	if server.Scheme == "http" && !p.AllowPlainHTTP && !isLoopback(server.Hostname()) {
-		return nil, errors.New("--server: the token would cross the network readably: use https, or --allow-plain-http if the way there is protected otherwise")
-	}
-	if p.TokenFile == "" {
-		return nil, errors.New("--token-file: give the file with the access token; an operator gets one with \"groupcastctl admin token --out FILE\"")
-	}
-	token := credential.File(p.TokenFile)
-	if err := token.Check(); err != nil {
-		return nil, err
-	}
+// Options are how the service is reached.
+func (p Public) Options() (clientauth.Options, error) {
 	transport := newTransport()
 	if p.CA != "" {
+		var err error
 		if transport.TLSClientConfig, err = trust(p.CA); err != nil {
-			return nil, err
+			return clientauth.Options{}, err
 		}
 	}
-	return client.NewClientWithResponses(p.Server,
-		client.WithHTTPClient(&http.Client{Transport: transport}), client.WithRequestEditorFn(token.Authorize))
+	return clientauth.Options{Base: transport, AllowPlainHTTP: p.AllowPlainHTTP}, nil
+}
+
+// Open checks the settings. It doesn't call the service.
+func (p Public) Open() (*client.ClientWithResponses, error) {
+	if p.TokenFile == "" {
+		return nil, errors.New("--token-file: give the file with the credential (\"groupcastctl enrol\" writes one) or with an access token")
+	}
+	options, err := p.Options()
+	if err != nil {
+		return nil, err
+	}
+	c, err := clientauth.Open(p.TokenFile, p.Server, options)
+	if err != nil {
+		return nil, err
+	}
+	return client.NewClientWithResponses(c.Server(), client.WithHTTPClient(&http.Client{Transport: c.Transport()}))
 }
 
 // Admin opens the operator's contract of the service whose data directory this is.
@@ -103,12 +103,4 @@ func trust(file string) (*tls.Config, error) {
 		return nil, fmt.Errorf("--ca: there is no certificate in PEM form in %s", file)
 	}
 	return &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}, nil
-}
-
-func isLoopback(host string) bool {
-	if host == "localhost" {
-		return true
-	}
-	address, err := netip.ParseAddr(host)
-	return err == nil && address.Unmap().IsLoopback()
 }
