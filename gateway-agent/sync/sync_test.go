@@ -25,10 +25,10 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/groupcast/groupcast/e2e/scripted"
-	"github.com/groupcast/groupcast/gateway-agent/credential"
 	"github.com/groupcast/groupcast/gateway-agent/sync"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
+	"github.com/groupcast/groupcast/openapi/clientauth"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -69,7 +69,7 @@ func information(epoch string, revision int) api.GroupInformation {
 type conversation struct {
 	service *scripted.Service
 	poller  *sync.Poller
-	file    credential.File
+	file    string
 	cut     func(bool) // cuts the way to the server, or mends it
 	stop    func()
 
@@ -95,7 +95,7 @@ func startHolding(t *testing.T, held sync.Held) *conversation {
 	c := &conversation{service: scripted.New(information("e1", 7), token)}
 	path := filepath.Join(t.TempDir(), "token")
 	require.NoError(t, os.WriteFile(path, []byte(token), 0o600))
-	c.file = credential.File(path)
+	c.file = path
 
 	pipe := scripted.NewPipe()
 	server := &http.Server{Handler: c.service.Handler()}
@@ -122,8 +122,10 @@ func startHolding(t *testing.T, held sync.Held) *conversation {
 			transport.CloseIdleConnections()
 		}
 	}
+	credential, err := clientauth.Open(path, "http://groupcast.example/base", clientauth.Options{Base: transport, AllowPlainHTTP: true})
+	require.NoError(t, err)
 	c.poller, err = sync.New(sync.Config{
-		Server: "http://groupcast.example/base", Gateway: gateway, Transport: transport, Authorize: c.file.Authorize,
+		Server: "http://groupcast.example/base", Gateway: gateway, Transport: transport, Authorized: credential.Transport(),
 		Log: slog.New(slog.NewTextHandler(&c.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	require.NoError(t, err)
@@ -494,7 +496,7 @@ func TestANewTokenIsUsedWithoutRestart(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		assert.Contains(t, c.log.String(), "put a new one there")
 		n := len(c.deliveries())
-		require.NoError(t, os.WriteFile(string(c.file), []byte("the-next-token"), 0o600))
+		require.NoError(t, os.WriteFile(c.file, []byte("the-next-token"), 0o600))
 		c.service.Set(information("e1", 8))
 		time.Sleep(31 * time.Second)
 		synctest.Wait()
@@ -579,15 +581,17 @@ func TestTheServersCertificateIsChecked(t *testing.T) {
 	dir := t.TempDir()
 	ca := filepath.Join(dir, "ca.pem")
 	require.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600))
-	tokenFile := credential.File(filepath.Join(dir, "token"))
-	require.NoError(t, os.WriteFile(string(tokenFile), []byte(token), 0o600))
+	tokenFile := filepath.Join(dir, "token")
+	require.NoError(t, os.WriteFile(tokenFile, []byte(token), 0o600))
 
 	poll := func(ca string) (delivered bool, log string) {
 		transport, err := sync.NewTransport(ca)
 		require.NoError(t, err)
 		var b scripted.Log
+		credential, err := clientauth.Open(tokenFile, server.URL, clientauth.Options{Base: transport})
+		require.NoError(t, err)
 		poller, err := sync.New(sync.Config{
-			Server: server.URL, Gateway: gateway, Transport: transport, Authorize: tokenFile.Authorize,
+			Server: server.URL, Gateway: gateway, Transport: transport, Authorized: credential.Transport(),
 			Log: slog.New(slog.NewTextHandler(&b, nil)),
 		})
 		require.NoError(t, err)
@@ -618,6 +622,6 @@ func TestTheServersCertificateIsChecked(t *testing.T) {
 
 	_, err := sync.NewTransport(filepath.Join(dir, "none.pem"))
 	assert.ErrorContains(t, err, "ca: ")
-	_, err = sync.NewTransport(string(tokenFile))
+	_, err = sync.NewTransport(tokenFile)
 	assert.ErrorContains(t, err, "no certificate")
 }
