@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/binary"
+	stdjson "encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -214,33 +216,45 @@ func readPayload(segment string, c *claims) error {
 	if err != nil {
 		return errors.New("payload: not base64url without padding")
 	}
-	if capitals(raw) {
-		return errors.New("payload: a claim is not ours")
+	if !plainNames(raw) {
+		return errors.New("payload: a claim stands twice or is not ours")
 	}
-	if err := json.Unmarshal(raw, c); err != nil {
+	if err := stdjson.Unmarshal(raw, c); err != nil {
 		return errors.New("payload: a claim has the wrong type")
 	}
 	return nil
 }
 
-// capitals tells whether the name of a member has a capital letter or an escape.
-func capitals(object []byte) bool {
+// plainNames tells whether the names of all members, at whatever depth, are different, without capitals and escapes. Then
+// encoding/json, which is several times faster than go-jose's decoder, reads them exactly as they stand.
+func plainNames(object []byte) bool {
+	var seen [32][]byte
+	n := 0
 	for i := 0; i < len(object); i++ {
 		if object[i] != '"' {
 			continue
 		}
-		odd := false
+		begin, odd := i+1, false
 		for i++; i < len(object) && object[i] != '"'; i++ {
-			odd = odd || object[i] == '\\' || object[i] >= 'A' && object[i] <= 'Z'
+			odd = odd || object[i] == '\\' || object[i] >= 'A' && object[i] <= 'Z' || object[i] > '~'
 			if object[i] == '\\' {
 				i++
 			}
 		}
-		if odd && bytes.HasPrefix(bytes.TrimLeft(object[min(i+1, len(object)):], " \t\r\n"), []byte(":")) {
-			return true
+		if i >= len(object) {
+			return false
 		}
+		if !bytes.HasPrefix(bytes.TrimLeft(object[i+1:], " \t\r\n"), []byte(":")) {
+			continue // a value
+		}
+		name := object[begin:i]
+		if odd || n == len(seen) || slices.ContainsFunc(seen[:n], func(b []byte) bool { return bytes.Equal(b, name) }) {
+			return false
+		}
+		seen[n] = name
+		n++
 	}
-	return false
+	return true
 }
 
 // object reads a JSON object with each member once; go-jose's decoder refuses duplicates and matches names exactly.
