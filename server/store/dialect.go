@@ -62,7 +62,7 @@ var sqliteDialect = &dialect{
 func classifyPostgres(err error) failureKind {
 	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) {
 		switch pg.Code {
-		case "40001", "40P01", "55P03": // serialization_failure, deadlock_detected, lock_not_available
+		case "40001", "40P01", "55P03": // no serial order, a deadlock, a lock that is taken
 			return conflict
 		case "23505":
 			return duplicate

@@ -21,8 +21,13 @@ var deletedColumns = strings.ReplaceAll(registrationColumns, "(r.", "(registrati
 func registrationFields(r *models.Registration) []any {
 	return []any{
 		&r.ID, &r.GroupID, &r.AccountID, &r.Key.Type, &r.Key.ID, &r.Key.Role, &r.Key.Instance, &r.OwnerDevice, &r.OwnerService,
-		&r.Number, addrColumn{&r.PrivateIPv4}, addrColumn{&r.PublicIPv4}, addrColumn{&r.IPv6}, &r.Port,
-		&r.DeviceType, &r.Model, &r.Name, timeColumn{&r.CreatedAt},
+		&r.Number,
+		addrColumn{&r.PrivateIPv4},
+		addrColumn{&r.PublicIPv4},
+		addrColumn{&r.IPv6},
+		&r.Port,
+		&r.DeviceType, &r.Model, &r.Name,
+		timeColumn{&r.CreatedAt},
 	}
 }
 
