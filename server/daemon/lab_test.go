@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -229,3 +230,5 @@ func (s *service) join(t testing.TB, h home, group, groupIP, instance string) st
 	require.Equal(t, http.StatusOK, status, "%v", body)
 	return body["registrationId"].(string)
 }
+
+func goVersion() string { return runtime.Version() }

@@ -63,7 +63,7 @@ func listenAdmin(ctx context.Context, path string) (net.Listener, error) {
 		_ = conn.Close()
 		return nil, fmt.Errorf("another groupcastd answers on %s: stop it, or use another data-dir", path)
 	case errors.Is(err, fs.ErrNotExist):
-	case errors.Is(err, syscall.ECONNREFUSED):
+	case errors.Is(err, syscall.ECONNREFUSED) && isSocket(path):
 		if err := os.Remove(path); err != nil {
 			return nil, fmt.Errorf("remove the socket that a former process left: %w", err)
 		}
@@ -79,6 +79,12 @@ func listenAdmin(ctx context.Context, path string) (net.Listener, error) {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	return l, nil
+}
+
+// isSocket tells whether a path is a socket itself: connecting to a plain file is refused just like to a dead socket.
+func isSocket(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && info.Mode().Type() == fs.ModeSocket
 }
 
 // httpServer has no WriteTimeout, which would end long polls: the edge sets a deadline for each answer.
