@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,6 +53,11 @@ const (
 
 func movableArgs(r models.Registration) []any {
 	return []any{addrText(r.PrivateIPv4), addrText(r.PublicIPv4), addrText(r.IPv6), int64(r.Port), string(r.DeviceType), r.Model, r.Name}
+}
+
+// Unmoved tells whether a member that posts again says the same as before.
+func Unmoved(before, now models.Registration) bool {
+	return slices.Equal(movableArgs(before), movableArgs(now))
 }
 
 // Lease says how long a member stays.
