@@ -114,8 +114,8 @@ func (s *service) base() string {
 	return scheme + s.Addr().String()
 }
 
-// do sends a request as it stands. header is a list of names and values.
-func (s *service) do(t testing.TB, method, path, body string, header ...string) *http.Response {
+// request makes a request as it stands. header is a list of names and values.
+func (s *service) request(t testing.TB, method, path, body string, header ...string) *http.Request {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, s.base()+path, strings.NewReader(body))
 	require.NoError(t, err)
@@ -125,7 +125,13 @@ func (s *service) do(t testing.TB, method, path, body string, header ...string) 
 	if body != "" && req.Header.Get("Content-Type") == "" {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	r, err := s.client.Do(req)
+	return req
+}
+
+// do sends a request and waits for the answer.
+func (s *service) do(t testing.TB, method, path, body string, header ...string) *http.Response {
+	t.Helper()
+	r, err := s.client.Do(s.request(t, method, path, body, header...))
 	require.NoError(t, err)
 	t.Cleanup(func() { r.Body.Close() })
 	return r

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -19,6 +18,22 @@ import (
 func (s *service) poll(t testing.TB, h home, query string, header ...string) *http.Response {
 	t.Helper()
 	return s.do(t, http.MethodGet, "/v1/gateways/"+h.gateway.String()+"/groups"+query, "", append([]string{"Authorization", "Bearer " + h.gatewayToken}, header...)...)
+}
+
+// pollLater does the same in the background.
+func (s *service) pollLater(t testing.TB, h home, etag string) <-chan *http.Response {
+	t.Helper()
+	req := s.request(t, http.MethodGet, "/v1/gateways/"+h.gateway.String()+"/groups?wait=50", "",
+		"Authorization", "Bearer "+h.gatewayToken, "If-None-Match", etag)
+	answered := make(chan *http.Response, 1)
+	go func() {
+		defer close(answered)
+		if r, err := s.client.Do(req); assert.NoError(t, err) {
+			t.Cleanup(func() { r.Body.Close() })
+			answered <- r
+		}
+	}()
+	return answered
 }
 
 // metric reads one line of the metrics.
@@ -111,8 +126,7 @@ func TestAChangeEndsTheWait(t *testing.T) {
 	groupIP := s.source(t, h, "door")
 	etag := s.poll(t, h, "").Header.Get("ETag")
 
-	answered := make(chan *http.Response, 1)
-	go func() { answered <- s.poll(t, h, "?wait=50", "If-None-Match", etag) }()
+	answered := s.pollLater(t, h, etag)
 	s.waitForWaiters(t, 1)
 	s.source(t, other, "door") // somebody else's change
 	s.source(t, h, "door")     // a renewal
@@ -129,7 +143,7 @@ func TestAChangeEndsTheWait(t *testing.T) {
 	s.waitForWaiters(t, 0)
 
 	etag = r.Header.Get("ETag")
-	go func() { answered <- s.poll(t, h, "?wait=50", "If-None-Match", etag) }()
+	answered = s.pollLater(t, h, etag)
 	s.waitForWaiters(t, 1)
 	left := s.do(t, http.MethodDelete, "/v1/registrations/"+registration, "", "Authorization", h.uploadToken)
 	require.Equal(t, 200, left.StatusCode, "%s", text(t, left))
@@ -157,8 +171,7 @@ func TestARemovedGatewayIsToldSo(t *testing.T) {
 	s := start(t, settings(t, dataDir(t)))
 	h := s.home(t, "Smith")
 	etag := s.poll(t, h, "").Header.Get("ETag")
-	answered := make(chan *http.Response, 1)
-	go func() { answered <- s.poll(t, h, "?wait=50", "If-None-Match", etag) }()
+	answered := s.pollLater(t, h, etag)
 	s.waitForWaiters(t, 1)
 	d, err := s.admin.DeleteDeviceWithResponse(t.Context(), h.gateway)
 	require.NoError(t, err)
@@ -190,17 +203,12 @@ func TestStopping(t *testing.T) {
 	s := start(t, settings(t, dataDir(t)))
 	h := s.home(t, "Smith")
 	etag := s.poll(t, h, "").Header.Get("ETag")
-	var wg sync.WaitGroup
-	answers := make(chan *http.Response, 2)
-	for range 2 {
-		wg.Go(func() { answers <- s.poll(t, h, "?wait=50", "If-None-Match", etag) })
-	}
+	answers := []<-chan *http.Response{s.pollLater(t, h, etag), s.pollLater(t, h, etag)}
 	s.waitForWaiters(t, 2)
 	stopped := make(chan error, 1)
 	go func() { stopped <- s.Stop(context.Background()) }()
-	wg.Wait()
-	for range 2 {
-		r := <-answers
+	for _, answered := range answers {
+		r := <-answered
 		assert.Equal(t, 304, r.StatusCode, "whoever waited is told to come back, not cut off")
 		assert.True(t, r.Close, "and to come back elsewhere")
 	}
@@ -216,7 +224,7 @@ func TestWhileStoppingTheServiceIsNotReadyButAlive(t *testing.T) {
 		h := s.home(t, name)
 		etag := s.poll(t, h, "").Header.Get("ETag")
 		for range 2 {
-			go func() { s.poll(t, h, "?wait=50", "If-None-Match", etag) }()
+			s.pollLater(t, h, etag)
 		}
 	}
 	s.waitForWaiters(t, 6)

@@ -212,8 +212,7 @@ func TestReplicasOnPostgres(t *testing.T) {
 	assert.Equal(t, etag, a.poll(t, h, "").Header.Get("ETag"))
 
 	// A change at one replica reaches a gateway that waits at the other, though nobody tells it.
-	answered := make(chan *http.Response, 1)
-	go func() { answered <- b.poll(t, h, "?wait=50", "If-None-Match", etag) }()
+	answered := b.pollLater(t, h, etag)
 	b.waitForWaiters(t, 1)
 	a.join(t, h, "door", groupIP, "")
 	r := <-answered
@@ -297,8 +296,7 @@ func TestLongPollsOverHTTP2(t *testing.T) {
 	groupIP := s.source(t, h, "door")
 	first := s.poll(t, h, "")
 	assert.Equal(t, 2, first.ProtoMajor)
-	answered := make(chan *http.Response, 1)
-	go func() { answered <- s.poll(t, h, "?wait=50", "If-None-Match", first.Header.Get("ETag")) }()
+	answered := s.pollLater(t, h, first.Header.Get("ETag"))
 	s.waitForWaiters(t, 1)
 	s.join(t, h, "door", groupIP, "")
 	r := <-answered
