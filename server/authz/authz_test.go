@@ -41,11 +41,19 @@ func TestDecisionsOfTheContract(t *testing.T) {
 			"getGroupInformation": {gateway},
 			"getHealth":           nil,
 			"getReadiness":        nil,
+			"requestToken":        nil,
+			"authorizeDevice":     nil,
+			"enrol":               nil,
+			"revokeToken":         nil,
+			"getIssuerMetadata":   nil,
+			"getKeys":             nil,
 		}},
 		"admin": {openapi.Admin, map[string][]models.Kind{
 			"createAccount": {operator}, "listAccounts": {operator}, "createPremises": {operator}, "createDevice": {operator},
 			"changeDevice": {operator}, "deleteDevice": {operator}, "createService": {operator}, "createLink": {operator},
 			"deleteLink": {operator}, "createToken": {operator},
+			"createServiceCredential": {operator}, "listServiceCredentials": {operator}, "deleteServiceCredential": {operator},
+			"createTicket": {operator}, "decideDeviceGrant": {operator}, "listSigningKeys": {operator}, "rotateSigningKeys": {operator},
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
