@@ -83,7 +83,7 @@ drift: ## Fail if generated code doesn't belong to its source
 .PHONY: lint
 lint: ## Linters, formatting, and who may depend on whom
 	@.ci/imports
-	$(TOOL) golangci-lint run ./...
+	$(TOOL) golangci-lint run ./... ./.ci/testsummary
 
 .PHONY: format
 format: ## Format the code as lint wants it

@@ -54,7 +54,7 @@ func (d *demo) bootstrap(ctx context.Context) error {
 // bootstrapping stops at the first error.
 type bootstrapping struct {
 	d   *demo
-	ctx context.Context //nolint:containedctx // it lives as long as bootstrap
+	ctx context.Context
 	err error
 }
 

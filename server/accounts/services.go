@@ -34,7 +34,7 @@ func (s *Service) ServicePrincipal(ctx context.Context, id models.ServiceID) (mo
 		return models.Principal{}, err
 	}
 	if !found {
-		return models.Principal{}, models.Errorf(models.CodeUnauthenticated, "The service of this token was removed.")
+		return models.Principal{}, models.Errorf(models.CodeUnauthenticated, "The service of this token was removed. Ask the operator to create it again.")
 	}
 	return models.Principal{Kind: models.KindService, Service: v}, nil
 }
@@ -66,7 +66,7 @@ func (s *Service) DeleteLink(ctx context.Context, service models.ServiceID, acco
 			return err
 		}
 		if !found {
-			return models.Errorf(models.CodeNotFound, "The account %s is not linked with %s.", account, service)
+			return models.Errorf(models.CodeNotFound, "The account %s is not linked with %s. Check both ids; there is nothing to end.", account, service)
 		}
 		if changed, err = registrations.EndOwned(tx, store.Owner{Service: service, ServiceAccountID: link.ServiceAccountID}); err != nil {
 			return err

@@ -131,7 +131,12 @@ func OAuthError(code models.Code) string {
 	return "invalid_request"
 }
 
-func write(w http.ResponseWriter, e *models.Error, instance, media string, more map[string]any) {
+// Encode gives the problem document of an error, and its status. The instance is the id of the request.
+func Encode(e *models.Error, instance string) (status int, body []byte) {
+	return encode(e, instance, nil)
+}
+
+func encode(e *models.Error, instance string, more map[string]any) (status int, body []byte) {
 	r, code := lookup(e.Code), e.Code
 	if _, ok := catalogue[code]; !ok {
 		code = models.CodeInternal
@@ -143,9 +148,7 @@ func write(w http.ResponseWriter, e *models.Error, instance, media string, more 
 	doc["status"] = r.status
 	doc["detail"] = e.Detail
 	doc["instance"] = instance
-	for k, v := range more {
-		doc[k] = v
-	}
+	maps.Copy(doc, more)
 	body, err := json.Marshal(doc)
 	if err != nil {
 		// A member that JSON can't hold is a fault of ours; the standard members always can.
@@ -154,6 +157,11 @@ func write(w http.ResponseWriter, e *models.Error, instance, media string, more 
 		}
 		body, _ = json.Marshal(doc) //nolint:errchkjson // strings and a number only
 	}
+	return r.status, body
+}
+
+func write(w http.ResponseWriter, e *models.Error, instance, media string, more map[string]any) {
+	status, body := encode(e, instance, more)
 	h := w.Header()
 	h.Set("Content-Type", media)
 	h.Set("Cache-Control", "no-store")
@@ -162,11 +170,11 @@ func write(w http.ResponseWriter, e *models.Error, instance, media string, more 
 	h.Del("ETag")
 	wait, ok := e.Fields[RetryAfter].(int)
 	if !ok {
-		wait = r.retryAfter
+		wait = lookup(e.Code).retryAfter
 	}
 	if wait > 0 {
 		h.Set("Retry-After", strconv.Itoa(wait))
 	}
-	w.WriteHeader(r.status)
+	w.WriteHeader(status)
 	_, _ = w.Write(body) // a client that is gone can't be told
 }
