@@ -505,7 +505,7 @@ func TestWhatKeepsTheAgentFromStarting(t *testing.T) {
 		configuration bool
 	}{
 		"token for everybody": {func(h *home) { require.NoError(h.t, os.Chmod(h.config.Credential, 0o644)) }, "chmod 600", true},
-		"no token":            {func(h *home) { require.NoError(h.t, os.Remove(h.config.Credential)) }, "credential: there is no file", true},
+		"no token":            {func(h *home) { require.NoError(h.t, os.Remove(h.config.Credential)) }, "there is no credential file", true},
 		"no CA":               {func(h *home) { h.config.CA = "/does/not/exist" }, "ca: ", true},
 		"no such interface":   {func(h *home) { h.config.LANInterface = "nope0" }, "nope0", false},
 		"metrics port taken": {func(h *home) {

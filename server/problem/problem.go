@@ -93,12 +93,6 @@ func lookup(code models.Code) row {
 	return catalogue[models.CodeInternal]
 }
 
-// Write answers with the problem document of an error. The instance is the id of the request. Headers that belong to this one
-// answer, such as WWW-Authenticate, are set by the caller before.
-func Write(w http.ResponseWriter, e *models.Error, instance string) {
-	write(w, e, instance, MediaType, nil)
-}
-
 // WriteOAuth answers like Write, in the form that RFC 6749 §5.2 wants at the OAuth endpoints: plain JSON with error and
 // error_description, and the members of the problem document beside them (docs/adr/0010).
 func WriteOAuth(w http.ResponseWriter, e *models.Error, instance string) {
@@ -148,7 +142,9 @@ func encode(e *models.Error, instance string, more map[string]any) (status int, 
 	doc["status"] = r.status
 	doc["detail"] = e.Detail
 	doc["instance"] = instance
-	maps.Copy(doc, more)
+	for k, v := range more {
+		doc[k] = v
+	}
 	body, err := json.Marshal(doc)
 	if err != nil {
 		// A member that JSON can't hold is a fault of ours; the standard members always can.
@@ -158,6 +154,12 @@ func encode(e *models.Error, instance string, more map[string]any) (status int, 
 		body, _ = json.Marshal(doc) //nolint:errchkjson // strings and a number only
 	}
 	return r.status, body
+}
+
+// Write answers with the problem document of an error. Headers that belong to this one answer, such as WWW-Authenticate, are set by
+// the caller before.
+func Write(w http.ResponseWriter, e *models.Error, instance string) {
+	write(w, e, instance, MediaType, nil)
 }
 
 func write(w http.ResponseWriter, e *models.Error, instance, media string, more map[string]any) {
