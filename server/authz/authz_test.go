@@ -39,13 +39,21 @@ func TestDecisionsOfTheContract(t *testing.T) {
 			"declareGateway":      {gateway},
 			"getGateway":          {gateway},
 			"getGroupInformation": {gateway},
+			"requestToken":        nil,
+			"authorizeDevice":     nil,
+			"enrol":               nil,
+			"revokeToken":         nil,
+			"getIssuerMetadata":   nil,
+			"getKeys":             nil,
 			"getHealth":           nil,
 			"getReadiness":        nil,
 		}},
 		"admin": {openapi.Admin, map[string][]models.Kind{
 			"createAccount": {operator}, "listAccounts": {operator}, "createPremises": {operator}, "createDevice": {operator},
 			"changeDevice": {operator}, "deleteDevice": {operator}, "createService": {operator}, "createLink": {operator},
-			"deleteLink": {operator}, "createToken": {operator},
+			"deleteLink": {operator}, "createToken": {operator}, "createTicket": {operator}, "decideDeviceGrant": {operator},
+			"createServiceCredential": {operator}, "listServiceCredentials": {operator}, "deleteServiceCredential": {operator},
+			"listSigningKeys": {operator}, "rotateSigningKeys": {operator},
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
