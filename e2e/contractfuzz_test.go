@@ -282,6 +282,11 @@ var notOfTheDomain = []models.Code{
 	models.CodeMethodNotAllowed,
 }
 
+// notFuzzed are the operations whose requests can't be drawn: what they take is good once (tickets, codes, assertions), needs a
+// fresh proof for each request, and is limited per network, so that almost every drawn request would only meet rate-limited.
+// Their fields, proofs and grants are attacked one by one in identity_test.go.
+var notFuzzed = map[string]bool{"requestToken": true, "authorizeDevice": true, "enrol": true, "revokeToken": true}
+
 // TestContractFuzz sends requests that fit the contract, and such that are broken in one way, to a running service. What fits
 // is done, or refused by a rule of the domain that the operation lists; what doesn't fit is refused; nothing is ever a fault
 // of the service; and every answer fits the contract, too. `make contract-fuzz` does the same for longer.
@@ -289,9 +294,19 @@ func TestContractFuzz(t *testing.T) {
 	if checks := flag.Lookup("rapid.checks"); checks.Value.String() == checks.DefValue {
 		require.NoError(t, checks.Value.Set("300")) // a few seconds
 	}
+	ids := map[string]bool{}
+	for _, o := range operations(t) {
+		ids[o.OperationID] = true
+	}
+	for id := range notFuzzed {
+		require.True(t, ids[id], "notFuzzed names %s, which is no operation", id)
+	}
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		w := newWorld(t, databaseURL)
 		for _, o := range operations(t) {
+			if notFuzzed[o.OperationID] {
+				continue
+			}
 			t.Run(o.OperationID, func(t *testing.T) { o.fuzz(t, w) })
 		}
 	})

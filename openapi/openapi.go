@@ -10,6 +10,7 @@ import _ "embed"
 //go:generate go tool -modfile=../.ci/tools/go.mod oapi-codegen -config admin-types.cfg.yaml admin.yaml
 //go:generate go tool -modfile=../.ci/tools/go.mod oapi-codegen -config admin-server.cfg.yaml admin.yaml
 //go:generate go tool -modfile=../.ci/tools/go.mod oapi-codegen -config admin-client.cfg.yaml admin.yaml
+//go:generate go run ../.ci/permissions ../docs/permissions.md
 
 // Public is the contract as published, free of Go's own annotations.
 //
