@@ -167,6 +167,9 @@ func (d *Daemon) assemble(ctx context.Context, ring *keys.Ring, kek *keys.KEK, r
 	}
 	httpapi.Mount(public, httpapi.Services{
 		Registrations: registrations.New(d.store, d.hub, registrations.Options{MaxStale: d.cfg.MaxStale, AllowLoopback: d.cfg.AllowLoopback}),
+		Accounts:      accountService,
+		Users:         id.users,
+		Enrolment:     id.Enrolment,
 		Groups:        groupService,
 		Gateways:      gateways.New(d.store, d.hub, gateways.Options{MaxStale: d.cfg.MaxStale, AllowLoopback: d.cfg.AllowLoopback}),
 		Polls:         d.hub,
@@ -184,7 +187,7 @@ func (d *Daemon) assemble(ctx context.Context, ring *keys.Ring, kek *keys.KEK, r
 		return edges{}, fmt.Errorf("admin.yaml: %w", err)
 	}
 	adminserver.RegisterHandlersWithOptions(admin.Contract(),
-		adminserver.NewStrictHandlerWithOptions(adminapi.New(accountService, id.Identity), nil, adminserver.StrictGinServerOptions{
+		adminserver.NewStrictHandlerWithOptions(adminapi.New(accountService, id.Identity, id.users, d.store), nil, adminserver.StrictGinServerOptions{
 			RequestErrorHandlerFunc: admin.RequestError, HandlerErrorFunc: admin.HandlerError, ResponseErrorHandlerFunc: admin.ResponseError,
 		}),
 		adminserver.GinServerOptions{ErrorHandler: admin.ParameterError})
