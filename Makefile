@@ -83,7 +83,7 @@ drift: ## Fail if generated code doesn't belong to its source
 .PHONY: lint
 lint: ## Linters, formatting, and who may depend on whom
 	@.ci/imports
-	$(TOOL) golangci-lint run ./...
+	$(TOOL) golangci-lint run ./... ./.ci/testsummary
 
 .PHONY: format
 format: ## Format the code as lint wants it
@@ -103,6 +103,10 @@ contract-lint-node: ## Two more linters for the contract; needs node 20 and a ne
 .PHONY: contract-fuzz
 contract-fuzz: ## Drawn requests against a running service, CHECKS (5000) per operation and database
 	go test -count=1 -timeout 0 -run '^TestContractFuzz$$' ./e2e -rapid.checks=$(CHECKS)
+
+.PHONY: bench-identity
+bench-identity: ## What it costs to tell who calls (docs/benchmarks.md)
+	@BENCH_FIGURES=1 go test -run '^$$' -bench '^BenchmarkIdentityFigures$$' -benchtime 1x ./server/httpapi | grep -E '^(figure|ed25519|FAIL|---)'
 
 .PHONY: interop
 interop: ## Clients generated from the contract, in Go and TypeScript, against a running service; needs node 20

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"maps"
@@ -282,6 +283,9 @@ var notOfTheDomain = []models.Code{
 // is done, or refused by a rule of the domain that the operation lists; what doesn't fit is refused; nothing is ever a fault
 // of the service; and every answer fits the contract, too. `make contract-fuzz` does the same for longer.
 func TestContractFuzz(t *testing.T) {
+	if checks := flag.Lookup("rapid.checks"); checks.Value.String() == checks.DefValue {
+		require.NoError(t, checks.Value.Set("300")) // a few seconds
+	}
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		w := newWorld(t, databaseURL)
 		for _, o := range operations(t) {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"io"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/groupcast/groupcast/e2e/harness"
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/openapi"
 	"github.com/groupcast/groupcast/openapi/adminapi"
 	"github.com/groupcast/groupcast/openapi/api"
 )
@@ -32,6 +34,15 @@ func newNeighbours(t *testing.T) (e *example, neighbourToken string) {
 // TestInteropGo uses the generated Go client as a partner would; e2e/interop/typescript/partner.ts does the same in TypeScript.
 func TestInteropGo(t *testing.T) {
 	e, neighbourToken := newNeighbours(t)
+	for path, want := range map[string]string{"/openapi.yaml": string(openapi.Public), "/docs": "openapi.yaml", "/docs/start.js": "SwaggerUIBundle"} {
+		r, err := e.HTTP.Get(e.URL + path)
+		require.NoError(t, err)
+		body, err := io.ReadAll(r.Body)
+		require.NoError(t, err)
+		require.NoError(t, r.Body.Close())
+		assert.Equal(t, 200, r.StatusCode, path)
+		assert.Contains(t, string(body), want, "where a partner begins")
+	}
 	camera, neighbour := e.Client(t, e.cameraToken), e.Client(t, neighbourToken)
 	service, gateway := e.Client(t, e.uploadToken), e.Client(t, e.gatewayToken)
 

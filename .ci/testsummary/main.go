@@ -246,14 +246,14 @@ func reason(output []string) string {
 func (s *summary) signOfLife(now time.Time) {
 	var running []string
 	for name, p := range s.pkgs {
-		what := s.short(name)
+		newest := ""
 		for _, t := range slices.Backward(p.tests) {
 			if t.result == "" {
-				what += " " + t.key.test
+				newest = " " + t.key.test
 				break
 			}
 		}
-		running = append(running, what)
+		running = append(running, s.short(name)+newest)
 	}
 	slices.Sort(running)
 	if len(running) == 0 {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 
+	"github.com/mattn/go-isatty"
 	"github.com/spf13/cobra"
 
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/camera"
@@ -81,6 +82,9 @@ copies only if the account holder set this camera's trigger to "source".`
 
 func openStream(args []string) (io.ReadCloser, error) {
 	if len(args) == 0 || args[0] == "-" {
+		if isatty.IsTerminal(os.Stdin.Fd()) {
+			return nil, errors.New("there is no stream: give a FILE, a stream on standard input, or --relay")
+		}
 		return os.Stdin, nil
 	}
 	return os.Open(args[0])

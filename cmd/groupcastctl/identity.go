@@ -45,7 +45,7 @@ func (o *operator) ticket() *cobra.Command {
 			return o.secret(file, t.Ticket, t)
 		})
 	cmd.Long = `Make a ticket that lets one device of one type enrol in a premises. It is good for 15 minutes and once. The device uses it with
-"groupcastctl enrol" or "gateway-agent enrol", or with its own firmware. With --replace it gives a device that lost its key a new one; the device
+"groupcastctl enrol", or with its own firmware. With --replace it gives a device that lost its key a new one; the device
 keeps its registrations.`
 	f := cmd.Flags()
 	f.StringVar(&premises, "premises", "", "`ID` of the premises")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"net/netip"
 
 	"github.com/oapi-codegen/nullable"
@@ -45,7 +46,7 @@ func (m *member) kindFlag(cmd *cobra.Command) {
 func (m *member) request(destination bool) (api.RegistrationRequest, error) {
 	id, err := models.ParseID(m.id)
 	if err != nil {
-		return api.RegistrationRequest{}, err
+		return api.RegistrationRequest{}, fmt.Errorf("--id: %w", err)
 	}
 	return api.RegistrationRequest{
 		Type:        m.kind,

@@ -21,7 +21,7 @@ const envPrefix = "GROUPCASTCTL_"
 // program is what all commands share.
 type program struct {
 	out, err io.Writer
-	leaveBy  context.Context //nolint:containedctx // the second signal ends it, long after the command has begun
+	leaveBy  context.Context // the second signal ends it
 
 	public connect.Public
 	json   bool

@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/groupcast/groupcast/e2e/demo/ledger"
-	"github.com/groupcast/groupcast/gateway-agent/credential"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/client"
+	"github.com/groupcast/groupcast/openapi/clientauth"
 )
 
 type options struct {
@@ -227,7 +227,10 @@ func (d *demo) startAgent(ctx context.Context) error {
 
 func (d *demo) url() string { return "http://" + d.place.server.String() }
 
-func (d *demo) client(tokenFile string) (*client.ClientWithResponses, error) {
-	return client.NewClientWithResponses(d.url(), client.WithRequestEditorFn(credential.File(tokenFile).Authorize),
-		client.WithHTTPClient(&http.Client{Timeout: stepTimeout}))
+func (d *demo) client(credentialFile string) (*client.ClientWithResponses, error) {
+	c, err := clientauth.Open(credentialFile, d.url(), clientauth.Options{})
+	if err != nil {
+		return nil, err
+	}
+	return client.NewClientWithResponses(c.Server(), client.WithHTTPClient(&http.Client{Transport: c.Transport(), Timeout: stepTimeout}))
 }

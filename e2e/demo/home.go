@@ -16,7 +16,7 @@ const (
 	cameraName = "camera1"
 )
 
-// home is what the operator bootstraps: who there is, and the files with their tokens.
+// home is what the operator bootstraps: who there is, and the files with their credentials.
 type home struct {
 	gateway, camera           models.ID
 	gatewayToken, cameraToken string
@@ -30,16 +30,19 @@ func (d *demo) bootstrap(ctx context.Context) error {
 	b.create(&account, "account", "create", "demo")
 	var premises adminapi.Premises
 	b.create(&premises, "premises", "create", "home", "--account", string(account.AccountID))
-	gateway := b.device(premises.PremisesID, "gateway", models.DeviceGateway, models.TriggerOption)
-	camera := b.device(premises.PremisesID, cameraName, models.DeviceCamera, d.trigger())
-	phone := b.device(premises.PremisesID, "phone", models.DevicePhone, models.TriggerOption)
+	gateway, gatewayFile := b.device(premises.PremisesID, "gateway", models.DeviceGateway)
+	camera, cameraFile := b.device(premises.PremisesID, cameraName, models.DeviceCamera)
+	phone, phoneFile := b.device(premises.PremisesID, "phone", models.DevicePhone)
+	if d.trigger() != models.TriggerOption {
+		b.run("device", "set", camera.String(), "--trigger", string(d.trigger()))
+	}
 	d.home = home{
-		gateway: gateway, gatewayToken: b.token("gateway", "--device", gateway.String()),
-		camera: camera, cameraToken: b.token("camera", "--device", camera.String()),
+		gateway: gateway, gatewayToken: gatewayFile,
+		camera: camera, cameraToken: cameraFile,
 		receivers: [3]*receiver{
 			b.service(account.AccountID, "upload"),
 			b.service(account.AccountID, "thumbnail"),
-			{name: "phone", kind: models.MemberDevice, id: phone, token: b.token("phone", "--device", phone.String())},
+			{name: "phone", kind: models.MemberDevice, id: phone, token: phoneFile},
 		},
 	}
 	for i, r := range d.home.receivers {
@@ -51,7 +54,7 @@ func (d *demo) bootstrap(ctx context.Context) error {
 // bootstrapping stops at the first error.
 type bootstrapping struct {
 	d   *demo
-	ctx context.Context //nolint:containedctx // it lives as long as bootstrap
+	ctx context.Context
 	err error
 }
 
@@ -74,12 +77,30 @@ func (b *bootstrapping) create(document any, args ...string) {
 	}
 }
 
-// device makes a device that presents its bare token.
-func (b *bootstrapping) device(premises models.PremisesID, name string, kind models.DeviceType, trigger models.Trigger) models.ID {
-	var device adminapi.Device
-	b.create(&device, "device", "create", name, "--premises", string(premises), "--type", string(kind),
-		"--trigger", string(trigger), "--pop", "off")
-	return device.DeviceID
+// device enrols a device with a ticket: it makes a key of its own, and its tokens are bound to that.
+func (b *bootstrapping) device(premises models.PremisesID, name string, kind models.DeviceType) (models.ID, string) {
+	ticket, file := b.d.path(name+".ticket"), b.d.path(name+".credential")
+	b.run("ticket", "--premises", string(premises), "--type", string(kind), "--name", name, "--out", ticket)
+	out := b.program("enrol", "--json", "--ticket-file", ticket, "--out", file)
+	var enrolled struct {
+		DeviceID models.ID `json:"deviceId"`
+	}
+	if b.err == nil {
+		if err := json.Unmarshal(out, &enrolled); err != nil {
+			b.err = fmt.Errorf("groupcastctl enrol answered %q: %w", out, err)
+		}
+	}
+	return enrolled.DeviceID, file
+}
+
+// program runs groupcastctl as a device or a service would.
+func (b *bootstrapping) program(args ...string) []byte {
+	if b.err != nil {
+		return nil
+	}
+	var out []byte
+	out, b.err = ask(b.ctx, b.d.own("groupcastctl"), append([]string{"--server", b.d.url()}, args...)...)
+	return out
 }
 
 // service makes a service and the account's consent for it.
@@ -89,13 +110,10 @@ func (b *bootstrapping) service(account models.AccountID, name string) *receiver
 	b.create(&service, "service", "create", id, "--name", name)
 	var link adminapi.Link
 	b.create(&link, "link", "create", "--service", id, "--account", string(account))
-	return &receiver{name: name, kind: models.MemberService, id: link.ServiceAccountID, token: b.token(name, "--service", id)}
-}
-
-func (b *bootstrapping) token(name string, who ...string) string {
-	file := b.d.path(name + ".token")
-	b.run(append([]string{"token", "--out", file}, who...)...)
-	return file
+	secret, file := b.d.path(name+".secret"), b.d.path(name+".credential")
+	b.run("service", "credential", "create", id, "--out", secret)
+	b.program("service-credential", "--service", id, "--secret-file", secret, "--out", file)
+	return &receiver{name: name, kind: models.MemberService, id: link.ServiceAccountID, token: file}
 }
 
 // configureAgent writes the agent's configuration as a gateway engineer would.

@@ -118,6 +118,11 @@ func environment() []string {
 // signal asks the program to do what it does at SIGTERM. From now on it may end.
 func (c *program) signal() {
 	c.stopping.Store(true)
+	select {
+	case <-c.done:
+		return // its id may be somebody else's by now
+	default:
+	}
 	_ = syscall.Kill(-c.cmd.Process.Pid, syscall.SIGTERM)
 }
 

@@ -13,12 +13,12 @@ import (
 	"time"
 
 	"github.com/groupcast/groupcast/gateway-agent/config"
-	"github.com/groupcast/groupcast/gateway-agent/credential"
 	"github.com/groupcast/groupcast/gateway-agent/duplicator"
 	"github.com/groupcast/groupcast/gateway-agent/lan"
 	"github.com/groupcast/groupcast/gateway-agent/state"
 	"github.com/groupcast/groupcast/gateway-agent/sync"
 	"github.com/groupcast/groupcast/gateway-agent/table"
+	"github.com/groupcast/groupcast/openapi/clientauth"
 )
 
 // ErrConfiguration is wrapped by errors of Run that a restart won't mend: somebody has to change the configuration or a file that
@@ -57,18 +57,18 @@ func (a *Agent) open(ctx context.Context) error {
 		a.log.Warn("allow-loopback is set: addresses of 127.0.0.0/8 are allowed, for a demonstration on one machine")
 	}
 	if c.AllowPlainHTTP && c.Server.Scheme == "http" {
-		a.log.Warn("allow-plain-http is set: the token goes to the server without TLS")
-	}
-	token := credential.File(c.Credential)
-	if err := token.Check(); err != nil {
-		return fmt.Errorf("%w: %w", ErrConfiguration, err)
+		a.log.Warn("allow-plain-http is set: tokens go to the server without TLS")
 	}
 	transport, err := sync.NewTransport(c.CA)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrConfiguration, err)
 	}
+	credential, err := clientauth.Open(c.Credential, c.Server.String(), clientauth.Options{Base: transport, AllowPlainHTTP: c.AllowPlainHTTP})
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrConfiguration, err)
+	}
 	a.poller, err = sync.New(sync.Config{
-		Server: c.Server.String(), Gateway: c.Gateway, Transport: transport, Authorize: token.Authorize, Log: a.log,
+		Server: c.Server.String(), Gateway: c.Gateway, Transport: transport, Authorized: credential.Transport(), Log: a.log,
 	})
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrConfiguration, err)

@@ -83,7 +83,7 @@ func newHome(t *testing.T) *home {
 			Range:  models.AddrRange{First: netip.MustParseAddr("127.31.0.230"), Last: netip.MustParseAddr("127.31.0.254")},
 		},
 		MediaPorts: []uint16{h.media}, CopyOptions: packet.Strip, StateDir: filepath.Join(dir, "state"),
-		MetricsListen: netip.MustParseAddrPort(fmt.Sprintf("127.0.0.1:%d", freePort(t))), AllowLoopback: true,
+		AllowLoopback: true,
 	}
 	require.NoError(t, h.config.Check())
 	t.Cleanup(func() {
@@ -505,7 +505,7 @@ func TestWhatKeepsTheAgentFromStarting(t *testing.T) {
 		configuration bool
 	}{
 		"token for everybody": {func(h *home) { require.NoError(h.t, os.Chmod(h.config.Credential, 0o644)) }, "chmod 600", true},
-		"no token":            {func(h *home) { require.NoError(h.t, os.Remove(h.config.Credential)) }, "credential: there is no file", true},
+		"no token":            {func(h *home) { require.NoError(h.t, os.Remove(h.config.Credential)) }, "there is no credential file", true},
 		"no CA":               {func(h *home) { h.config.CA = "/does/not/exist" }, "ca: ", true},
 		"no such interface":   {func(h *home) { h.config.LANInterface = "nope0" }, "nope0", false},
 		"metrics port taken": {func(h *home) {
@@ -553,6 +553,10 @@ func TestStatusAndMetricsCountAndShowNoDestination(t *testing.T) {
 	one := h.receiver("127.31.1.1")
 	refused := information("e1", 2, "127.31.1.1", "127.31.0.240") // the second is inside the group range
 	h.service.Set(refused)
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	h.config.MetricsListen = netip.MustParseAddrPort(free.Addr().String())
+	require.NoError(t, free.Close())
 	h.start()
 	h.acknowledged("e1.2")
 	h.send(groupIP, "media")

@@ -56,9 +56,9 @@ type Config struct {
 	Server    string
 	Gateway   models.Gateway
 	Transport *http.Transport
-	// Authorize puts the credential into each request.
-	Authorize client.RequestEditorFn
-	Log       *slog.Logger
+	// Authorized carries requests through the transport, with the credential.
+	Authorized http.RoundTripper
+	Log        *slog.Logger
 }
 
 // Poller keeps one gateway's group information up to date.
@@ -79,8 +79,8 @@ type Poller struct {
 func New(c Config) (*Poller, error) {
 	p := &Poller{config: c, afterNews: rate.NewLimiter(rate.Every(newsEvery), 2), otherwise: rate.NewLimiter(rate.Every(pollEvery), 2)}
 	var err error
-	p.client, err = client.NewClient(c.Server, client.WithRequestEditorFn(c.Authorize), client.WithHTTPClient(&http.Client{
-		Transport: c.Transport,
+	p.client, err = client.NewClient(c.Server, client.WithHTTPClient(&http.Client{
+		Transport: c.Authorized,
 		// The token goes to the server that was configured and to nobody it points at.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}))

@@ -9,7 +9,7 @@ import (
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/accounts"
-	. "github.com/groupcast/groupcast/server/servertest"
+	"github.com/groupcast/groupcast/server/servertest"
 	"github.com/groupcast/groupcast/server/store/storetest"
 )
 
@@ -17,7 +17,7 @@ var ctx = context.Background()
 
 func TestWhatIsCreatedIsListed(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		s := On(db, db.Store)
+		s := servertest.On(db, db.Store)
 		var want []models.AccountID
 		for i := range 5 {
 			h := s.NewAccount(t, i%2 == 0)
@@ -65,44 +65,44 @@ func TestWhatIsCreatedIsListed(t *testing.T) {
 
 func TestRefusals(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		s := On(db, db.Store)
+		s := servertest.On(db, db.Store)
 		h := s.NewAccount(t, false)
 		_, err := s.Accounts.CreatePremises(ctx, models.NewAccountID(), "x", false)
-		Refused(t, models.CodeNotFound, err)
+		servertest.Refused(t, models.CodeNotFound, err)
 		_, err = s.Accounts.CreateDevice(ctx, accounts.NewDevice{PremisesID: models.NewPremisesID(), Type: models.DeviceCamera, Name: "x"})
-		Refused(t, models.CodeNotFound, err)
+		servertest.Refused(t, models.CodeNotFound, err)
 		_, err = s.Accounts.CreateDevice(ctx, accounts.NewDevice{ID: h.Gateway.Device.ID, PremisesID: h.Premises.ID, Type: models.DeviceCamera, Name: "x"})
-		Refused(t, models.CodeAlreadyExists, err)
+		servertest.Refused(t, models.CodeAlreadyExists, err)
 		_, err = s.Accounts.CreateService(ctx, "svc", "x")
 		require.NoError(t, err)
 		_, err = s.Accounts.CreateService(ctx, "svc", "x")
-		Refused(t, models.CodeAlreadyExists, err)
+		servertest.Refused(t, models.CodeAlreadyExists, err)
 		_, err = s.Accounts.CreateLink(ctx, "svc-none", h.Account.ID, 0)
-		Refused(t, models.CodeNotFound, err)
+		servertest.Refused(t, models.CodeNotFound, err)
 		_, err = s.Accounts.CreateLink(ctx, "svc", models.NewAccountID(), 0)
-		Refused(t, models.CodeNotFound, err)
+		servertest.Refused(t, models.CodeNotFound, err)
 		link, err := s.Accounts.CreateLink(ctx, "svc", h.Account.ID, 0)
 		require.NoError(t, err)
 		_, err = s.Accounts.CreateLink(ctx, "svc", h.Account.ID, 0)
-		Refused(t, models.CodeAlreadyExists, err)
+		servertest.Refused(t, models.CodeAlreadyExists, err)
 		_, err = s.Accounts.CreateLink(ctx, "svc", s.NewAccount(t, false).Account.ID, link.ServiceAccountID)
-		Refused(t, models.CodeAlreadyExists, err)
-		Refused(t, models.CodeNotFound, s.Accounts.DeleteLink(ctx, "svc-none", h.Account.ID))
-		Refused(t, models.CodeNotFound, s.Accounts.DeleteDevice(ctx, "", 1))
+		servertest.Refused(t, models.CodeAlreadyExists, err)
+		servertest.Refused(t, models.CodeNotFound, s.Accounts.DeleteLink(ctx, "svc-none", h.Account.ID))
+		servertest.Refused(t, models.CodeNotFound, s.Accounts.DeleteDevice(ctx, "", 1))
 		_, err = s.Accounts.ChangeDevice(ctx, "", 1, accounts.DeviceChange{})
-		Refused(t, models.CodeNotFound, err)
+		servertest.Refused(t, models.CodeNotFound, err)
 		_, err = s.Accounts.Device(ctx, "", 1)
-		Refused(t, models.CodeNotFound, err)
+		servertest.Refused(t, models.CodeNotFound, err)
 		_, err = s.Accounts.Service(ctx, "svc-none")
-		Refused(t, models.CodeNotFound, err)
+		servertest.Refused(t, models.CodeNotFound, err)
 		_, err = s.Accounts.LinkByServiceAccountID(ctx, "svc", link.ServiceAccountID+1)
-		Refused(t, models.CodeNotFound, err)
+		servertest.Refused(t, models.CodeNotFound, err)
 	})
 }
 
 func TestAuthentication(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		s := On(db, db.Store)
+		s := servertest.On(db, db.Store)
 		h, other := s.NewAccount(t, false), s.NewAccount(t, false)
 		camera := h.Device(t, models.DeviceCamera, "camera")
 		require.Equal(t, models.KindDevice, camera.Kind)
@@ -110,9 +110,9 @@ func TestAuthentication(t *testing.T) {
 		require.Equal(t, h.Premises.ID, camera.PremisesID)
 		require.Equal(t, models.KindGateway, h.Gateway.Kind)
 		_, err := s.Accounts.DevicePrincipal(ctx, other.Account.ID, camera.Device.ID)
-		Refused(t, models.CodeUnauthenticated, err)
+		servertest.Refused(t, models.CodeUnauthenticated, err)
 		_, err = s.Accounts.ServicePrincipal(ctx, "svc-none")
-		Refused(t, models.CodeUnauthenticated, err)
+		servertest.Refused(t, models.CodeUnauthenticated, err)
 		upload := h.Service(t, "svc-upload", 0)
 		require.Equal(t, models.KindService, upload.Kind)
 		l, err := s.Accounts.LinkByServiceAccountID(ctx, "svc-upload", upload.Link.ServiceAccountID)
@@ -120,15 +120,15 @@ func TestAuthentication(t *testing.T) {
 		require.Equal(t, h.Account.ID, l.AccountID)
 		require.NoError(t, s.Accounts.DeleteDevice(ctx, "", camera.Device.ID))
 		_, err = s.Accounts.DevicePrincipal(ctx, h.Account.ID, camera.Device.ID)
-		Refused(t, models.CodeUnauthenticated, err)
+		servertest.Refused(t, models.CodeUnauthenticated, err)
 	})
 }
 
 func TestChangedTriggerReachesTheGateway(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		h := On(db, db.Store).NewHome(t)
+		h := servertest.On(db, db.Store).NewHome(t)
 		camera, idle := h.Device(t, models.DeviceCamera, "camera"), h.Device(t, models.DeviceCamera, "idle")
-		h.Join(t, camera, Source(camera, "172.168.0.5", "g"))
+		h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g"))
 		before := h.Information(t)
 		h.Woken.Take()
 		bySource, name := models.TriggerSource, "renamed"
@@ -157,10 +157,10 @@ func TestChangedTriggerReachesTheGateway(t *testing.T) {
 
 func TestDeletedDeviceLeaves(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		h := On(db, db.Store).NewHome(t)
+		h := servertest.On(db, db.Store).NewHome(t)
 		camera, phone := h.Device(t, models.DeviceCamera, "camera"), h.Device(t, models.DevicePhone, "phone")
-		h.Join(t, camera, Source(camera, "172.168.0.5", "g"))
-		h.Join(t, phone, Destination(phone, "198.51.100.9", "g"))
+		h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g"))
+		h.Join(t, phone, servertest.Destination(phone, "198.51.100.9", "g"))
 		before := h.Information(t).Revision
 		h.Woken.Take()
 		require.NoError(t, h.Accounts.DeleteDevice(ctx, "", phone.Device.ID))
@@ -181,33 +181,35 @@ func TestDeletedDeviceLeaves(t *testing.T) {
 
 func TestDeletedGatewayEndsItsGroups(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		h := On(db, db.Store).NewHome(t)
+		h := servertest.On(db, db.Store).NewHome(t)
 		camera, phone := h.Device(t, models.DeviceCamera, "camera"), h.Device(t, models.DevicePhone, "phone")
-		h.Join(t, camera, Source(camera, "172.168.0.5", "g"))
-		d := h.Join(t, phone, Destination(phone, "198.51.100.9", "g"))
+		h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g"))
+		d := h.Join(t, phone, servertest.Destination(phone, "198.51.100.9", "g"))
+		h.Woken.Take()
 		require.NoError(t, h.Accounts.DeleteDevice(ctx, "", h.Gateway.Device.ID))
+		require.Equal(t, []models.ID{h.Gateway.Device.ID}, h.Woken.Take())
 		_, err := h.Groups.Information(ctx, h.Gateway.Device.ID)
-		Refused(t, models.CodeNotFound, err)
+		servertest.Refused(t, models.CodeNotFound, err)
 		_, err = h.Registrations.Get(ctx, phone, d.RegistrationID)
-		Refused(t, models.CodeNotFound, err)
-		_, err = h.Registrations.Join(ctx, camera, Source(camera, "172.168.0.5", "g"))
-		Refused(t, models.CodeNoGateway, err)
+		servertest.Refused(t, models.CodeNotFound, err)
+		_, err = h.Registrations.Join(ctx, camera, servertest.Source(camera, "172.168.0.5", "g"))
+		servertest.Refused(t, models.CodeNoGateway, err)
 		require.Equal(t, []int64{0}, db.Ints(t, "SELECT count(*) FROM addresses"))
 	})
 }
 
 func TestEndedLinkEndsItsRegistrationsOnly(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		s := On(db, db.Store)
+		s := servertest.On(db, db.Store)
 		h, other := s.NewHome(t), s.NewHome(t)
 		var ids []models.RegistrationID
-		var who []Linked
-		for _, home := range []*Home{h, other} {
+		var who []servertest.Linked
+		for _, home := range []*servertest.Home{h, other} {
 			camera := home.Device(t, models.DeviceCamera, "camera")
-			ip := home.Join(t, camera, Source(camera, "172.168.0.5", "g")).GroupIP
+			ip := home.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g")).GroupIP
 			upload := home.Service(t, "svc-upload", 0)
 			who = append(who, upload)
-			ids = append(ids, home.Join(t, upload.Principal, ServiceDestination(upload, "96.114.14.140", "g", ip)).RegistrationID)
+			ids = append(ids, home.Join(t, upload.Principal, servertest.ServiceDestination(upload, "96.114.14.140", "g", ip)).RegistrationID)
 		}
 		s.Woken.Take()
 		require.NoError(t, s.Accounts.DeleteLink(ctx, "svc-upload", h.Account.ID))
@@ -215,7 +217,7 @@ func TestEndedLinkEndsItsRegistrationsOnly(t *testing.T) {
 		require.Zero(t, h.Information(t).Groups[0].State)
 		require.Equal(t, 1, other.Information(t).Groups[0].State)
 		_, err := s.Registrations.Get(ctx, who[0].Principal, ids[0])
-		Refused(t, models.CodeNotFound, err)
+		servertest.Refused(t, models.CodeNotFound, err)
 		_, err = s.Registrations.Get(ctx, who[0].Principal, ids[1])
 		require.NoError(t, err)
 		again := h.Service(t, "svc-upload", 0)

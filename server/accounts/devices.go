@@ -181,6 +181,7 @@ func (s *Service) DeleteDevice(ctx context.Context, account models.AccountID, id
 			if err := deleteGateway(tx, id); err != nil {
 				return err
 			}
+			changed = append(changed, id) // whoever waits for its group information hears that it is gone
 		}
 		err = tx.DeleteDevice(id)
 		if s.store.IsReference(err) { // it registered while we were at it
@@ -232,5 +233,5 @@ func (s *Service) DevicePrincipal(ctx context.Context, account models.AccountID,
 }
 
 func noDevice(id models.ID) error {
-	return models.Errorf(models.CodeNotFound, "There is no device %s.", id)
+	return models.Errorf(models.CodeNotFound, "There is no device %s. Check the id, or create it first.", id)
 }

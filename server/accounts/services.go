@@ -41,7 +41,7 @@ func (s *Service) ServicePrincipal(ctx context.Context, id models.ServiceID) (mo
 		return models.Principal{}, err
 	}
 	if !found {
-		return models.Principal{}, models.Errorf(models.CodeUnauthenticated, "The service of this token was removed.")
+		return models.Principal{}, models.Errorf(models.CodeUnauthenticated, "The service of this token was removed. Ask the operator to create it again.")
 	}
 	return models.Principal{Kind: models.KindService, Service: v}, nil
 }

@@ -54,25 +54,33 @@ func TestPick(t *testing.T) {
 	}{
 		"the lowest of the unused": {rows: []models.Address{row(231), row(230), row(232)}, picked: 230},
 		"one never used before one used long ago": {
-			rows: []models.Address{row(230, quarantined("x", 10*over, 1)), row(231)}, picked: 231},
+			rows: []models.Address{row(230, quarantined("x", 10*over, 1)), row(231)}, picked: 231,
+		},
 		"the longest idle": {
-			rows: []models.Address{row(230, quarantined("x", over+1, 1)), row(231, quarantined("y", over+2, 1))}, picked: 231},
+			rows: []models.Address{row(230, quarantined("x", over+1, 1)), row(231, quarantined("y", over+2, 1))}, picked: 231,
+		},
 		"not one that is allocated": {rows: []models.Address{row(230, allocated("x")), row(231)}, picked: 231},
 		"not one that cools down":   {rows: []models.Address{row(230, quarantined("x", over-1, 1)), row(231, allocated("y"))}, code: models.CodePoolExhausted},
 		"cooled down to the moment": {rows: []models.Address{row(230, quarantined("x", over, 7))}, picked: 230},
 		"not one that the gateway may still forward for": {
-			rows: []models.Address{row(230, quarantined("x", over, 8))}, code: models.CodePoolExhausted},
+			rows: []models.Address{row(230, quarantined("x", over, 8))}, code: models.CodePoolExhausted,
+		},
 		"unless the gateway is silent": {
 			rows: []models.Address{row(230, quarantined("x", over, 8))}, picked: 230,
-			policy: addresspool.NewPolicy(maxStale, 7, start.Add(-maxStale), start)},
+			policy: addresspool.NewPolicy(maxStale, 7, start.Add(-maxStale), start),
+		},
 		"or never polled": {
-			rows: []models.Address{row(230, quarantined("x", over, 8))}, picked: 230, policy: addresspool.NewPolicy(maxStale, 0, time.Time{}, start)},
+			rows: []models.Address{row(230, quarantined("x", over, 8))}, picked: 230, policy: addresspool.NewPolicy(maxStale, 0, time.Time{}, start),
+		},
 		"its own at once, before any other": {
-			rows: []models.Address{row(230), row(231, quarantined("g", 0, 99))}, picked: 231},
+			rows: []models.Address{row(230), row(231, quarantined("g", 0, 99))}, picked: 231,
+		},
 		"of its own the last one": {
-			rows: []models.Address{row(230, quarantined("g", 20, 1)), row(231, quarantined("g", 10, 1))}, picked: 231},
+			rows: []models.Address{row(230, quarantined("g", 20, 1)), row(231, quarantined("g", 10, 1))}, picked: 231,
+		},
 		"not its own while another group has it": {
-			rows: []models.Address{row(230, allocated("g")), row(231)}, picked: 231},
+			rows: []models.Address{row(230, allocated("g")), row(231)}, picked: 231,
+		},
 		"the one asked for":                       {rows: []models.Address{row(230), row(231)}, want: 231, picked: 231},
 		"the one asked for instead of its own":    {rows: []models.Address{row(230, quarantined("g", 0, 1)), row(231)}, want: 231, picked: 231},
 		"its own if asked for":                    {rows: []models.Address{row(230, quarantined("g", 0, 99))}, want: 230, picked: 230},
@@ -168,8 +176,7 @@ func TestNeverTwoGroups(t *testing.T) {
 				}
 				got, err := addresspool.Pick(rows, want, name, now, addresspool.NewPolicy(maxStale, acked, polled, now))
 				if err != nil {
-					var refusal *models.Error
-					if !errors.As(err, &refusal) {
+					if _, ok := errors.AsType[*models.Error](err); !ok {
 						t.Fatalf("not a refusal: %v", err)
 					}
 					return

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -85,12 +86,9 @@ func start(t testing.TB, cfg config.Config) *service {
 	var err error
 	s.Daemon, err = daemon.Start(t.Context(), cfg, "v1.2.3", telemetry.NewLogger(s.log, cfg.LogLevel, cfg.LogFormat))
 	require.NoError(t, err)
-	stopped := false
 	t.Cleanup(func() {
 		s.client.CloseIdleConnections()
-		if !stopped {
-			_ = s.Stop(context.Background())
-		}
+		_ = s.Stop(context.Background()) // once more, if the test did
 		if t.Failed() {
 			t.Logf("--- log ---\n%s", s.log)
 		}
@@ -113,8 +111,8 @@ func (s *service) base() string {
 	return scheme + s.Addr().String()
 }
 
-// do sends a request as it stands. header is a list of names and values.
-func (s *service) do(t testing.TB, method, path, body string, header ...string) *http.Response {
+// request makes a request as it stands. header is a list of names and values.
+func (s *service) request(t testing.TB, method, path, body string, header ...string) *http.Request {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, s.base()+path, strings.NewReader(body))
 	require.NoError(t, err)
@@ -124,7 +122,13 @@ func (s *service) do(t testing.TB, method, path, body string, header ...string) 
 	if body != "" && req.Header.Get("Content-Type") == "" {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	r, err := s.client.Do(req)
+	return req
+}
+
+// do sends a request and waits for the answer.
+func (s *service) do(t testing.TB, method, path, body string, header ...string) *http.Response {
+	t.Helper()
+	r, err := s.client.Do(s.request(t, method, path, body, header...))
 	require.NoError(t, err)
 	t.Cleanup(func() { r.Body.Close() })
 	return r
@@ -230,3 +234,5 @@ func (s *service) join(t testing.TB, h home, group, groupIP, instance string) st
 	require.Equal(t, http.StatusOK, status, "%v", body)
 	return body["registrationId"].(string)
 }
+
+func goVersion() string { return runtime.Version() }

@@ -18,6 +18,9 @@ import (
 // SocketName is the operator's socket in the data directory.
 const SocketName = "admin.sock"
 
+// maxHeader is the largest request header that is read, in bytes. net/http adds 4 KiB by itself.
+const maxHeader = 16<<10 - 4<<10
+
 // maxSocketPath is what fits into sockaddr_un on Linux.
 const maxSocketPath = 107
 
@@ -63,7 +66,7 @@ func listenAdmin(ctx context.Context, path string) (net.Listener, error) {
 		_ = conn.Close()
 		return nil, fmt.Errorf("another groupcastd answers on %s: stop it, or use another data-dir", path)
 	case errors.Is(err, fs.ErrNotExist):
-	case errors.Is(err, syscall.ECONNREFUSED):
+	case errors.Is(err, syscall.ECONNREFUSED) && isSocket(path):
 		if err := os.Remove(path); err != nil {
 			return nil, fmt.Errorf("remove the socket that a former process left: %w", err)
 		}
@@ -81,13 +84,19 @@ func listenAdmin(ctx context.Context, path string) (net.Listener, error) {
 	return l, nil
 }
 
+// isSocket tells whether a path is a socket itself: connecting to a plain file is refused just like to a dead socket.
+func isSocket(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && info.Mode().Type() == fs.ModeSocket
+}
+
 // httpServer has no WriteTimeout, which would end long polls: the edge sets a deadline for each answer.
 func (d *Daemon) httpServer(h http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       3 * time.Minute,
-		MaxHeaderBytes:    16 << 10,
+		MaxHeaderBytes:    maxHeader,
 		// What clients do wrong below HTTP is nothing an operator has to act on.
 		ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
 	}
@@ -102,7 +111,7 @@ func (l *listening) serve(s *http.Server, failed chan<- error) {
 			s.TLSConfig = l.tls
 			err = s.ServeTLS(l.Listener, "", "")
 		} else {
-			err = s.Serve(l.Listener)
+			err = s.Serve(plainListener{l.Listener})
 		}
 		if !errors.Is(err, http.ErrServerClosed) {
 			failed <- fmt.Errorf("the listener on %s failed: %w", l.Addr(), err)

@@ -61,6 +61,7 @@ type Verifier struct {
 	nonces  *Nonces
 	replays Replays
 	now     func() time.Time
+	headers *headers
 }
 
 // NewVerifier makes a verifier for the service at publicURL: scheme, host and an optional path prefix, as clients see it. The Host header
@@ -70,7 +71,7 @@ func NewVerifier(publicURL string, nonces *Nonces, replays Replays, now func() t
 	if err != nil || strings.ContainsAny(publicURL, "?#") {
 		return nil, errors.New("the public URL must be like https://groupcast.example, without query and fragment")
 	}
-	return &Verifier{base: strings.TrimSuffix(base, "/"), nonces: nonces, replays: replays, now: now}, nil
+	return &Verifier{base: strings.TrimSuffix(base, "/"), nonces: nonces, replays: replays, now: now, headers: newHeaders()}, nil
 }
 
 // Request is what a proof has to fit.
@@ -121,7 +122,7 @@ func (v *Verifier) Verify(ctx context.Context, r Request) (Result, error) {
 	if !ok || strings.Contains(signature, ".") {
 		return Result{}, invalid("The proof is not a JWS in compact form: three parts with dots between them.")
 	}
-	key, err := parseHeader(header)
+	key, seen, err := v.headers.read(header)
 	if err != nil {
 		return Result{}, err
 	}
@@ -145,6 +146,9 @@ func (v *Verifier) Verify(ctx context.Context, r Request) (Result, error) {
 	sig, err := decode(signature)
 	if err != nil || key.Verify(proof[:len(header)+1+len(payload)], sig) != nil {
 		return Result{}, invalid("The signature is wrong; sign with the private key that belongs to the proof's jwk.")
+	}
+	if !seen {
+		v.headers.keep(header, key)
 	}
 	if r.Token != "" && subtle.ConstantTimeCompare([]byte(key.Thumbprint), []byte(r.BoundTo)) != 1 {
 		return Result{}, &Error{Code: InvalidToken, Detail: "The access token is bound to another key; ask for a token with the key that signs the proofs."}

@@ -15,7 +15,7 @@ import (
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/expiry"
-	. "github.com/groupcast/groupcast/server/servertest"
+	"github.com/groupcast/groupcast/server/servertest"
 	"github.com/groupcast/groupcast/server/store"
 	"github.com/groupcast/groupcast/server/store/storetest"
 )
@@ -26,7 +26,7 @@ var (
 )
 
 // look ends what is over and tells how many registrations ended.
-func look(t *testing.T, h *Home) int {
+func look(t *testing.T, h *servertest.Home) int {
 	t.Helper()
 	n, err := expiry.New(h.DB.Store, h.Woken, quiet).Look(ctx)
 	require.NoError(t, err)
@@ -34,33 +34,33 @@ func look(t *testing.T, h *Home) int {
 }
 
 // member joins with a time to live in seconds: a camera first, then phones, each group "g".
-func member(t *testing.T, h *Home, kind models.DeviceType, ttl int) (models.Principal, models.RegistrationID) {
+func member(t *testing.T, h *servertest.Home, kind models.DeviceType, ttl int) (models.Principal, models.RegistrationID) {
 	t.Helper()
 	d := h.Device(t, kind, string(kind))
-	r := Destination(d, "198.51.100.9", "g")
+	r := servertest.Destination(d, "198.51.100.9", "g")
 	if kind == models.DeviceCamera {
-		r = Source(d, "172.168.0.5", "g")
+		r = servertest.Source(d, "172.168.0.5", "g")
 	}
 	r.TTL = &ttl
 	return d, h.Join(t, d, r).RegistrationID
 }
 
-func live(h *Home, p models.Principal, id models.RegistrationID) bool {
+func live(h *servertest.Home, p models.Principal, id models.RegistrationID) bool {
 	_, err := h.Registrations.Get(ctx, p, id)
 	return err == nil
 }
 
-func each(t *testing.T, test func(t *testing.T, h *Home)) {
+func each(t *testing.T, test func(t *testing.T, h *servertest.Home)) {
 	t.Helper()
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		h := On(db, db.Store).NewHome(t)
+		h := servertest.On(db, db.Store).NewHome(t)
 		look(t, h) // the service runs
 		test(t, h)
 	})
 }
 
 func TestLeaseAndGrace(t *testing.T) {
-	each(t, func(t *testing.T, h *Home) {
+	each(t, func(t *testing.T, h *servertest.Home) {
 		member(t, h, models.DeviceCamera, 86400)
 		for ttl, grace := range map[int]int{30: 5, 100: 10, 3600: 60} {
 			phone, id := member(t, h, models.DevicePhone, ttl)
@@ -88,7 +88,7 @@ func TestLeaseAndGrace(t *testing.T) {
 }
 
 func TestLastSourceTakesTheGroup(t *testing.T) {
-	each(t, func(t *testing.T, h *Home) {
+	each(t, func(t *testing.T, h *servertest.Home) {
 		member(t, h, models.DeviceCamera, 30)
 		for range 3 {
 			member(t, h, models.DevicePhone, 3600)
@@ -103,7 +103,7 @@ func TestLastSourceTakesTheGroup(t *testing.T) {
 }
 
 // crowd adds n destinations of the group "g" with leases of an hour, by the database's own means.
-func crowd(t *testing.T, h *Home, n int) {
+func crowd(t *testing.T, h *servertest.Home, n int) {
 	t.Helper()
 	member(t, h, models.DeviceCamera, 86400)
 	h.DB.Exec(t, fmt.Sprintf(`
@@ -119,7 +119,7 @@ func crowd(t *testing.T, h *Home, n int) {
 
 // TestTwoReplicasEndACrowd: more than a batch, by two reapers at once; everything ends once.
 func TestTwoReplicasEndACrowd(t *testing.T) {
-	each(t, func(t *testing.T, h *Home) {
+	each(t, func(t *testing.T, h *servertest.Home) {
 		crowd(t, h, 450)
 		h.DB.Advance(t, 3661*time.Second)
 		before := h.Information(t).Revision
@@ -150,7 +150,7 @@ func TestTwoReplicasEndACrowd(t *testing.T) {
 
 // TestAmnesty: after an outage everybody gets its length back, at most the own TTL, before anyone is removed.
 func TestAmnesty(t *testing.T) {
-	each(t, func(t *testing.T, h *Home) {
+	each(t, func(t *testing.T, h *servertest.Home) {
 		camera, source := member(t, h, models.DeviceCamera, 86400)
 		long, hour := member(t, h, models.DevicePhone, 3600)
 		short, half := member(t, h, models.DeviceTablet, 30)
@@ -168,7 +168,7 @@ func TestAmnesty(t *testing.T) {
 }
 
 func TestAmnestySavesWhoeverWouldHaveRenewed(t *testing.T) {
-	each(t, func(t *testing.T, h *Home) {
+	each(t, func(t *testing.T, h *servertest.Home) {
 		_, _ = member(t, h, models.DeviceCamera, 86400)
 		phone, id := member(t, h, models.DevicePhone, 3600)
 		h.DB.Advance(t, 50*time.Minute)
@@ -189,7 +189,7 @@ func TestAmnestySavesWhoeverWouldHaveRenewed(t *testing.T) {
 
 // TestAmnestyOnceAmongReplicas: several at once give it once, in batches, and it survives the end of a process in its midst.
 func TestAmnestyOnceAmongReplicas(t *testing.T) {
-	each(t, func(t *testing.T, h *Home) {
+	each(t, func(t *testing.T, h *servertest.Home) {
 		crowd(t, h, 2500)
 		before := h.DB.Ints(t, "SELECT expires_at FROM leases ORDER BY registration_id")
 		h.DB.Outage(t, 10*time.Minute)
@@ -212,7 +212,7 @@ func TestAmnestyOnceAmongReplicas(t *testing.T) {
 
 // TestNobodyIsRemovedBeforeTheAmnesty: not even by a process that was suspended in the midst of removing.
 func TestNobodyIsRemovedBeforeTheAmnesty(t *testing.T) {
-	each(t, func(t *testing.T, h *Home) {
+	each(t, func(t *testing.T, h *servertest.Home) {
 		member(t, h, models.DeviceCamera, 86400)
 		_, id := member(t, h, models.DevicePhone, 3600)
 		end := func() (over []models.RegistrationID) {
@@ -234,7 +234,7 @@ func TestNobodyIsRemovedBeforeTheAmnesty(t *testing.T) {
 // TestRun: it looks until it is told to stop, and reports a database that is away once.
 func TestRun(t *testing.T) {
 	db := storetest.SQLite(t)
-	h := On(db, db.Store).NewHome(t)
+	h := servertest.On(db, db.Store).NewHome(t)
 	member(t, h, models.DeviceCamera, 30)
 	look(t, h)
 	db.Advance(t, 36*time.Second)

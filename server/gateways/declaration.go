@@ -2,6 +2,7 @@ package gateways
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/groupcast/groupcast/models"
@@ -130,10 +131,8 @@ func (s *Service) checkSpace(r models.AddrRange, p models.Premises) error {
 	if p.AllowPublicRange {
 		return nil
 	}
-	for _, space := range private {
-		if inside(space) {
-			return nil
-		}
+	if slices.ContainsFunc(private, inside) {
+		return nil
 	}
 	return badRange("groupRange %s is not private (10/8, 172.16/12, 192.168/16, 100.64/10, 198.18/15). If the gateway is down, video would go to "+
 		"strangers. Use private addresses, or ask the operator for allowPublicRange on this premises.", r)

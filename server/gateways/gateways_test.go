@@ -12,7 +12,7 @@ import (
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/gateways"
-	. "github.com/groupcast/groupcast/server/servertest"
+	"github.com/groupcast/groupcast/server/servertest"
 	"github.com/groupcast/groupcast/server/store/storetest"
 )
 
@@ -20,7 +20,7 @@ var ctx = context.Background()
 
 func TestWhatMayBeDeclared(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		s := On(db, db.Store)
+		s := servertest.On(db, db.Store)
 		private, public := s.NewAccount(t, false), s.NewAccount(t, true)
 		for _, c := range []struct {
 			lan, gateway, uplink, groupRange string
@@ -70,11 +70,11 @@ func TestWhatMayBeDeclared(t *testing.T) {
 				h = public
 			}
 			g, pool, err := s.Gateways.Declare(ctx, h.Gateway, gateways.Declaration{
-				GatewayID: h.Gateway.Device.ID, LANPrefix: c.lan, GatewayIPv4: Addr(c.gateway), UplinkIPv4: Addr(c.uplink), GroupRange: c.groupRange,
+				GatewayID: h.Gateway.Device.ID, LANPrefix: c.lan, GatewayIPv4: servertest.Addr(c.gateway), UplinkIPv4: servertest.Addr(c.uplink), GroupRange: c.groupRange,
 			})
 			what := fmt.Sprintf("%+v", c)
 			if c.want == "" {
-				Refused(t, models.CodeBadRange, err)
+				servertest.Refused(t, models.CodeBadRange, err)
 				continue
 			}
 			require.NoError(t, err, what)
@@ -86,7 +86,7 @@ func TestWhatMayBeDeclared(t *testing.T) {
 
 func TestDeclaringAgainChangesNothing(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		h := On(db, db.Store).NewHome(t)
+		h := servertest.On(db, db.Store).NewHome(t)
 		before := h.Information(t)
 		require.EqualValues(t, 2, before.Revision, "the declaration itself was a change")
 		h.Woken.Take()
@@ -99,22 +99,22 @@ func TestDeclaringAgainChangesNothing(t *testing.T) {
 // TestChangedUplink: who is inside the home changes with it, in one revision.
 func TestChangedUplink(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		h := On(db, db.Store).NewHome(t)
+		h := servertest.On(db, db.Store).NewHome(t)
 		camera, phone := h.Device(t, models.DeviceCamera, "camera"), h.Device(t, models.DevicePhone, "phone")
-		h.Join(t, camera, Source(camera, "172.168.0.5", "g"))
-		r := Destination(phone, "203.0.113.1", "g")
-		r.PrivateIPv4 = Addr("172.168.0.20")
+		h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g"))
+		r := servertest.Destination(phone, "203.0.113.1", "g")
+		r.PrivateIPv4 = servertest.Addr("172.168.0.20")
 		h.Join(t, phone, r)
 		before := h.Information(t)
-		require.Equal(t, Addr("172.168.0.20"), before.Groups[0].Destinations[0].IPv4)
+		require.Equal(t, servertest.Addr("172.168.0.20"), before.Groups[0].Destinations[0].IPv4)
 		h.Woken.Take()
 
 		d := h.Declaration("172.168.0.233-172.168.0.254")
-		d.UplinkIPv4 = Addr("203.0.113.2")
+		d.UplinkIPv4 = servertest.Addr("203.0.113.2")
 		_, _, err := h.Gateways.Declare(ctx, h.Gateway, d)
 		require.NoError(t, err)
 		after := h.Information(t)
-		require.Equal(t, Addr("203.0.113.1"), after.Groups[0].Destinations[0].IPv4)
+		require.Equal(t, servertest.Addr("203.0.113.1"), after.Groups[0].Destinations[0].IPv4)
 		require.Equal(t, before.Revision+1, after.Revision)
 		require.Equal(t, []models.ID{h.Gateway.Device.ID}, h.Woken.Take())
 	})
@@ -122,9 +122,9 @@ func TestChangedUplink(t *testing.T) {
 
 func TestChangedRange(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		h := On(db, db.Store).NewHome(t)
+		h := servertest.On(db, db.Store).NewHome(t)
 		camera := h.Device(t, models.DeviceCamera, "camera")
-		a := h.Join(t, camera, Source(camera, "172.168.0.5", "g"))
+		a := h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g"))
 		pool := func() models.Pool {
 			_, p, err := h.Gateways.Get(ctx, h.Gateway, h.Gateway.Device.ID)
 			require.NoError(t, err)
@@ -135,13 +135,13 @@ func TestChangedRange(t *testing.T) {
 
 		// A live group can't lose its address, nor a live source its LAN.
 		_, _, err := h.Gateways.Declare(ctx, h.Gateway, h.Declaration("172.168.0.234-172.168.0.254"))
-		Refused(t, models.CodeRangeConflict, err)
+		servertest.Refused(t, models.CodeRangeConflict, err)
 		_, _, err = h.Gateways.Declare(ctx, h.Gateway, h.Declaration("172.168.0.4-172.168.0.254"))
-		Refused(t, models.CodeRangeConflict, err)
+		servertest.Refused(t, models.CodeRangeConflict, err)
 		d := h.Declaration("172.168.0.233-172.168.0.254")
-		d.LANPrefix, d.GatewayIPv4 = "172.168.0.128/25", Addr("172.168.0.129")
+		d.LANPrefix, d.GatewayIPv4 = "172.168.0.128/25", servertest.Addr("172.168.0.129")
 		_, _, err = h.Gateways.Declare(ctx, h.Gateway, d)
-		Refused(t, models.CodeRangeConflict, err)
+		servertest.Refused(t, models.CodeRangeConflict, err)
 		require.Equal(t, models.Pool{Size: 22, Allocated: 1}, pool(), "what is refused changes nothing")
 
 		h.Declare(t, "172.168.0.233-172.168.0.235")
@@ -153,31 +153,31 @@ func TestChangedRange(t *testing.T) {
 		require.Equal(t, models.Pool{Size: 2}, pool())
 		h.Declare(t, "172.168.0.233-172.168.0.233")
 		require.Equal(t, models.Pool{Size: 1, Quarantined: 1}, pool())
-		_, err = h.Registrations.Join(ctx, camera, Source(camera, "172.168.0.5", "other"))
-		Refused(t, models.CodePoolExhausted, err)
-		require.EqualValues(t, 2, h.Join(t, camera, Source(camera, "172.168.0.5", "g")).Generation)
+		_, err = h.Registrations.Join(ctx, camera, servertest.Source(camera, "172.168.0.5", "other"))
+		servertest.Refused(t, models.CodePoolExhausted, err)
+		require.EqualValues(t, 2, h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g")).Generation)
 	})
 }
 
 func TestTwoGatewaysOfOnePremises(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		h := On(db, db.Store).NewHome(t)
+		h := servertest.On(db, db.Store).NewHome(t)
 		second := h.Device(t, models.DeviceGateway, "second")
 		declare := func(lan, gateway, groupRange string) error {
 			_, _, err := h.Gateways.Declare(ctx, second, gateways.Declaration{
-				GatewayID: second.Device.ID, LANPrefix: lan, GatewayIPv4: Addr(gateway), UplinkIPv4: Addr("203.0.113.9"), GroupRange: groupRange,
+				GatewayID: second.Device.ID, LANPrefix: lan, GatewayIPv4: servertest.Addr(gateway), UplinkIPv4: servertest.Addr("203.0.113.9"), GroupRange: groupRange,
 			})
 			return err
 		}
-		Refused(t, models.CodeRangeConflict, declare("172.168.0.0/24", "172.168.0.2", "172.168.0.200-172.168.0.210"))
-		Refused(t, models.CodeRangeConflict, declare("172.168.0.0/16", "172.168.9.1", ""))
+		servertest.Refused(t, models.CodeRangeConflict, declare("172.168.0.0/24", "172.168.0.2", "172.168.0.200-172.168.0.210"))
+		servertest.Refused(t, models.CodeRangeConflict, declare("172.168.0.0/16", "172.168.9.1", ""))
 		require.NoError(t, declare("172.168.9.0/24", "172.168.9.1", ""))
 
 		one, two := h.Device(t, models.DeviceCamera, "one"), h.Device(t, models.DeviceCamera, "two")
-		require.Equal(t, "172.168.0.233", h.Join(t, one, Source(one, "172.168.0.5", "g")).GroupIP.String())
-		require.Equal(t, "172.168.9.230", h.Join(t, two, Source(two, "172.168.9.5", "h")).GroupIP.String())
-		_, err := h.Registrations.Join(ctx, two, Source(two, "172.168.9.5", "g"))
-		Refused(t, models.CodeWrongLAN, err) // g lives in the other LAN
+		require.Equal(t, "172.168.0.233", h.Join(t, one, servertest.Source(one, "172.168.0.5", "g")).GroupIP.String())
+		require.Equal(t, "172.168.9.230", h.Join(t, two, servertest.Source(two, "172.168.9.5", "h")).GroupIP.String())
+		_, err := h.Registrations.Join(ctx, two, servertest.Source(two, "172.168.9.5", "g"))
+		servertest.Refused(t, models.CodeWrongLAN, err) // g lives in the other LAN
 		require.Len(t, h.Information(t).Groups, 1)
 		i, err := h.Groups.Information(ctx, second.Device.ID)
 		require.NoError(t, err)
@@ -189,14 +189,14 @@ func TestTwoGatewaysOfOnePremises(t *testing.T) {
 // TestOverlappingAtTheSameMoment: of gateways that declare overlapping LANs at once one wins.
 func TestOverlappingAtTheSameMoment(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		h := On(db, db.Store).NewAccount(t, true)
+		h := servertest.On(db, db.Store).NewAccount(t, true)
 		var all errgroup.Group
 		results := make([]error, 8)
 		for i := range results {
 			g := h.Device(t, models.DeviceGateway, fmt.Sprint(i))
 			all.Go(func() error {
 				_, _, results[i] = h.Gateways.Declare(ctx, g, gateways.Declaration{
-					GatewayID: g.Device.ID, LANPrefix: "10.0.0.0/24", GatewayIPv4: Addr("10.0.0.1"), UplinkIPv4: Addr("203.0.113.1"),
+					GatewayID: g.Device.ID, LANPrefix: "10.0.0.0/24", GatewayIPv4: servertest.Addr("10.0.0.1"), UplinkIPv4: servertest.Addr("203.0.113.1"),
 				})
 				return nil
 			})
@@ -217,17 +217,17 @@ func TestOverlappingAtTheSameMoment(t *testing.T) {
 
 func TestOnlyTheGatewayItself(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		h := On(db, db.Store).NewAccount(t, true)
+		h := servertest.On(db, db.Store).NewAccount(t, true)
 		_, _, err := h.Gateways.Get(ctx, h.Gateway, h.Gateway.Device.ID)
-		Refused(t, models.CodeNotFound, err) // it has declared nothing yet
+		servertest.Refused(t, models.CodeNotFound, err) // it has declared nothing yet
 		h.Declare(t, "")
 		other := h.Device(t, models.DeviceGateway, "other")
 		camera := h.Device(t, models.DeviceCamera, "camera")
 		for _, p := range []models.Principal{other, camera} {
 			_, _, err = h.Gateways.Get(ctx, p, h.Gateway.Device.ID)
-			Refused(t, models.CodeNotFound, err)
+			servertest.Refused(t, models.CodeNotFound, err)
 			_, _, err = h.Gateways.Declare(ctx, p, h.Declaration(""))
-			Refused(t, models.CodeNotFound, err)
+			servertest.Refused(t, models.CodeNotFound, err)
 		}
 	})
 }

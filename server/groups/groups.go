@@ -110,7 +110,7 @@ func viewerOf(p models.Principal) (store.Viewer, error) {
 	case models.KindService:
 		return store.Viewer{Service: p.Service.ID}, nil
 	default:
-		return store.Viewer{}, models.Errorf(models.CodeForbidden, "A %s sees no groups.", p.Kind)
+		return store.Viewer{}, models.Errorf(models.CodeForbidden, "A %s sees no groups. Use the token of a device, a gateway or a service.", p.Kind)
 	}
 }
 

@@ -10,14 +10,14 @@ import (
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/groups"
-	. "github.com/groupcast/groupcast/server/servertest"
+	"github.com/groupcast/groupcast/server/servertest"
 	"github.com/groupcast/groupcast/server/store/storetest"
 )
 
 var ctx = context.Background()
 
 // names lists the groups that a caller sees, over all pages.
-func names(t *testing.T, s *Services, p models.Principal, f groups.Filter, size int) (all []string) {
+func names(t *testing.T, s *servertest.Services, p models.Principal, f groups.Filter, size int) (all []string) {
 	t.Helper()
 	page := models.Page{Size: size}
 	for {
@@ -35,17 +35,17 @@ func names(t *testing.T, s *Services, p models.Principal, f groups.Filter, size 
 
 func TestWhoSeesWhichGroups(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		s := On(db, db.Store)
+		s := servertest.On(db, db.Store)
 		h, other := s.NewHome(t), s.NewHome(t)
 		camera, phone := h.Device(t, models.DeviceCamera, "camera"), h.Device(t, models.DevicePhone, "phone")
 		upload := h.Service(t, "svc-upload", 0)
 		second := h.Device(t, models.DeviceGateway, "second gateway")
-		a := h.Join(t, camera, Source(camera, "172.168.0.5", "a"))
-		h.Join(t, camera, Source(camera, "172.168.0.5", "b"))
-		h.Join(t, upload.Principal, ServiceDestination(upload, "96.114.14.140", "a", a.GroupIP))
-		h.Join(t, phone, Destination(phone, "198.51.100.9", "a"))
+		a := h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "a"))
+		h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "b"))
+		h.Join(t, upload.Principal, servertest.ServiceDestination(upload, "96.114.14.140", "a", a.GroupIP))
+		h.Join(t, phone, servertest.Destination(phone, "198.51.100.9", "a"))
 		stranger := other.Device(t, models.DeviceCamera, "stranger")
-		s.Join(t, stranger, Source(stranger, "172.168.0.5", "c"))
+		s.Join(t, stranger, servertest.Source(stranger, "172.168.0.5", "c"))
 
 		for _, size := range []int{1, 2, 100} {
 			require.Equal(t, []string{"a 2 3", "b 0 1"}, names(t, s, phone, groups.Filter{}, size))
@@ -71,7 +71,7 @@ func TestWhoSeesWhichGroups(t *testing.T) {
 		require.Equal(t, 2, got.State)
 		for _, p := range []models.Principal{stranger, second, {Kind: models.KindService, Service: models.Service{ID: "svc-none"}}} {
 			_, err = s.Groups.Get(ctx, p, g)
-			Refused(t, models.CodeNotFound, err)
+			servertest.Refused(t, models.CodeNotFound, err)
 		}
 		require.NoError(t, h.Accounts.DeleteLink(ctx, "svc-upload", h.Account.ID))
 		require.Empty(t, names(t, s, upload.Principal, groups.Filter{}, 0), "no link, no groups")
@@ -84,17 +84,17 @@ func TestWhoSeesWhichGroups(t *testing.T) {
 // TestSameRevisionSameContent: whatever order the database gives the rows in.
 func TestSameRevisionSameContent(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		h := On(db, db.Store).NewHome(t)
+		h := servertest.On(db, db.Store).NewHome(t)
 		empty := h.Information(t)
 		require.NotNil(t, empty.Groups)
 		require.Empty(t, empty.Groups)
 		for i := range 12 {
 			camera := h.Device(t, models.DeviceCamera, fmt.Sprint("camera", i))
 			name := fmt.Sprint("g", 11-i)
-			h.Join(t, camera, Source(camera, fmt.Sprintf("172.168.0.%d", 10+i), name))
+			h.Join(t, camera, servertest.Source(camera, fmt.Sprintf("172.168.0.%d", 10+i), name))
 			for j := range i {
 				phone := h.Device(t, models.DevicePhone, fmt.Sprint("phone", j))
-				h.Join(t, phone, Destination(phone, fmt.Sprintf("198.51.100.%d", 10+j), name))
+				h.Join(t, phone, servertest.Destination(phone, fmt.Sprintf("198.51.100.%d", 10+j), name))
 			}
 		}
 		info := h.Information(t)
@@ -126,18 +126,18 @@ func TestSameRevisionSameContent(t *testing.T) {
 
 func TestInformationOfNobody(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		h := On(db, db.Store).NewHome(t)
+		h := servertest.On(db, db.Store).NewHome(t)
 		camera := h.Device(t, models.DeviceCamera, "camera")
 		for _, id := range []models.ID{camera.Device.ID, 1} {
 			_, err := h.Groups.Information(ctx, id)
-			Refused(t, models.CodeNotFound, err)
+			servertest.Refused(t, models.CodeNotFound, err)
 		}
 	})
 }
 
 // TestReach is the table of who is served where; server/registrations tests the refusals.
 func TestReach(t *testing.T) {
-	g := models.Gateway{LANAddr: Addr("192.168.1.1"), Uplink: Addr("203.0.113.1"), Range: models.AddrRange{First: Addr("192.168.1.230"), Last: Addr("192.168.1.254")}}
+	g := models.Gateway{LANAddr: servertest.Addr("192.168.1.1"), Uplink: servertest.Addr("203.0.113.1"), Range: models.AddrRange{First: servertest.Addr("192.168.1.230"), Last: servertest.Addr("192.168.1.254")}}
 	require.NoError(t, g.LANPrefix.UnmarshalText([]byte("192.168.1.0/24")))
 	for _, c := range []struct{ private, public, v6, want string }{
 		{"", "198.51.100.9", "", "198.51.100.9"},
@@ -155,7 +155,7 @@ func TestReach(t *testing.T) {
 		{"", "192.168.1.1", "2001:db8::5", "2001:db8::5"},
 		{"", "", "", ""},
 	} {
-		got := groups.Reach(g, models.Registration{PrivateIPv4: Addr(c.private), PublicIPv4: Addr(c.public), IPv6: Addr(c.v6)})
-		require.Equal(t, Addr(c.want), got, "%+v", c)
+		got := groups.Reach(g, models.Registration{PrivateIPv4: servertest.Addr(c.private), PublicIPv4: servertest.Addr(c.public), IPv6: servertest.Addr(c.v6)})
+		require.Equal(t, servertest.Addr(c.want), got, "%+v", c)
 	}
 }

@@ -182,7 +182,7 @@ const (
 
 func (e *Edge) validateBody(c *gin.Context, op *operation) error {
 	r := c.Request
-	if r.Body == nil || r.Body == http.NoBody {
+	if r.Body == http.NoBody {
 		if op.bodyRequired {
 			return noBody(op)
 		}

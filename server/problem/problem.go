@@ -96,12 +96,6 @@ func lookup(code models.Code) row {
 	return catalogue[models.CodeInternal]
 }
 
-// Write answers with the problem document of an error. The instance is the id of the request. Headers that belong to this one
-// answer, such as WWW-Authenticate, are set by the caller before.
-func Write(w http.ResponseWriter, e *models.Error, instance string) {
-	write(w, e, instance, MediaType, nil)
-}
-
 // WriteOAuth answers like Write, in the form that RFC 6749 §5.2 wants at the OAuth endpoints: plain JSON with error and
 // error_description, and the members of the problem document beside them (docs/adr/0010).
 func WriteOAuth(w http.ResponseWriter, e *models.Error, instance string) {
@@ -134,7 +128,12 @@ func OAuthError(code models.Code) string {
 	return "invalid_request"
 }
 
-func write(w http.ResponseWriter, e *models.Error, instance, media string, more map[string]any) {
+// Encode gives the problem document of an error, and its status. The instance is the id of the request.
+func Encode(e *models.Error, instance string) (status int, body []byte) {
+	return encode(e, instance, nil)
+}
+
+func encode(e *models.Error, instance string, more map[string]any) (status int, body []byte) {
 	r, code := lookup(e.Code), e.Code
 	if _, ok := catalogue[code]; !ok {
 		code = models.CodeInternal
@@ -157,6 +156,17 @@ func write(w http.ResponseWriter, e *models.Error, instance, media string, more 
 		}
 		body, _ = json.Marshal(doc) //nolint:errchkjson // strings and a number only
 	}
+	return r.status, body
+}
+
+// Write answers with the problem document of an error. Headers that belong to this one answer, such as WWW-Authenticate, are set by
+// the caller before.
+func Write(w http.ResponseWriter, e *models.Error, instance string) {
+	write(w, e, instance, MediaType, nil)
+}
+
+func write(w http.ResponseWriter, e *models.Error, instance, media string, more map[string]any) {
+	status, body := encode(e, instance, more)
 	h := w.Header()
 	h.Set("Content-Type", media)
 	h.Set("Cache-Control", "no-store")
@@ -165,11 +175,11 @@ func write(w http.ResponseWriter, e *models.Error, instance, media string, more 
 	h.Del("ETag")
 	wait, ok := e.Fields[RetryAfter].(int)
 	if !ok {
-		wait = r.retryAfter
+		wait = lookup(e.Code).retryAfter
 	}
 	if wait > 0 {
 		h.Set("Retry-After", strconv.Itoa(wait))
 	}
-	w.WriteHeader(r.status)
+	w.WriteHeader(status)
 	_, _ = w.Write(body) // a client that is gone can't be told
 }

@@ -74,7 +74,7 @@ func checkSource(g models.Gateway, m member) error {
 }
 
 // checkDestination refuses a destination that the gateway can't or must not send to.
-func (s *Service) checkDestination(g models.Gateway, m member) error {
+func checkDestination(g models.Gateway, m member) error {
 	v := m.registration
 	switch public := v.PublicIPv4; {
 	case !public.IsValid():

@@ -18,7 +18,7 @@ import (
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/expiry"
 	"github.com/groupcast/groupcast/server/registrations"
-	. "github.com/groupcast/groupcast/server/servertest"
+	"github.com/groupcast/groupcast/server/servertest"
 	"github.com/groupcast/groupcast/server/store/storetest"
 )
 
@@ -33,13 +33,13 @@ type answered struct {
 // in which order members came and went; every answer must be what that record says, and no two groups ever had one address in
 // one generation.
 func TestManyClientsAtOnce(t *testing.T) {
-	storetest.Each(t, func(t *testing.T, db *storetest.DB) { manyClients(t, db, On(db, db.Store)) })
+	storetest.Each(t, func(t *testing.T, db *storetest.DB) { manyClients(t, db, servertest.On(db, db.Store)) })
 }
 
 // TestManyClientsOfTwoReplicas is the same through two stores on one database.
 func TestManyClientsOfTwoReplicas(t *testing.T) {
 	db := storetest.Postgres(t)
-	manyClients(t, db, On(db, db.Store), On(db, db.Replica(t)))
+	manyClients(t, db, servertest.On(db, db.Store), servertest.On(db, db.Replica(t)))
 }
 
 const (
@@ -49,7 +49,7 @@ const (
 	groupNames = 8
 )
 
-func manyClients(t *testing.T, db *storetest.DB, replicas ...*Services) {
+func manyClients(t *testing.T, db *storetest.DB, replicas ...*servertest.Services) {
 	h := replicas[0].NewAccount(t, true)
 	h.Declare(t, "172.168.0.230-172.168.0.254")
 	record(t, db)
@@ -75,11 +75,11 @@ func manyClients(t *testing.T, db *storetest.DB, replicas ...*Services) {
 	replay(t, db, told)
 	require.Zero(t, db.Deadlocks(t), "deadlocks")
 	i := h.Information(t)
-	require.EqualValues(t, db.Ints(t, "SELECT max(revision) FROM gateways")[0], i.Revision)
+	require.Equal(t, db.Ints(t, "SELECT max(revision) FROM gateways")[0], i.Revision)
 }
 
 // client is one device that does random things, and fails on any answer that isn't allowed.
-func client(s *Services, device models.Principal, i int, random *rand.Rand, tell func(answered)) error {
+func client(s *servertest.Services, device models.Principal, i int, random *rand.Rand, tell func(answered)) error {
 	ctx := context.Background()
 	member := map[string]models.RegistrationID{}
 	for range steps {
@@ -97,10 +97,10 @@ func client(s *Services, device models.Principal, i int, random *rand.Rand, tell
 			}
 			continue
 		}
-		r := Destination(device, fmt.Sprintf("198.51.100.%d", 1+random.IntN(2)), name)
+		r := servertest.Destination(device, fmt.Sprintf("198.51.100.%d", 1+random.IntN(2)), name)
 		if device.Device.Type == models.DeviceCamera {
 			name = fmt.Sprint("g", i%groupNames) // two cameras for each group, so that it ends now and then
-			r = Source(device, fmt.Sprintf("172.168.0.%d", 10+i), name)
+			r = servertest.Source(device, fmt.Sprintf("172.168.0.%d", 10+i), name)
 		}
 		a, err := s.Registrations.Join(ctx, device, r)
 		switch {
@@ -181,14 +181,14 @@ func replay(t *testing.T, db *storetest.DB, told []answered) {
 // the reaper looked.
 func TestExpiryAndRenewalRace(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		h := On(db, db.Store).NewHome(t)
+		h := servertest.On(db, db.Store).NewHome(t)
 		ctx := context.Background()
 		reaper := expiry.New(db.Store, h.Woken, slog.New(slog.DiscardHandler))
 		camera, phone := h.Device(t, models.DeviceCamera, "camera"), h.Device(t, models.DevicePhone, "phone")
 		ttl := 30
 		renewed, ended := 0, 0
 		for range 60 {
-			source, destination := Source(camera, "172.168.0.5", "g"), Destination(phone, "198.51.100.9", "g")
+			source, destination := servertest.Source(camera, "172.168.0.5", "g"), servertest.Destination(phone, "198.51.100.9", "g")
 			destination.TTL = &ttl
 			h.Join(t, camera, source)
 			before := h.Join(t, phone, destination)
@@ -216,10 +216,10 @@ func TestExpiryAndRenewalRace(t *testing.T) {
 
 // TestUnlinkAndJoinRace: nobody stays registered whose link or device is gone, and nobody sees a fault of ours.
 func TestUnlinkAndJoinRace(t *testing.T) {
-	each(t, func(t *testing.T, h *Home) {
+	each(t, func(t *testing.T, h *servertest.Home) {
 		ctx := context.Background()
 		camera := h.Device(t, models.DeviceCamera, "camera")
-		ip := h.Join(t, camera, Source(camera, "172.168.0.5", "g")).GroupIP
+		ip := h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g")).GroupIP
 		for range 20 {
 			upload := h.Service(t, "svc-upload", 0)
 			phone := h.Device(t, models.DevicePhone, "phone")
@@ -228,12 +228,12 @@ func TestUnlinkAndJoinRace(t *testing.T) {
 			all.Go(func() error { return h.Accounts.DeleteDevice(ctx, "", phone.Device.ID) })
 			for i := range 3 {
 				all.Go(func() error {
-					r := ServiceDestination(upload, "96.114.14.140", "g", ip)
+					r := servertest.ServiceDestination(upload, "96.114.14.140", "g", ip)
 					r.Instance = fmt.Sprint(i)
 					return unless(models.CodeNotFound, join(h, upload.Principal, r))
 				})
 				all.Go(func() error {
-					r := Destination(phone, "198.51.100.9", "g")
+					r := servertest.Destination(phone, "198.51.100.9", "g")
 					r.Instance = fmt.Sprint(i)
 					return unless(models.CodeUnauthenticated, join(h, phone, r))
 				})
@@ -254,7 +254,7 @@ func unless(c models.Code, err error) error {
 
 // TestStatements pins how many statements each operation takes, so that an accidental query per row doesn't come back.
 func TestStatements(t *testing.T) {
-	each(t, func(t *testing.T, h *Home) {
+	each(t, func(t *testing.T, h *servertest.Home) {
 		ctx := context.Background()
 		camera := h.Device(t, models.DeviceCamera, "camera")
 		var a registrations.Answer
@@ -263,13 +263,13 @@ func TestStatements(t *testing.T) {
 			statements := h.DB.Statements(f)
 			require.Len(t, statements, want, "%s: %q", what, statements)
 		}
-		count(10, "create a group", func() { a = h.Join(t, camera, Source(camera, "172.168.0.5", "g")) })
+		count(10, "create a group", func() { a = h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g")) })
 		for i := range 20 {
 			phone := h.Device(t, models.DevicePhone, fmt.Sprint(i))
-			r := Destination(phone, "198.51.100.9", "g")
+			r := servertest.Destination(phone, "198.51.100.9", "g")
 			var d registrations.Answer
 			count(6, "join", func() { d = h.Join(t, phone, r) })
-			r.PublicIPv4 = Addr("198.51.100.10")
+			r.PublicIPv4 = servertest.Addr("198.51.100.10")
 			count(5, "move", func() { h.Join(t, phone, r) })
 			count(1, "renew", func() { h.Join(t, phone, r) })
 			if i%2 == 0 {

@@ -64,7 +64,7 @@ func (s *Service) change(ctx context.Context, m member) (joined store.Renewed, c
 		if m.isSource() {
 			group, own, err = s.groupOfSource(tx, m)
 		} else {
-			group, own, err = s.groupOfDestination(tx, m)
+			group, own, err = groupOfDestination(tx, m)
 		}
 		if err != nil {
 			return err
@@ -72,7 +72,7 @@ func (s *Service) change(ctx context.Context, m member) (joined store.Renewed, c
 		v := m.registration
 		v.GroupID, v.AccountID = group.ID, group.AccountID
 		if v.ID = own.ID; own.ID != "" {
-			if sameMember(own, v) {
+			if store.Unmoved(own, v) {
 				return errUnchanged
 			}
 			err = tx.MoveRegistration(v)
@@ -96,12 +96,6 @@ func (s *Service) change(ctx context.Context, m member) (joined store.Renewed, c
 	return joined, changed, err
 }
 
-// sameMember tells whether posting again changes nothing.
-func sameMember(a, b models.Registration) bool {
-	return a.PrivateIPv4 == b.PrivateIPv4 && a.PublicIPv4 == b.PublicIPv4 && a.IPv6 == b.IPv6 && a.Port == b.Port &&
-		a.DeviceType == b.DeviceType && a.Model == b.Model && a.Name == b.Name
-}
-
 // ownerGone is what a member hears whose device or link was removed while its request was under way.
 func ownerGone(m member) error {
 	if m.isService {
@@ -112,7 +106,7 @@ func ownerGone(m member) error {
 
 // groupOfSource locks the gateway of the source's LAN and finds the group of that name in the premises, or creates it.
 func (s *Service) groupOfSource(tx *store.Tx, m member) (g models.Group, own models.Registration, err error) {
-	gateway, err := s.gatewayOfSource(tx, m)
+	gateway, err := gatewayOfSource(tx, m)
 	if err != nil {
 		return g, own, err
 	}
@@ -134,7 +128,7 @@ func (s *Service) groupOfSource(tx *store.Tx, m member) (g models.Group, own mod
 }
 
 // gatewayOfSource locks the gateway whose LAN holds the source.
-func (s *Service) gatewayOfSource(tx *store.Tx, m member) (models.Gateway, error) {
+func gatewayOfSource(tx *store.Tx, m member) (models.Gateway, error) {
 	private := m.registration.PrivateIPv4
 	if !private.IsValid() {
 		return models.Gateway{}, models.Errorf(models.CodeNoUsableAddress,
@@ -185,7 +179,7 @@ func (s *Service) create(tx *store.Tx, m member, gateway models.Gateway) (models
 }
 
 // groupOfDestination locks the gateway of the group that the destination means, and finds the group.
-func (s *Service) groupOfDestination(tx *store.Tx, m member) (g models.Group, own models.Registration, err error) {
+func groupOfDestination(tx *store.Tx, m member) (g models.Group, own models.Registration, err error) {
 	gateway, found, err := tx.LockGatewayOfGroup(m.group)
 	if err != nil {
 		return g, own, err
@@ -200,7 +194,7 @@ func (s *Service) groupOfDestination(tx *store.Tx, m member) (g models.Group, ow
 	if !found || g.GatewayID != gateway.ID { // it ended, or there is a second one, while we waited for the gateway
 		return g, own, store.ErrAgain
 	}
-	return g, own, s.checkDestination(gateway, m)
+	return g, own, checkDestination(gateway, m)
 }
 
 // whyNoGroup explains why not exactly one group matched.

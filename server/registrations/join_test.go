@@ -13,25 +13,25 @@ import (
 	"github.com/groupcast/groupcast/server/accounts"
 	"github.com/groupcast/groupcast/server/gateways"
 	"github.com/groupcast/groupcast/server/registrations"
-	. "github.com/groupcast/groupcast/server/servertest"
+	"github.com/groupcast/groupcast/server/servertest"
 	"github.com/groupcast/groupcast/server/store/storetest"
 )
 
 // each runs a test in a home of its own on both databases.
-func each(t *testing.T, test func(t *testing.T, h *Home)) {
+func each(t *testing.T, test func(t *testing.T, h *servertest.Home)) {
 	t.Helper()
-	storetest.Each(t, func(t *testing.T, db *storetest.DB) { test(t, On(db, db.Store).NewHome(t)) })
+	storetest.Each(t, func(t *testing.T, db *storetest.DB) { test(t, servertest.On(db, db.Store).NewHome(t)) })
 }
 
-func join(h *Home, p models.Principal, r registrations.Request) error {
+func join(h *servertest.Home, p models.Principal, r registrations.Request) error {
 	_, err := h.Registrations.Join(context.Background(), p, r)
 	return err
 }
 
 func TestRenewalChangesNothingElse(t *testing.T) {
-	each(t, func(t *testing.T, h *Home) {
+	each(t, func(t *testing.T, h *servertest.Home) {
 		camera, phone := h.Device(t, models.DeviceCamera, "camera"), h.Device(t, models.DevicePhone, "phone")
-		source, destination := Source(camera, "172.168.0.5", "g"), Destination(phone, "198.51.100.9", "g")
+		source, destination := servertest.Source(camera, "172.168.0.5", "g"), servertest.Destination(phone, "198.51.100.9", "g")
 		s := h.Join(t, camera, source)
 		d := h.Join(t, phone, destination)
 		before := h.Information(t)
@@ -55,14 +55,14 @@ func TestRenewalChangesNothingElse(t *testing.T) {
 }
 
 func TestMoveKeepsTheMember(t *testing.T) {
-	each(t, func(t *testing.T, h *Home) {
+	each(t, func(t *testing.T, h *servertest.Home) {
 		camera, phone := h.Device(t, models.DeviceCamera, "camera"), h.Device(t, models.DevicePhone, "phone")
-		h.Join(t, camera, Source(camera, "172.168.0.5", "g"))
-		first := h.Join(t, phone, Destination(phone, "198.51.100.9", "g"))
+		h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g"))
+		first := h.Join(t, phone, servertest.Destination(phone, "198.51.100.9", "g"))
 		before := h.Information(t).Revision
 		h.Woken.Take()
 
-		moved := h.Join(t, phone, Destination(phone, "198.51.100.10", "g"))
+		moved := h.Join(t, phone, servertest.Destination(phone, "198.51.100.10", "g"))
 		require.Equal(t, first.RegistrationID, moved.RegistrationID)
 		require.Equal(t, 1, moved.State)
 		info := h.Information(t)
@@ -71,41 +71,41 @@ func TestMoveKeepsTheMember(t *testing.T) {
 		require.Equal(t, []models.ID{h.Gateway.Device.ID}, h.Woken.Take())
 
 		// A second worker is a destination of its own, and the next number isn't one that was used.
-		second := Destination(phone, "198.51.100.10", "g")
+		second := servertest.Destination(phone, "198.51.100.10", "g")
 		second.Instance = "two"
 		require.Equal(t, 2, h.Join(t, phone, second).State)
 		require.Equal(t, 1, h.Leave(t, phone, first.RegistrationID))
-		require.Equal(t, 2, h.Join(t, phone, Destination(phone, "198.51.100.9", "g")).State)
+		require.Equal(t, 2, h.Join(t, phone, servertest.Destination(phone, "198.51.100.9", "g")).State)
 		require.Equal(t, []string{"2 phone 198.51.100.10", "3 phone 198.51.100.9"}, reached(h.Information(t).Groups[0]))
 	})
 }
 
 func TestGroupEndsWithItsLastSource(t *testing.T) {
-	each(t, func(t *testing.T, h *Home) {
+	each(t, func(t *testing.T, h *servertest.Home) {
 		one, two := h.Device(t, models.DeviceCamera, "one"), h.Device(t, models.DeviceCamera, "two")
 		phone := h.Device(t, models.DevicePhone, "phone")
-		a := h.Join(t, one, Source(one, "172.168.0.5", "g"))
-		b := h.Join(t, two, Source(two, "172.168.0.6", "g"))
+		a := h.Join(t, one, servertest.Source(one, "172.168.0.5", "g"))
+		b := h.Join(t, two, servertest.Source(two, "172.168.0.6", "g"))
 		require.Equal(t, a.GroupIP, b.GroupIP, "a second camera joins the group of that name")
-		d := h.Join(t, phone, Destination(phone, "198.51.100.9", "g"))
+		d := h.Join(t, phone, servertest.Destination(phone, "198.51.100.9", "g"))
 
 		require.Equal(t, 1, h.Leave(t, one, a.RegistrationID), "the group lives on")
 		require.Len(t, h.Information(t).Groups, 1)
 		require.Equal(t, 0, h.Leave(t, two, b.RegistrationID))
 		require.Empty(t, h.Information(t).Groups)
 		_, err := h.Registrations.Get(context.Background(), phone, d.RegistrationID)
-		Refused(t, models.CodeNotFound, err)
-		Refused(t, models.CodeNotFound, join(h, phone, Destination(phone, "198.51.100.9", "g")))
+		servertest.Refused(t, models.CodeNotFound, err)
+		servertest.Refused(t, models.CodeNotFound, join(h, phone, servertest.Destination(phone, "198.51.100.9", "g")))
 		_, _, err = h.Registrations.Leave(context.Background(), two, b.RegistrationID)
-		Refused(t, models.CodeNotFound, err)
+		servertest.Refused(t, models.CodeNotFound, err)
 
 		// Another group doesn't get the address, the old one does, a generation later.
-		other := h.Join(t, two, Source(two, "172.168.0.6", "other"))
+		other := h.Join(t, two, servertest.Source(two, "172.168.0.6", "other"))
 		require.NotEqual(t, a.GroupIP, other.GroupIP)
-		wants := Source(two, "172.168.0.6", "third")
+		wants := servertest.Source(two, "172.168.0.6", "third")
 		wants.GroupIP = a.GroupIP
-		Refused(t, models.CodeGroupIPTaken, join(h, two, wants))
-		back := h.Join(t, one, Source(one, "172.168.0.5", "g"))
+		servertest.Refused(t, models.CodeGroupIPTaken, join(h, two, wants))
+		back := h.Join(t, one, servertest.Source(one, "172.168.0.5", "g"))
 		require.Equal(t, a.GroupIP, back.GroupIP)
 		require.EqualValues(t, 2, back.Generation)
 		require.Equal(t, 0, back.State, "nobody is in the new life of the group")
@@ -114,12 +114,12 @@ func TestGroupEndsWithItsLastSource(t *testing.T) {
 
 // TestReuseWaitsForCooldownAndAcknowledgement: only both together free an address for another group.
 func TestReuseWaitsForCooldownAndAcknowledgement(t *testing.T) {
-	each(t, func(t *testing.T, h *Home) {
+	each(t, func(t *testing.T, h *servertest.Home) {
 		camera := h.Device(t, models.DeviceCamera, "camera")
 		h.Declare(t, "172.168.0.233-172.168.0.233") // one address only
 		h.Acknowledge(t)
 		cycle := func(name string) error {
-			a, err := h.Registrations.Join(context.Background(), camera, Source(camera, "172.168.0.5", name))
+			a, err := h.Registrations.Join(context.Background(), camera, servertest.Source(camera, "172.168.0.5", name))
 			if err == nil {
 				require.Equal(t, "172.168.0.233", a.GroupIP.String())
 				h.Leave(t, camera, a.RegistrationID)
@@ -127,7 +127,7 @@ func TestReuseWaitsForCooldownAndAcknowledgement(t *testing.T) {
 			return err
 		}
 		require.NoError(t, cycle("first"))
-		refusal := Refused(t, models.CodePoolExhausted, cycle("second"))
+		refusal := servertest.Refused(t, models.CodePoolExhausted, cycle("second"))
 		require.Equal(t, 1, refusal.Fields["poolSize"])
 		require.Equal(t, 0, refusal.Fields["allocated"])
 		require.Equal(t, 1, refusal.Fields["quarantined"])
@@ -135,96 +135,96 @@ func TestReuseWaitsForCooldownAndAcknowledgement(t *testing.T) {
 		require.NoError(t, err)
 		now, err := h.DB.Now(context.Background())
 		require.NoError(t, err)
-		require.WithinDuration(t, now.Add(Cooldown), nextFree, 5*time.Second)
+		require.WithinDuration(t, now.Add(servertest.Cooldown), nextFree, 5*time.Second)
 
 		h.Acknowledge(t) // acknowledged, but too early
-		Refused(t, models.CodePoolExhausted, cycle("second"))
-		h.DB.Advance(t, Cooldown-10*time.Second)
-		Refused(t, models.CodePoolExhausted, cycle("second"))
+		servertest.Refused(t, models.CodePoolExhausted, cycle("second"))
+		h.DB.Advance(t, servertest.Cooldown-10*time.Second)
+		servertest.Refused(t, models.CodePoolExhausted, cycle("second"))
 		h.DB.Advance(t, 11*time.Second)
 		require.NoError(t, cycle("second"), "late enough and acknowledged")
 
 		// Late enough, but the gateway still polls and says that it holds the old group information.
 		i := h.Information(t)
 		stale := models.Poll{GatewayID: i.GatewayID, Epoch: i.Epoch, Revision: i.Revision - 1}
-		h.DB.Advance(t, Cooldown+time.Second)
+		h.DB.Advance(t, servertest.Cooldown+time.Second)
 		require.NoError(t, h.DB.RecordPolls(context.Background(), []models.Poll{stale}))
-		Refused(t, models.CodePoolExhausted, cycle("third"))
+		servertest.Refused(t, models.CodePoolExhausted, cycle("third"))
 		// The same number in another epoch acknowledges nothing.
 		require.NoError(t, h.DB.RecordPolls(context.Background(), []models.Poll{{GatewayID: i.GatewayID, Epoch: "other", Revision: i.Revision + 9}}))
-		Refused(t, models.CodePoolExhausted, cycle("third"))
+		servertest.Refused(t, models.CodePoolExhausted, cycle("third"))
 		// A gateway that is silent for maxStale doesn't copy any more, so nobody waits for it.
-		h.DB.Advance(t, MaxStale+time.Second)
+		h.DB.Advance(t, servertest.MaxStale+time.Second)
 		require.NoError(t, cycle("third"))
 	})
 }
 
 func TestExhaustionCountsWhatIsInUse(t *testing.T) {
-	each(t, func(t *testing.T, h *Home) {
+	each(t, func(t *testing.T, h *servertest.Home) {
 		h.Declare(t, "172.168.0.240/30")
 		for i, name := range []string{"a", "b", "c", "d"} {
 			camera := h.Device(t, models.DeviceCamera, name)
-			h.Join(t, camera, Source(camera, netip.AddrFrom4([4]byte{172, 168, 0, byte(10 + i)}).String(), name))
+			h.Join(t, camera, servertest.Source(camera, netip.AddrFrom4([4]byte{172, 168, 0, byte(10 + i)}).String(), name))
 		}
 		camera := h.Device(t, models.DeviceCamera, "e")
-		refusal := Refused(t, models.CodePoolExhausted, join(h, camera, Source(camera, "172.168.0.20", "e")))
+		refusal := servertest.Refused(t, models.CodePoolExhausted, join(h, camera, servertest.Source(camera, "172.168.0.20", "e")))
 		require.Equal(t, map[string]any{"poolSize": 4, "allocated": 4, "quarantined": 0, "nextFreeAt": nil}, refusal.Fields)
 		_, pool, err := h.Gateways.Get(context.Background(), h.Gateway, h.Gateway.Device.ID)
 		require.NoError(t, err)
 		require.Equal(t, models.Pool{Size: 4, Allocated: 4}, pool)
 		// A camera that joins a group which is there needs no address.
-		require.Equal(t, "172.168.0.240", h.Join(t, camera, Source(camera, "172.168.0.20", "a")).GroupIP.String())
+		require.Equal(t, "172.168.0.240", h.Join(t, camera, servertest.Source(camera, "172.168.0.20", "a")).GroupIP.String())
 	})
 }
 
 func TestTwoHomesWithTheSameGroup(t *testing.T) {
-	each(t, func(t *testing.T, h *Home) {
+	each(t, func(t *testing.T, h *servertest.Home) {
 		ctx := context.Background()
 		second, err := h.Accounts.CreatePremises(ctx, h.Account.ID, "Cabin", true)
 		require.NoError(t, err)
-		cabin := &Home{Services: h.Services, Account: h.Account, Premises: second}
+		cabin := &servertest.Home{Services: h.Services, Account: h.Account, Premises: second}
 		cabin.Gateway = cabin.Device(t, models.DeviceGateway, "gateway")
 		cabin.Declare(t, "172.168.0.233-172.168.0.254")
 		here, there := h.Device(t, models.DeviceCamera, "here"), cabin.Device(t, models.DeviceCamera, "there")
-		h.Join(t, here, Source(here, "172.168.0.5", "g"))
+		h.Join(t, here, servertest.Source(here, "172.168.0.5", "g"))
 		upload := h.Service(t, "svc-upload", 0)
-		ip := Addr("172.168.0.233")
+		ip := servertest.Addr("172.168.0.233")
 		phone := h.Device(t, models.DevicePhone, "phone")
 
-		require.Equal(t, 1, h.Join(t, phone, Destination(phone, "198.51.100.9", "g")).State, "one match needs no premises")
-		h.Join(t, upload.Principal, ServiceDestination(upload, "96.114.14.140", "g", ip))
-		require.Equal(t, ip, h.Join(t, there, Source(there, "172.168.0.5", "g")).GroupIP)
+		require.Equal(t, 1, h.Join(t, phone, servertest.Destination(phone, "198.51.100.9", "g")).State, "one match needs no premises")
+		h.Join(t, upload.Principal, servertest.ServiceDestination(upload, "96.114.14.140", "g", ip))
+		require.Equal(t, ip, h.Join(t, there, servertest.Source(there, "172.168.0.5", "g")).GroupIP)
 		for range 2 { // also for a member that could be renewed
-			Refused(t, models.CodeAmbiguousGroup, join(h, phone, Destination(phone, "198.51.100.9", "g")))
-			Refused(t, models.CodeAmbiguousGroup, join(h, upload.Principal, ServiceDestination(upload, "96.114.14.140", "g", ip)))
+			servertest.Refused(t, models.CodeAmbiguousGroup, join(h, phone, servertest.Destination(phone, "198.51.100.9", "g")))
+			servertest.Refused(t, models.CodeAmbiguousGroup, join(h, upload.Principal, servertest.ServiceDestination(upload, "96.114.14.140", "g", ip)))
 		}
 		for premises, state := range map[models.PremisesID]int{h.Premises.ID: 2, second.ID: 1} {
-			r := Destination(phone, "198.51.100.9", "g")
+			r := servertest.Destination(phone, "198.51.100.9", "g")
 			r.PremisesID = premises
 			require.Equal(t, state, h.Join(t, phone, r).State)
 		}
-		r := ServiceDestination(upload, "96.114.14.140", "g", ip)
+		r := servertest.ServiceDestination(upload, "96.114.14.140", "g", ip)
 		r.PremisesID = second.ID
 		require.Equal(t, 2, h.Join(t, upload.Principal, r).State)
 
 		// A source can't reach into the other home, and the premises of another account looks like none.
-		r = Source(here, "172.168.0.5", "g")
+		r = servertest.Source(here, "172.168.0.5", "g")
 		r.PremisesID = second.ID
-		Refused(t, models.CodeContradictsToken, join(h, here, r))
-		r = Destination(phone, "198.51.100.9", "g")
+		servertest.Refused(t, models.CodeContradictsToken, join(h, here, r))
+		r = servertest.Destination(phone, "198.51.100.9", "g")
 		r.PremisesID = h.NewAccount(t, true).Premises.ID
-		Refused(t, models.CodeNotFound, join(h, phone, r))
+		servertest.Refused(t, models.CodeNotFound, join(h, phone, r))
 	})
 }
 
 func TestWhoMayRegisterWhat(t *testing.T) {
-	each(t, func(t *testing.T, h *Home) {
+	each(t, func(t *testing.T, h *servertest.Home) {
 		camera, phone := h.Device(t, models.DeviceCamera, "camera"), h.Device(t, models.DevicePhone, "phone")
 		receiver := h.Device(t, models.DeviceReceiver, "receiver")
 		upload := h.Service(t, "svc-upload", 0)
-		ip := h.Join(t, camera, Source(camera, "172.168.0.5", "g")).GroupIP
-		source, destination := Source(camera, "172.168.0.5", "g"), Destination(phone, "198.51.100.9", "g")
-		service := ServiceDestination(upload, "96.114.14.140", "g", ip)
+		ip := h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g")).GroupIP
+		source, destination := servertest.Source(camera, "172.168.0.5", "g"), servertest.Destination(phone, "198.51.100.9", "g")
+		service := servertest.ServiceDestination(upload, "96.114.14.140", "g", ip)
 		type change = func(r *registrations.Request)
 		for name, c := range map[string]struct {
 			who    models.Principal
@@ -248,14 +248,14 @@ func TestWhoMayRegisterWhat(t *testing.T) {
 			"a destination of an unknown group":     {phone, destination, func(r *registrations.Request) { r.GroupName = "h" }, models.CodeNotFound},
 			"a destination with another group IP":   {phone, destination, func(r *registrations.Request) { r.GroupIP = ip.Next() }, models.CodeGroupIPMismatch},
 			"a source with another group IP":        {camera, source, func(r *registrations.Request) { r.GroupIP = ip.Next() }, models.CodeGroupIPMismatch},
-			"a source with an IP outside the range": {camera, source, func(r *registrations.Request) { r.GroupName, r.GroupIP = "h", Addr("172.168.0.100") }, models.CodeNotFound},
+			"a source with an IP outside the range": {camera, source, func(r *registrations.Request) { r.GroupName, r.GroupIP = "h", servertest.Addr("172.168.0.100") }, models.CodeNotFound},
 			"a source with an IP that is taken":     {camera, source, func(r *registrations.Request) { r.GroupName, r.GroupIP = "h", ip }, models.CodeGroupIPTaken},
-			"a source in another LAN":               {camera, source, func(r *registrations.Request) { r.PrivateIPv4 = Addr("192.168.7.5") }, models.CodeWrongLAN},
+			"a source in another LAN":               {camera, source, func(r *registrations.Request) { r.PrivateIPv4 = servertest.Addr("192.168.7.5") }, models.CodeWrongLAN},
 			"a source without a private address":    {camera, source, func(r *registrations.Request) { r.PrivateIPv4 = netip.Addr{} }, models.CodeNoUsableAddress},
 		} {
 			c.change(&c.what)
 			before := h.Information(t)
-			Refused(t, c.code, join(h, c.who, c.what))
+			servertest.Refused(t, c.code, join(h, c.who, c.what))
 			assert.Equal(t, before, h.Information(t), "%s changes nothing", name)
 			if t.Failed() {
 				t.Fatalf("case: %s", name)
@@ -263,46 +263,46 @@ func TestWhoMayRegisterWhat(t *testing.T) {
 		}
 		require.Equal(t, 1, h.Join(t, upload.Principal, service).State)
 		require.NoError(t, h.Accounts.DeleteLink(context.Background(), "svc-upload", h.Account.ID))
-		Refused(t, models.CodeNotFound, join(h, upload.Principal, service))
+		servertest.Refused(t, models.CodeNotFound, join(h, upload.Principal, service))
 		require.NoError(t, h.Accounts.DeleteDevice(context.Background(), "", camera.Device.ID))
-		Refused(t, models.CodeUnauthenticated, join(h, camera, source))
+		servertest.Refused(t, models.CodeUnauthenticated, join(h, camera, source))
 
 		// The same name in another account is another group.
 		elsewhere := h.NewAccount(t, true)
 		stranger := elsewhere.Device(t, models.DeviceCamera, "stranger")
-		Refused(t, models.CodeNoGateway, join(h, stranger, Source(stranger, "172.168.0.5", "g")))
+		servertest.Refused(t, models.CodeNoGateway, join(h, stranger, servertest.Source(stranger, "172.168.0.5", "g")))
 		elsewhere.Declare(t, "172.168.0.233-172.168.0.254")
-		require.Equal(t, ip, h.Join(t, stranger, Source(stranger, "172.168.0.5", "g")).GroupIP)
+		require.Equal(t, ip, h.Join(t, stranger, servertest.Source(stranger, "172.168.0.5", "g")).GroupIP)
 	})
 }
 
 // TestTwoServicesWithOneID: an operator may import the same service account id for two services; neither can touch the other.
 func TestTwoServicesWithOneID(t *testing.T) {
-	each(t, func(t *testing.T, h *Home) {
+	each(t, func(t *testing.T, h *servertest.Home) {
 		camera := h.Device(t, models.DeviceCamera, "camera")
-		ip := h.Join(t, camera, Source(camera, "172.168.0.5", "g")).GroupIP
+		ip := h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g")).GroupIP
 		upload, thumbnail := h.Service(t, "svc-upload", 42), h.Service(t, "svc-thumbnail", 42)
-		a := h.Join(t, upload.Principal, ServiceDestination(upload, "96.114.14.140", "g", ip))
-		b := h.Join(t, thumbnail.Principal, ServiceDestination(thumbnail, "69.252.80.75", "g", ip))
+		a := h.Join(t, upload.Principal, servertest.ServiceDestination(upload, "96.114.14.140", "g", ip))
+		b := h.Join(t, thumbnail.Principal, servertest.ServiceDestination(thumbnail, "69.252.80.75", "g", ip))
 		require.NotEqual(t, a.RegistrationID, b.RegistrationID)
 		require.Equal(t, 2, b.State)
 		_, _, err := h.Registrations.Leave(context.Background(), thumbnail.Principal, a.RegistrationID)
-		Refused(t, models.CodeNotFound, err)
+		servertest.Refused(t, models.CodeNotFound, err)
 	})
 }
 
 func TestAddresses(t *testing.T) {
-	each(t, func(t *testing.T, h *Home) {
+	each(t, func(t *testing.T, h *servertest.Home) {
 		camera, phone := h.Device(t, models.DeviceCamera, "camera"), h.Device(t, models.DevicePhone, "phone")
 		upload := h.Service(t, "svc-upload", 0)
-		ip := h.Join(t, camera, Source(camera, "172.168.0.5", "g")).GroupIP
+		ip := h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g")).GroupIP
 		for _, private := range []string{"172.168.0.1", "172.168.0.0", "172.168.0.255", "172.168.0.240", "0.1.2.3", "127.0.0.1", "224.0.0.5", "255.255.255.255"} {
-			Refused(t, models.CodeBadAddress, join(h, camera, Source(camera, private, "g")))
+			servertest.Refused(t, models.CodeBadAddress, join(h, camera, servertest.Source(camera, private, "g")))
 		}
-		mapped := Source(camera, "::ffff:172.168.0.7", "g")
-		mapped.PublicIPv4 = Addr("::ffff:71.230.36.162")
+		mapped := servertest.Source(camera, "::ffff:172.168.0.7", "g")
+		mapped.PublicIPv4 = servertest.Addr("::ffff:71.230.36.162")
 		h.Join(t, camera, mapped)
-		require.Equal(t, Addr("172.168.0.7"), h.Information(t).Groups[0].Sources[0].IPv4, "a mapped address is the IPv4 address it hides")
+		require.Equal(t, servertest.Addr("172.168.0.7"), h.Information(t).Groups[0].Sources[0].IPv4, "a mapped address is the IPv4 address it hides")
 
 		for _, c := range []struct {
 			private, public, v6, remote string
@@ -349,10 +349,10 @@ func TestAddresses(t *testing.T) {
 		} {
 			r := registrations.Request{
 				Type: models.MemberDevice, ID: phone.Device.ID, Role: models.RoleDestination, GroupName: "g",
-				PrivateIPv4: Addr(c.private), PublicIPv4: Addr(c.public), IPv6: Addr(c.v6), RemoteAddr: Addr(c.remote),
+				PrivateIPv4: servertest.Addr(c.private), PublicIPv4: servertest.Addr(c.public), IPv6: servertest.Addr(c.v6), RemoteAddr: servertest.Addr(c.remote),
 			}
 			if _, err := netip.ParseAddr(c.want); err != nil {
-				Refused(t, models.Code(c.want), join(h, phone, r))
+				servertest.Refused(t, models.Code(c.want), join(h, phone, r))
 				continue
 			}
 			h.Join(t, phone, r)
@@ -360,39 +360,39 @@ func TestAddresses(t *testing.T) {
 		}
 
 		// A service's null isn't filled in: its request comes from somewhere in its data centre.
-		Refused(t, models.CodeNoUsableAddress, join(h, upload.Principal, ServiceDestination(upload, "", "g", ip)))
+		servertest.Refused(t, models.CodeNoUsableAddress, join(h, upload.Principal, servertest.ServiceDestination(upload, "", "g", ip)))
 	})
 }
 
 func TestAllowLoopbackLiftsOnlyTheLoopbackRules(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		s := On(db, db.Store)
-		s.Registrations = registrations.New(db.Store, s.Woken, registrations.Options{MaxStale: MaxStale, AllowLoopback: true})
-		s.Gateways = gateways.New(db.Store, s.Woken, gateways.Options{MaxStale: MaxStale, AllowLoopback: true})
+		s := servertest.On(db, db.Store)
+		s.Registrations = registrations.New(db.Store, s.Woken, registrations.Options{MaxStale: servertest.MaxStale, AllowLoopback: true})
+		s.Gateways = gateways.New(db.Store, s.Woken, gateways.Options{MaxStale: servertest.MaxStale, AllowLoopback: true})
 		h := s.NewAccount(t, false)
 		d := h.Declaration("127.77.0.230-127.77.0.254")
-		d.LANPrefix, d.GatewayIPv4, d.UplinkIPv4 = "127.77.0.0/24", Addr("127.77.0.1"), Addr("127.0.0.1")
+		d.LANPrefix, d.GatewayIPv4, d.UplinkIPv4 = "127.77.0.0/24", servertest.Addr("127.77.0.1"), servertest.Addr("127.0.0.1")
 		_, _, err := h.Gateways.Declare(context.Background(), h.Gateway, d)
 		require.NoError(t, err)
 		camera, phone := h.Device(t, models.DeviceCamera, "camera"), h.Device(t, models.DevicePhone, "phone")
-		require.Equal(t, "127.77.0.230", h.Join(t, camera, Source(camera, "127.77.0.5", "g")).GroupIP.String())
-		r := Destination(phone, "127.77.0.11", "g")
-		r.RemoteAddr, r.Port = Addr("127.0.0.1"), 5004
+		require.Equal(t, "127.77.0.230", h.Join(t, camera, servertest.Source(camera, "127.77.0.5", "g")).GroupIP.String())
+		r := servertest.Destination(phone, "127.77.0.11", "g")
+		r.RemoteAddr, r.Port = servertest.Addr("127.0.0.1"), 5004
 		h.Join(t, phone, r)
 		require.Equal(t, []string{"1 phone 127.77.0.11"}, reached(h.Information(t).Groups[0]))
 		require.EqualValues(t, 5004, h.Information(t).Groups[0].Destinations[0].Port)
 		for _, public := range []string{"127.77.0.235", "127.77.0.1", "0.0.0.0", "224.0.0.1"} {
-			r.PublicIPv4 = Addr(public)
-			Refused(t, models.CodeBadAddress, join(h, phone, r))
+			r.PublicIPv4 = servertest.Addr(public)
+			servertest.Refused(t, models.CodeBadAddress, join(h, phone, r))
 		}
 	})
 }
 
 func TestGrantedTimes(t *testing.T) {
-	each(t, func(t *testing.T, h *Home) {
+	each(t, func(t *testing.T, h *servertest.Home) {
 		camera := h.Device(t, models.DeviceCamera, "camera")
 		for asked, granted := range map[int]int{0: 30, 29: 30, 30: 30, 100: 100, 86400: 86400, 86401: 86400, 2147483647: 86400} {
-			r := Source(camera, "172.168.0.5", "g")
+			r := servertest.Source(camera, "172.168.0.5", "g")
 			r.TTL = &asked
 			a := h.Join(t, camera, r)
 			require.Equal(t, granted, a.TTL)
@@ -406,9 +406,9 @@ func TestGrantedTimes(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
-	each(t, func(t *testing.T, h *Home) {
+	each(t, func(t *testing.T, h *servertest.Home) {
 		camera := h.Import(t, accounts.NewDevice{PremisesID: h.Premises.ID, Type: models.DeviceCamera, Name: "camera1", Model: "C1"})
-		a := h.Join(t, camera, Source(camera, "172.168.0.5", "g"))
+		a := h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g"))
 		held, err := h.Registrations.Get(context.Background(), camera, a.RegistrationID)
 		require.NoError(t, err)
 		require.Equal(t, "camera1", held.Name)
@@ -416,7 +416,7 @@ func TestNames(t *testing.T) {
 		require.Equal(t, models.DeviceCamera, held.DeviceType)
 		require.Equal(t, "g", held.Group.Name)
 		require.Equal(t, h.Premises.ID, held.PremisesID)
-		r := Source(camera, "172.168.0.5", "g")
+		r := servertest.Source(camera, "172.168.0.5", "g")
 		r.Name, r.Model = "front door", "C2"
 		h.Join(t, camera, r)
 		require.Equal(t, "front door", h.Information(t).Groups[0].Sources[0].Name)
@@ -424,16 +424,16 @@ func TestNames(t *testing.T) {
 }
 
 func TestListsOnlyOnesOwn(t *testing.T) {
-	each(t, func(t *testing.T, h *Home) {
+	each(t, func(t *testing.T, h *servertest.Home) {
 		ctx := context.Background()
 		camera, phone := h.Device(t, models.DeviceCamera, "camera"), h.Device(t, models.DevicePhone, "phone")
 		upload := h.Service(t, "svc-upload", 0)
 		var mine []models.RegistrationID
 		for i := range 5 {
 			name := string(rune('a' + i))
-			ip := h.Join(t, camera, Source(camera, "172.168.0.5", name)).GroupIP
-			mine = append(mine, h.Join(t, phone, Destination(phone, "198.51.100.9", name)).RegistrationID)
-			h.Join(t, upload.Principal, ServiceDestination(upload, "96.114.14.140", name, ip))
+			ip := h.Join(t, camera, servertest.Source(camera, "172.168.0.5", name)).GroupIP
+			mine = append(mine, h.Join(t, phone, servertest.Destination(phone, "198.51.100.9", name)).RegistrationID)
+			h.Join(t, upload.Principal, servertest.ServiceDestination(upload, "96.114.14.140", name, ip))
 		}
 		for _, size := range []int{1, 2, 5, 6} {
 			var got []models.RegistrationID
@@ -457,10 +457,10 @@ func TestListsOnlyOnesOwn(t *testing.T) {
 		require.NoError(t, err)
 		require.Len(t, all, 5)
 		_, err = h.Registrations.Get(ctx, upload.Principal, mine[0])
-		Refused(t, models.CodeNotFound, err)
+		servertest.Refused(t, models.CodeNotFound, err)
 		_, _, err = h.Registrations.Leave(ctx, camera, mine[0])
-		Refused(t, models.CodeNotFound, err)
+		servertest.Refused(t, models.CodeNotFound, err)
 		_, _, err = h.Registrations.List(ctx, phone, models.Page{Token: "AAAA"})
-		Refused(t, models.CodeBadRequest, err)
+		servertest.Refused(t, models.CodeBadRequest, err)
 	})
 }

@@ -174,6 +174,6 @@ func ownerOf(p models.Principal) (store.Owner, error) {
 	case models.KindService:
 		return store.Owner{Service: p.Service.ID}, nil
 	default:
-		return store.Owner{}, models.Errorf(models.CodeForbidden, "A %s has no registrations.", p.Kind)
+		return store.Owner{}, models.Errorf(models.CodeForbidden, "A %s has no registrations. Use the token of a device or of a service.", p.Kind)
 	}
 }

@@ -22,7 +22,7 @@ func (s *Store) InsertDeviceGrant(ctx context.Context, codeHash []byte, g models
 		_, err := tx.exec(`
 			INSERT INTO device_grants (code_hash, user_code, client_id, scope, device_type, model, serial, jkt, source_prefix, interval_s, created_at, expires_at)
 			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {now}, {now} + CAST(? AS bigint))`,
-			codeHash, g.UserCode, g.ClientID, g.Scope, string(g.DeviceType), g.Model, g.Serial, g.JKT, g.SourcePrefix,
+			blob(codeHash), g.UserCode, g.ClientID, g.Scope, string(g.DeviceType), g.Model, g.Serial, g.JKT, g.SourcePrefix,
 			int64(g.Interval/time.Second), life.Milliseconds())
 		return err
 	})
@@ -57,7 +57,7 @@ func (tx *Tx) PollDeviceGrant(codeHash []byte) (PolledGrant, bool, error) {
 		p.DeviceGrant, err = scanGrant(grantRow{r, &p})
 		return p, err
 	}, "SELECT "+grantColumns+`, CASE WHEN expires_at <= {now} THEN 1 ELSE 0 END,
-		CASE WHEN polled_at + interval_s * 1000 - 500 > {now} THEN 1 ELSE 0 END FROM device_grants WHERE code_hash = ?`, codeHash)
+		CASE WHEN polled_at + interval_s * 1000 - 500 > {now} THEN 1 ELSE 0 END FROM device_grants WHERE code_hash = ?`, blob(codeHash))
 	if err != nil || !found {
 		return p, found, err
 	}
@@ -65,7 +65,7 @@ func (tx *Tx) PollDeviceGrant(codeHash []byte) (PolledGrant, bool, error) {
 	if p.Early {
 		slower = 5 // RFC 8628 §3.5
 	}
-	_, err = tx.exec("UPDATE device_grants SET polled_at = {now}, interval_s = interval_s + ? WHERE code_hash = ?", slower, codeHash)
+	_, err = tx.exec("UPDATE device_grants SET polled_at = {now}, interval_s = interval_s + ? WHERE code_hash = ?", slower, blob(codeHash))
 	return p, true, err
 }
 
@@ -93,7 +93,7 @@ func (tx *Tx) DecideDeviceGrant(userCode string, status models.GrantStatus, g mo
 
 // DeleteDeviceGrant removes a grant and tells whether it was there: of several that redeem it at once, one does.
 func (tx *Tx) DeleteDeviceGrant(codeHash []byte) (bool, error) {
-	n, err := tx.exec("DELETE FROM device_grants WHERE code_hash = ?", codeHash)
+	n, err := tx.exec("DELETE FROM device_grants WHERE code_hash = ?", blob(codeHash))
 	return n == 1, err
 }
 

@@ -11,8 +11,13 @@ const gatewayColumns = `gateways.id, gateways.account_id, gateways.premises_id, 
 
 func gatewayFields(g *models.Gateway) []any {
 	return []any{
-		&g.ID, &g.AccountID, &g.PremisesID, prefixColumn{&g.LANPrefix}, addrColumn{&g.LANAddr}, addrColumn{&g.Uplink},
-		addrColumn{&g.Range.First}, addrColumn{&g.Range.Last}, &g.Revision,
+		&g.ID, &g.AccountID, &g.PremisesID,
+		prefixColumn{&g.LANPrefix},
+		addrColumn{&g.LANAddr},
+		addrColumn{&g.Uplink},
+		addrColumn{&g.Range.First},
+		addrColumn{&g.Range.Last},
+		&g.Revision,
 	}
 }
 

@@ -12,7 +12,7 @@ func (tx *Tx) InsertRefreshToken(hash []byte, t models.RefreshToken, life time.D
 	_, err := tx.exec(`
 		INSERT INTO refresh_tokens (hash, jkt, client_id, scope, account_id, device_id, user_id, created_at, expires_at)
 		VALUES (?, ?, ?, ?, ?, ?, ?, {now}, {now} + CAST(? AS bigint))`,
-		hash, t.JKT, t.ClientID, t.Scope, string(t.AccountID), orNull(int64(t.DeviceID)), t.UserID, life.Milliseconds())
+		blob(hash), t.JKT, t.ClientID, t.Scope, string(t.AccountID), orNull(int64(t.DeviceID)), t.UserID, life.Milliseconds())
 	return err
 }
 
@@ -23,7 +23,7 @@ func (s *Store) RefreshToken(ctx context.Context, hash []byte) (t models.Refresh
 			err = r.Scan(&t.JKT, &t.ClientID, &t.Scope, &t.AccountID, &t.DeviceID, &t.UserID, timeColumn{&t.ExpiresAt})
 			return t, err
 		}, `SELECT jkt, client_id, scope, account_id, coalesce(device_id, 0), user_id, expires_at FROM refresh_tokens
-			WHERE hash = ? AND expires_at > {now}`, hash)
+			WHERE hash = ? AND expires_at > {now}`, blob(hash))
 		return err
 	})
 	return t, found, err
@@ -32,7 +32,7 @@ func (s *Store) RefreshToken(ctx context.Context, hash []byte) (t models.Refresh
 // ExtendRefreshToken lets a refresh token live for life from now.
 func (s *Store) ExtendRefreshToken(ctx context.Context, hash []byte, life time.Duration) error {
 	return s.writing(ctx, func(tx *Tx) error {
-		_, err := tx.exec("UPDATE refresh_tokens SET expires_at = {now} + CAST(? AS bigint) WHERE hash = ?", life.Milliseconds(), hash)
+		_, err := tx.exec("UPDATE refresh_tokens SET expires_at = {now} + CAST(? AS bigint) WHERE hash = ?", life.Milliseconds(), blob(hash))
 		return err
 	})
 }
@@ -40,7 +40,7 @@ func (s *Store) ExtendRefreshToken(ctx context.Context, hash []byte, life time.D
 // DeleteRefreshToken removes a refresh token that is bound to the key.
 func (s *Store) DeleteRefreshToken(ctx context.Context, hash []byte, jkt string) error {
 	return s.writing(ctx, func(tx *Tx) error {
-		_, err := tx.exec("DELETE FROM refresh_tokens WHERE hash = ? AND jkt = ?", hash, jkt)
+		_, err := tx.exec("DELETE FROM refresh_tokens WHERE hash = ? AND jkt = ?", blob(hash), jkt)
 		return err
 	})
 }

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,8 +22,13 @@ var deletedColumns = strings.ReplaceAll(registrationColumns, "(r.", "(registrati
 func registrationFields(r *models.Registration) []any {
 	return []any{
 		&r.ID, &r.GroupID, &r.AccountID, &r.Key.Type, &r.Key.ID, &r.Key.Role, &r.Key.Instance, &r.OwnerDevice, &r.OwnerService,
-		&r.Number, addrColumn{&r.PrivateIPv4}, addrColumn{&r.PublicIPv4}, addrColumn{&r.IPv6}, &r.Port,
-		&r.DeviceType, &r.Model, &r.Name, timeColumn{&r.CreatedAt},
+		&r.Number,
+		addrColumn{&r.PrivateIPv4},
+		addrColumn{&r.PublicIPv4},
+		addrColumn{&r.IPv6},
+		&r.Port,
+		&r.DeviceType, &r.Model, &r.Name,
+		timeColumn{&r.CreatedAt},
 	}
 }
 
@@ -47,6 +53,11 @@ const (
 
 func movableArgs(r models.Registration) []any {
 	return []any{addrText(r.PrivateIPv4), addrText(r.PublicIPv4), addrText(r.IPv6), int64(r.Port), string(r.DeviceType), r.Model, r.Name}
+}
+
+// Unmoved tells whether a member that posts again says the same as before.
+func Unmoved(before, now models.Registration) bool {
+	return slices.Equal(movableArgs(before), movableArgs(now))
 }
 
 // Lease says how long a member stays.

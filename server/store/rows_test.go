@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/groupcast/groupcast/models"
-	. "github.com/groupcast/groupcast/server/servertest"
+	"github.com/groupcast/groupcast/server/servertest"
 	"github.com/groupcast/groupcast/server/store"
 	"github.com/groupcast/groupcast/server/store/storetest"
 )
@@ -39,7 +39,7 @@ func TestFirstKeyWins(t *testing.T) {
 
 func TestPolls(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		h := On(db, db.Store).NewHome(t)
+		h := servertest.On(db, db.Store).NewHome(t)
 		id := h.Gateway.Device.ID
 		epoch, err := db.Epoch(ctx)
 		require.NoError(t, err)
@@ -79,7 +79,7 @@ func TestPolls(t *testing.T) {
 
 func TestRevisionsOfMany(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		h := On(db, db.Store).NewHome(t)
+		h := servertest.On(db, db.Store).NewHome(t)
 		ids := []models.ID{h.Gateway.Device.ID}
 		for i := range 10_000 {
 			ids = append(ids, models.ID(1+i))

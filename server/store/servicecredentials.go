@@ -18,7 +18,7 @@ func (s *Store) InsertServiceCredential(ctx context.Context, c models.ServiceCre
 	err := s.writing(ctx, func(tx *Tx) (err error) {
 		var hash any
 		if len(c.SecretHash) > 0 {
-			hash = c.SecretHash
+			hash = blob(c.SecretHash)
 		}
 		c.CreatedAt, _, err = one(tx, scanTime, `
 			INSERT INTO service_credentials (id, service_id, name, secret_hash, jwks, created_at) VALUES (?, ?, ?, ?, ?, {now}) RETURNING created_at`,

@@ -2,6 +2,7 @@ package store
 
 import (
 	"database/sql"
+	"database/sql/driver"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -155,3 +156,9 @@ func orNull[T comparable](v T) any {
 
 // scanTime scans a row of one time.
 func scanTime(r row) (t time.Time, err error) { err = r.Scan(timeColumn{&t}); return t, err }
+
+// blob is a parameter of bytes. Right after a parenthesis the query builder would take a []byte for a list.
+type blob []byte
+
+// Value implements driver.Valuer.
+func (b blob) Value() (driver.Value, error) { return []byte(b), nil }

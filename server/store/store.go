@@ -66,7 +66,7 @@ const (
 	retryAfter = 2
 )
 
-// ErrAgain, returned by the function of a transaction, rolls back and begins it again: what it read at first was outdated by the
+// ErrAgain is returned by the function of a transaction to roll back and begin again: what it read at first was outdated by the
 // time it had the lock.
 var ErrAgain = errors.New("the transaction has to begin again")
 

@@ -70,7 +70,7 @@ func (tx *Tx) KeepNetwork(id string, network netip.Prefix) error {
 
 // InsertSession begins a session.
 func (tx *Tx) InsertSession(hash []byte, userID string) error {
-	_, err := tx.exec("INSERT INTO sessions (hash, user_id, created_at, used_at, confirmed_at) VALUES (?, ?, {now}, {now}, {now})", hash, userID)
+	_, err := tx.exec("INSERT INTO sessions (hash, user_id, created_at, used_at, confirmed_at) VALUES (?, ?, {now}, {now}, {now})", blob(hash), userID)
 	return err
 }
 
@@ -85,7 +85,7 @@ func (s *Store) Session(ctx context.Context, hash []byte, idle, life time.Durati
 		}, "SELECT "+userColumns+`, {now} - s.used_at, {now} - s.confirmed_at, s.created_at + CAST(? AS bigint) - {now}
 			FROM sessions s JOIN users u ON u.id = s.user_id
 			WHERE s.hash = ? AND s.used_at > {now} - CAST(? AS bigint) AND s.created_at > {now} - CAST(? AS bigint)`,
-			life.Milliseconds(), hash, idle.Milliseconds(), life.Milliseconds())
+			life.Milliseconds(), blob(hash), idle.Milliseconds(), life.Milliseconds())
 		return err
 	})
 	return v, found, err
@@ -96,26 +96,26 @@ func ms(n int64) time.Duration { return time.Duration(n) * time.Millisecond }
 // TouchSession records that a session is used.
 func (s *Store) TouchSession(ctx context.Context, hash []byte) error {
 	return s.writing(ctx, func(tx *Tx) error {
-		_, err := tx.exec("UPDATE sessions SET used_at = {now} WHERE hash = ?", hash)
+		_, err := tx.exec("UPDATE sessions SET used_at = {now} WHERE hash = ?", blob(hash))
 		return err
 	})
 }
 
 // ConfirmSession records that the password was typed.
 func (tx *Tx) ConfirmSession(hash []byte) error {
-	_, err := tx.exec("UPDATE sessions SET confirmed_at = {now} WHERE hash = ?", hash)
+	_, err := tx.exec("UPDATE sessions SET confirmed_at = {now} WHERE hash = ?", blob(hash))
 	return err
 }
 
 // DeleteSession ends a session.
 func (tx *Tx) DeleteSession(hash []byte) error {
-	_, err := tx.exec("DELETE FROM sessions WHERE hash = ?", hash)
+	_, err := tx.exec("DELETE FROM sessions WHERE hash = ?", blob(hash))
 	return err
 }
 
 // DeleteOtherSessions ends all sessions of a user but one.
 func (tx *Tx) DeleteOtherSessions(userID string, but []byte) error {
-	_, err := tx.exec("DELETE FROM sessions WHERE user_id = ? AND hash <> ?", userID, but)
+	_, err := tx.exec("DELETE FROM sessions WHERE user_id = ? AND hash <> ?", userID, blob(but))
 	return err
 }
 
@@ -123,11 +123,11 @@ func (tx *Tx) DeleteOtherSessions(userID string, but []byte) error {
 // exist is IsReference.
 func (tx *Tx) InsertInvitation(hash []byte, account models.AccountID, life time.Duration) error {
 	_, err := tx.exec("INSERT INTO invitations (hash, account_id, expires_at) VALUES (?, ?, {now} + CAST(? AS bigint))",
-		hash, orNull(string(account)), life.Milliseconds())
+		blob(hash), orNull(string(account)), life.Milliseconds())
 	return err
 }
 
 // TakeInvitation uses an invitation up and gives the account that it is for.
 func (tx *Tx) TakeInvitation(hash []byte) (account models.AccountID, found bool, err error) {
-	return one(tx, scanInto[models.AccountID], "DELETE FROM invitations WHERE hash = ? AND expires_at > {now} RETURNING coalesce(account_id, '')", hash)
+	return one(tx, scanInto[models.AccountID], "DELETE FROM invitations WHERE hash = ? AND expires_at > {now} RETURNING coalesce(account_id, '')", blob(hash))
 }

@@ -6,6 +6,7 @@ package storetest
 import (
 	"context"
 	"database/sql"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -148,7 +149,7 @@ func (db *DB) Replica(t testing.TB) *store.Store {
 // Exec runs a statement of the test's own.
 func (db *DB) Exec(t testing.TB, statement string) {
 	t.Helper()
-	_, err := db.raw.Exec(statement)
+	_, err := db.raw.ExecContext(context.Background(), statement)
 	require.NoError(t, err)
 }
 
@@ -160,7 +161,7 @@ func (db *DB) Texts(t testing.TB, query string) []string { return column[string]
 
 func column[T any](t testing.TB, db *DB, query string) (all []T) {
 	t.Helper()
-	rows, err := db.raw.Query(query)
+	rows, err := db.raw.QueryContext(context.Background(), query)
 	require.NoError(t, err)
 	defer func() { _ = rows.Close() }()
 	for rows.Next() {
@@ -184,16 +185,14 @@ func (db *DB) Deadlocks(t testing.TB) int64 {
 // Advance moves the database's clock and keeps the leases looked at, as if the service had run all the time.
 func (db *DB) Advance(t testing.TB, d time.Duration) {
 	t.Helper()
-	ms := d.Milliseconds()
-	_, err := db.raw.Exec("UPDATE installation SET clock_offset_ms = clock_offset_ms + $1, expiry_ran_at = CASE expiry_ran_at WHEN 0 THEN 0 ELSE expiry_ran_at + $1 END", ms)
-	require.NoError(t, err)
+	db.Exec(t, fmt.Sprintf(`UPDATE installation SET clock_offset_ms = clock_offset_ms + %[1]d,
+		expiry_ran_at = CASE expiry_ran_at WHEN 0 THEN 0 ELSE expiry_ran_at + %[1]d END`, d.Milliseconds()))
 }
 
 // Outage moves the database's clock while nobody looks at the leases.
 func (db *DB) Outage(t testing.TB, d time.Duration) {
 	t.Helper()
-	_, err := db.raw.Exec("UPDATE installation SET clock_offset_ms = clock_offset_ms + $1", d.Milliseconds())
-	require.NoError(t, err)
+	db.Exec(t, fmt.Sprintf("UPDATE installation SET clock_offset_ms = clock_offset_ms + %d", d.Milliseconds()))
 }
 
 // Statements runs f and gives the statements that the store ran meanwhile.

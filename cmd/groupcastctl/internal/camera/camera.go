@@ -6,11 +6,16 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"time"
 
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/datagramlog"
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/lease"
 	"github.com/groupcast/groupcast/openapi/api"
 )
+
+// drain is how long a camera stays registered after the end of its stream, so that the gateway copies the last datagrams before
+// the group ends.
+const drain = 500 * time.Millisecond
 
 // Config is what one camera does.
 type Config struct {
@@ -76,6 +81,9 @@ func Run(ctx, leaveBy context.Context, c Config) (Summary, error) {
 	go func() { ended <- stream(ctx) }()
 	select {
 	case err = <-ended:
+		if err == nil {
+			sleepUntil(ctx, time.Now().Add(drain))
+		}
 	case <-ctx.Done(): // a read of standard input may go on; it sends nothing any more
 	}
 	stop()

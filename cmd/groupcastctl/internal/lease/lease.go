@@ -135,13 +135,13 @@ func (l *Lease) renew(ctx context.Context) (before, now api.RegistrationAnswer, 
 	if l.left {
 		return before, before, nil
 	}
-	// Not broken off by the end of ctx: a request whose fate is unknown could register once more after the leave.
-	err = l.post(context.WithoutCancel(ctx))
+	err = l.post(ctx)
 	return before, l.answer, err
 }
 
+// post is not broken off by the end of ctx: a request whose fate is unknown may have registered a member that nobody then ends.
 func (l *Lease) post(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
 	request := l.request
 	if l.find {

@@ -26,7 +26,7 @@ func (e *Error) Error() string {
 	if e.Detail != nil {
 		fmt.Fprintf(&b, ": %s", *e.Detail)
 	}
-	if e.Errors != nil {
+	if e.Errors != nil && len(*e.Errors) > 1 { // a single one stands in the detail
 		for _, field := range *e.Errors {
 			b.WriteString("\n  ")
 			if field.Pointer != nil {

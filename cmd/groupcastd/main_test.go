@@ -1,0 +1,155 @@
+package main_test
+
+import (
+	"bytes"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/groupcast/groupcast/e2e/harness"
+	"github.com/groupcast/groupcast/e2e/pgtest"
+)
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	harness.RemoveBuilt()
+	os.Exit(code)
+}
+
+// run runs the program to its end.
+func run(t *testing.T, environ []string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	cmd := exec.Command(harness.Bin(t, "groupcastd"), args...)
+	cmd.Env = append(os.Environ(), environ...)
+	var out, err bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &err
+	_ = cmd.Run() // the code says how it ended
+	return cmd.ProcessState.ExitCode(), out.String(), err.String()
+}
+
+func TestWhatIsWrongWithTheSettingsIsNamed(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "groupcastd.yaml")
+	require.NoError(t, os.WriteFile(file, []byte("lissten: 127.0.0.1:0\n"), 0o600))
+	for _, c := range []struct {
+		environ string
+		args    []string
+		want    string
+	}{
+		{"", []string{"serve", "--listen", "0.0.0.0:8080"}, "listen: 0.0.0.0:8080 is not on loopback"},
+		{"", []string{"serve", "--config", file}, "lissten ("},
+		{"GROUPCAST_LISSTEN=x", []string{"serve"}, "GROUPCAST_LISSTEN is no variable"},
+		{"GROUPCAST_MAX_STALE=soon", []string{"serve"}, "max-stale (GROUPCAST_MAX_STALE): "},
+		{"", []string{"serve", "--max-stale", "soon"}, "max-stale"},
+		{"", []string{"serve", "--nonsense"}, "nonsense"},
+		{"", []string{"serve", "nonsense"}, "nonsense"},
+		{"GROUPCAST_DATABASE_URL=mysql://u:hunter2@h/d", []string{"migrate", "up"}, "database-url: "},
+	} {
+		code, stdout, stderr := run(t, []string{c.environ, "GROUPCAST_DATA_DIR=" + dir}, c.args...)
+		assert.Equal(t, 2, code, "%v", c.args)
+		assert.Empty(t, stdout)
+		assert.Contains(t, stderr, "groupcastd: ")
+		assert.Contains(t, stderr, c.want)
+		assert.NotContains(t, stderr, "hunter2")
+		assert.NotContains(t, stderr, "goroutine")
+	}
+	code, _, stderr := run(t, nil, "serve", "--data-dir", "/proc/nowhere")
+	assert.Equal(t, 1, code, "this may be right another time")
+	assert.Contains(t, stderr, "data-dir: ")
+}
+
+func TestVersion(t *testing.T) {
+	code, stdout, _ := run(t, nil, "version")
+	assert.Equal(t, 0, code)
+	assert.Equal(t, "devel\n", stdout)
+}
+
+func TestMigrating(t *testing.T) {
+	for name, args := range map[string][]string{
+		"sqlite":   {"--data-dir", t.TempDir()},
+		"postgres": {"--data-dir", t.TempDir(), "--database-url", pgtest.URL(t)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			status := func() string {
+				code, stdout, stderr := run(t, nil, append([]string{"migrate", "status"}, args...)...)
+				require.Equal(t, 0, code, stderr)
+				return stdout
+			}
+			assert.Regexp(t, `(?m)^1 +0001_\w+\.sql +no$`, status())
+			code, _, stderr := run(t, nil, append([]string{"migrate", "up"}, args...)...)
+			require.Equal(t, 0, code, stderr)
+			assert.Regexp(t, `(?m)^1 +0001_\w+\.sql +2\d{3}-\d\d-\d\d \d\d:\d\d:\d\d UTC$`, status())
+			assert.NotContains(t, status(), " no\n")
+			code, _, stderr = run(t, nil, append([]string{"migrate", "up"}, args...)...)
+			require.Equal(t, 0, code, stderr)
+		})
+	}
+}
+
+// serving starts the program and waits until it is alive.
+func serving(t *testing.T, dir string) (url string, p *harness.Process) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	address := l.Addr().String()
+	require.NoError(t, l.Close())
+	p = harness.Start(t, nil, "groupcastd", exec.Command(harness.Bin(t, "groupcastd"), "serve", "--data-dir", dir, "--listen", address, "--metrics-listen", ""))
+	require.Eventually(t, func() bool {
+		r, err := http.Get("http://" + address + "/readyz")
+		if err != nil {
+			return false
+		}
+		r.Body.Close()
+		return r.StatusCode == http.StatusOK
+	}, 20*time.Second, 10*time.Millisecond, "groupcastd is not ready:\n%s", p.Log())
+	return "http://" + address, p
+}
+
+func TestSignalsEndItInGoodOrder(t *testing.T) {
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		dir, err := os.MkdirTemp("", "gc-") // not t.TempDir: the path of a unix socket has to be short
+		require.NoError(t, err)
+		defer os.RemoveAll(dir)
+		_, p := serving(t, dir)
+		code, _, stderr := run(t, nil, "serve", "--data-dir", dir, "--listen", "127.0.0.1:0", "--metrics-listen", "")
+		assert.Equal(t, 1, code)
+		assert.Contains(t, stderr, "is in use by another groupcastd", "two processes on one directory")
+
+		require.NoError(t, p.Cmd.Process.Signal(signal))
+		select {
+		case <-p.Done():
+		case <-time.After(20 * time.Second):
+			t.Fatal("it did not stop")
+		}
+		assert.Equal(t, 0, p.Cmd.ProcessState.ExitCode())
+		assert.True(t, strings.HasSuffix(strings.TrimSpace(p.Log()), "msg=stopped"), p.Log())
+		entries, err := os.ReadDir(dir)
+		require.NoError(t, err)
+		for _, e := range entries {
+			assert.NotEqual(t, "admin.sock", e.Name())
+			info, err := e.Info()
+			require.NoError(t, err)
+			assert.Zero(t, info.Mode().Perm()&0o077, "%s can be read by others", e.Name())
+		}
+	}
+}
+
+// TestKilledAndStartedAgain leaves a dead socket and an open database behind.
+func TestKilledAndStartedAgain(t *testing.T) {
+	dir, err := os.MkdirTemp("", "gc-")
+	require.NoError(t, err)
+	defer os.RemoveAll(dir)
+	_, p := serving(t, dir)
+	p.Kill()
+	_, p = serving(t, dir)
+	require.NoError(t, p.Stop())
+}
