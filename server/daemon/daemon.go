@@ -156,10 +156,20 @@ func (d *Daemon) assemble(ctx context.Context, ring *keys.Ring, kek *keys.KEK, r
 	}
 	d.background = append(d.background, id.run...)
 
+	limits, err := d.newLimits()
+	if err != nil {
+		return edges{}, err
+	}
+	crossOrigin := http.NewCrossOriginProtection()
+	if err := crossOrigin.AddTrustedOrigin(issuer); err != nil {
+		return edges{}, fmt.Errorf("public-url: %w", err)
+	}
 	public, err := httpapi.New(ctx, httpapi.Options{
 		Document:       openapi.Public,
 		Authenticate:   id.access.Authenticate,
 		Nonce:          id.nonces.Current,
+		CrossOrigin:    crossOrigin,
+		Limits:         limits,
 		TrustedProxies: proxies, Log: d.log, Metrics: metrics,
 	})
 	if err != nil {
