@@ -5,6 +5,8 @@
 // clause.
 package authz
 
+//go:generate go run ./permissions ../../docs/permissions.md
+
 import (
 	"bytes"
 	"encoding/json"
