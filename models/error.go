@@ -10,6 +10,9 @@ const (
 	CodeBadRequest       Code = "bad-request"        // the request can't be read: JSON, parameters, members
 	CodeUnauthenticated  Code = "unauthenticated"    // no token, or one that is not valid
 	CodeForbidden        Code = "forbidden"          // the caller may not do this at all
+	CodeConfirmFirst     Code = "confirm-first"      // the user has to type the password again before this
+	CodeCrossSite        Code = "cross-site"         // a page of another site sent this with the user's cookie
+	CodeNotEmpty         Code = "not-empty"          // it still holds what has to be removed first
 	CodeContradictsToken Code = "contradicts-token"  // the body names somebody the token does not
 	CodeNotFound         Code = "not-found"          // missing, or not the caller's: the two can't be told apart
 	CodeUnknownRoute     Code = "unknown-route"      // no operation has this path

@@ -78,6 +78,8 @@ type Member struct {
 	ID   ID
 	Role Role
 	Name string
+	// RegistrationID is known to the account holder only.
+	RegistrationID RegistrationID
 }
 
 // GroupInformation is what one gateway forwards by, as of one revision (SPEC §6).

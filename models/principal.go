@@ -23,6 +23,11 @@ type Principal struct {
 	PremisesID PremisesID // empty for a service
 	Device     Device     // device and gateway
 	Service    Service    // service
+	// UserID is who acts for the account; only a user has one. Fresh says that the user typed the password within the last minutes.
+	UserID string
+	Fresh  bool
+	// Session is the digest of the session's token; nil for an app's access token.
+	Session []byte
 }
 
 // HasScope tells whether the token was granted the scope.

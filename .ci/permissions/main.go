@@ -36,7 +36,8 @@ then the object is looked up among what belongs to the caller. What doesn't exis
 | user | an account holder |
 | operator | whoever may open the service's unix socket; never a token |
 
-A kind that isn't marked may not call the operation, whatever its scopes are.
+A kind that isn't marked may not call the operation, whatever its scopes are. *fresh* lets a user in who typed the password within the last
+five minutes. A scope counts for access tokens; a session has all scopes of a user.
 `
 
 func main() {
@@ -98,7 +99,12 @@ func row(op *openapi3.Operation, call string, rule authz.Rule, kinds []models.Ki
 	var b strings.Builder
 	fmt.Fprintf(&b, "| %s<br>`%s` |%s", op.Summary, call, mark(rule.Public))
 	for _, kind := range kinds {
-		b.WriteString(mark(rule.Public || slices.Contains(rule.Kinds, kind)))
+		allowed := rule.Public || slices.Contains(rule.Kinds, kind)
+		if allowed && rule.Fresh && kind == models.KindUser {
+			b.WriteString(" fresh |")
+			continue
+		}
+		b.WriteString(mark(allowed))
 	}
 	scope := "–"
 	if rule.Scope != "" {

@@ -35,7 +35,7 @@ func (p *program) admin() *cobra.Command {
 		group("service", "Partners that receive streams", o.serviceCreate(),
 			group("credential", "What a service gets its tokens with", o.credentialCreate(), o.credentialList(), o.credentialDelete())),
 		group("link", "An account's consent for a service", o.linkCreate(), o.linkDelete()),
-		o.ticket(), o.approve(), o.token(),
+		o.invite(), o.ticket(), o.approve(), o.token(),
 		group("keys", "The keys that sign tokens", o.keysList(), o.keysRotate()),
 	)
 	return admin

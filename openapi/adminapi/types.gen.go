@@ -113,6 +113,58 @@ type AccountRequest struct {
 	Name string `json:"name"`
 }
 
+// AuditPage defines model for AuditPage.
+type AuditPage struct {
+	// NextPageToken Absent on the last page.
+	NextPageToken *string    `json:"nextPageToken,omitempty"`
+	Rows          []AuditRow `json:"rows"`
+}
+
+// AuditReport defines model for AuditReport.
+type AuditReport struct {
+	Broken bool `json:"broken"`
+
+	// Head The end of the part that is as it was sealed.
+	Head string `json:"head"`
+
+	// Row The first row that is not what was sealed.
+	Row *string `json:"row,omitempty"`
+
+	// Unsealed Rows that no sealer has reached yet.
+	Unsealed int32 `json:"unsealed"`
+
+	// Waiting Seconds for which the oldest of them has waited.
+	Waiting int32 `json:"waiting"`
+
+	// What What is wrong.
+	What *string `json:"what,omitempty"`
+}
+
+// AuditRow defines model for AuditRow.
+type AuditRow struct {
+	AccountID *string `json:"accountId,omitempty"`
+	Action    string  `json:"action"`
+	Actor     string  `json:"actor"`
+
+	// At RFC 3339 with milliseconds.
+	At     string  `json:"at"`
+	ID     string  `json:"id"`
+	Object *string `json:"object,omitempty"`
+
+	// Reason The code of the refusal.
+	Reason    *string `json:"reason,omitempty"`
+	RequestID *string `json:"requestId,omitempty"`
+
+	// Result ok or refused.
+	Result string `json:"result"`
+
+	// Seq Place in the hash chain; absent until it is sealed.
+	Seq *string `json:"seq,omitempty"`
+
+	// Source The network of the caller.
+	Source *string `json:"source,omitempty"`
+}
+
 // DecimalID A decimal number from 1 to 9223372036854775807 without leading zero, as a string; a JSON integer is accepted as well.
 //
 // Example: 664123086043511412
@@ -216,6 +268,19 @@ type FieldError struct {
 
 	// Pointer JSON Pointer into the body (RFC 6901), or the name of the parameter.
 	Pointer *string `json:"pointer,omitempty"`
+}
+
+// Invitation defines model for Invitation.
+type Invitation struct {
+	// ExpiresIn Seconds.
+	ExpiresIn  int32  `json:"expiresIn"`
+	Invitation string `json:"invitation"`
+}
+
+// InvitationRequest defines model for InvitationRequest.
+type InvitationRequest struct {
+	// AccountID An account.
+	AccountID *AccountID `json:"accountId,omitempty"`
 }
 
 // KeyRotation defines model for KeyRotation.
@@ -485,6 +550,24 @@ type ListAccountsParams struct {
 	PageToken *PageToken `form:"pageToken,omitempty" json:"pageToken,omitempty"`
 }
 
+// ListAuditParams defines parameters for ListAudit.
+type ListAuditParams struct {
+	// PageSize At most so many entries; absent means 100.
+	PageSize *PageSize `form:"pageSize,omitempty" json:"pageSize,omitempty"`
+
+	// PageToken The nextPageToken of the page before; opaque.
+	PageToken *PageToken `form:"pageToken,omitempty" json:"pageToken,omitempty"`
+
+	// AccountID Only the rows of this account.
+	AccountID *AccountID `form:"accountId,omitempty" json:"accountId,omitempty"`
+}
+
+// VerifyAuditParams defines parameters for VerifyAudit.
+type VerifyAuditParams struct {
+	// Anchor The head of an earlier verification, as SEQ.HASH.
+	Anchor *string `form:"anchor,omitempty" json:"anchor,omitempty"`
+}
+
 // CreateAccountJSONRequestBody defines body for CreateAccount for application/json ContentType.
 type CreateAccountJSONRequestBody = AccountRequest
 
@@ -496,6 +579,9 @@ type CreateDeviceJSONRequestBody = DeviceRequest
 
 // ChangeDeviceJSONRequestBody defines body for ChangeDevice for application/json ContentType.
 type ChangeDeviceJSONRequestBody = DeviceChange
+
+// CreateInvitationJSONRequestBody defines body for CreateInvitation for application/json ContentType.
+type CreateInvitationJSONRequestBody = InvitationRequest
 
 // RotateSigningKeysJSONRequestBody defines body for RotateSigningKeys for application/json ContentType.
 type RotateSigningKeysJSONRequestBody = KeyRotation

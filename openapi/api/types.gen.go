@@ -115,11 +115,52 @@ func (e TokenAnswerTokenType) Valid() bool {
 	}
 }
 
+// AccountID The tenant that everything else belongs to.
+type AccountID = models.AccountID
+
+// AccountInfo defines model for AccountInfo.
+type AccountInfo struct {
+	// AccountID The tenant that everything else belongs to.
+	AccountID AccountID `json:"accountId"`
+	Name      string    `json:"name"`
+}
+
+// Confirmation defines model for Confirmation.
+type Confirmation struct {
+	// Password A new one has 12 to 128 characters.
+	Password Password `json:"password"`
+}
+
 // DecimalID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
 // numbers hold. In a request body a JSON integer is accepted as well.
 //
 // Example: 664123086043511412
 type DecimalID = models.ID
+
+// Device defines model for Device.
+type Device struct {
+	// DeviceID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
+	// numbers hold. In a request body a JSON integer is accepted as well.
+	//
+	//
+	// Example: 664123086043511412
+	DeviceID DecimalID `json:"deviceId"`
+
+	// DeviceType What kind of device it is.
+	DeviceType DeviceType `json:"deviceType"`
+	Model      string     `json:"model"`
+	Name       string     `json:"name"`
+
+	// PremisesID A home or building of an account.
+	PremisesID PremisesID `json:"premisesId"`
+
+	// ProofOfPossession Whether the tokens of the device have to be bound to its key.
+	ProofOfPossession bool `json:"proofOfPossession"`
+
+	// Trigger What makes a datagram of this source eligible: the IPv4 option 0x88, or that it comes from the registered source
+	// (for cameras that can't set IP options; set by the account holder).
+	Trigger Trigger `json:"trigger"`
+}
 
 // DeviceAuthorization defines model for DeviceAuthorization.
 type DeviceAuthorization struct {
@@ -155,6 +196,24 @@ type DeviceAuthorizationRequest struct {
 
 // DeviceAuthorizationRequestClientID A device, a gateway, or an app of the account holder.
 type DeviceAuthorizationRequestClientID string
+
+// DeviceChange defines model for DeviceChange.
+type DeviceChange struct {
+	// Name What people call it.
+	Name *string `json:"name,omitempty"`
+
+	// Trigger What makes a datagram of this source eligible: the IPv4 option 0x88, or that it comes from the registered source
+	// (for cameras that can't set IP options; set by the account holder).
+	Trigger *Trigger `json:"trigger,omitempty"`
+}
+
+// DevicePage defines model for DevicePage.
+type DevicePage struct {
+	Devices []Device `json:"devices"`
+
+	// NextPageToken Absent on the last page.
+	NextPageToken *string `json:"nextPageToken,omitempty"`
+}
 
 // DeviceType What kind of device it is.
 type DeviceType = models.DeviceType
@@ -409,16 +468,51 @@ type LeaveAnswer struct {
 	State int32 `json:"state"`
 }
 
-// Member A member of a group; never with an address.
+// Link defines model for Link.
+type Link struct {
+	Name string `json:"name"`
+
+	// ServiceAccountID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
+	// numbers hold. In a request body a JSON integer is accepted as well.
+	//
+	//
+	// Example: 664123086043511412
+	ServiceAccountID DecimalID `json:"serviceAccountId"`
+
+	// ServiceID The name that the operator gave the service.
+	ServiceID ServiceID `json:"serviceId"`
+}
+
+// LinkPage defines model for LinkPage.
+type LinkPage struct {
+	Links []Link `json:"links"`
+
+	// NextPageToken Absent on the last page.
+	NextPageToken *string `json:"nextPageToken,omitempty"`
+}
+
+// LoginRequest defines model for LoginRequest.
+type LoginRequest struct {
+	// Password A new one has 12 to 128 characters.
+	Password Password `json:"password"`
+
+	// UserName What a user logs in with, in any case; often an e-mail address, but nothing is sent to it.
+	UserName UserName `json:"userName"`
+}
+
+// Member A member of a group; never with an address. Only a user sees registrationId, with which the registration can be ended.
 type Member struct {
 	// ID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
 	// numbers hold. In a request body a JSON integer is accepted as well.
 	//
 	//
 	// Example: 664123086043511412
-	ID   DecimalID  `json:"id"`
-	Name string     `json:"name"`
-	Role MemberRole `json:"role"`
+	ID   DecimalID `json:"id"`
+	Name string    `json:"name"`
+
+	// RegistrationID One member's lease in a group.
+	RegistrationID *RegistrationID `json:"registrationId,omitempty"`
+	Role           MemberRole      `json:"role"`
 
 	// Type Whether the member is a device (JWT) or a service (SAT). Requests may use any case.
 	Type MemberType `json:"type"`
@@ -454,6 +548,18 @@ type OAuthProblem struct {
 	AdditionalProperties map[string]interface{} `json:"-"`
 }
 
+// Password A new one has 12 to 128 characters.
+type Password = string
+
+// PasswordChange defines model for PasswordChange.
+type PasswordChange struct {
+	// NewPassword A new one has 12 to 128 characters.
+	NewPassword Password `json:"newPassword"`
+
+	// OldPassword A new one has 12 to 128 characters.
+	OldPassword Password `json:"oldPassword"`
+}
+
 // Pool defines model for Pool.
 type Pool struct {
 	Allocated   int32 `json:"allocated"`
@@ -461,8 +567,29 @@ type Pool struct {
 	Quarantined int32 `json:"quarantined"`
 }
 
+// Premises defines model for Premises.
+type Premises struct {
+	Name string `json:"name"`
+
+	// PremisesID A home or building of an account.
+	PremisesID PremisesID `json:"premisesId"`
+}
+
 // PremisesID A home or building of an account.
 type PremisesID = models.PremisesID
+
+// PremisesPage defines model for PremisesPage.
+type PremisesPage struct {
+	// NextPageToken Absent on the last page.
+	NextPageToken *string    `json:"nextPageToken,omitempty"`
+	Premises      []Premises `json:"premises"`
+}
+
+// PremisesRequest defines model for PremisesRequest.
+type PremisesRequest struct {
+	// Name What people call it.
+	Name string `json:"name"`
+}
 
 // Problem RFC 9457. Members beyond the standard ones depend on the type and are described on its page.
 type Problem struct {
@@ -639,6 +766,73 @@ type RevocationRequest struct {
 	TokenTypeHint       *string `json:"token_type_hint,omitempty"`
 }
 
+// ServiceID The name that the operator gave the service.
+type ServiceID = models.ServiceID
+
+// Session defines model for Session.
+type Session struct {
+	// AccountID The tenant that everything else belongs to.
+	AccountID AccountID `json:"accountId"`
+
+	// ExpiresIn Seconds.
+	ExpiresIn int32  `json:"expiresIn"`
+	UserName  string `json:"userName"`
+}
+
+// SignUpRequest defines model for SignUpRequest.
+type SignUpRequest struct {
+	// AccountName What the account is called.
+	AccountName string `json:"accountName"`
+
+	// Invitation The invitation of the operator.
+	Invitation *string `json:"invitation,omitempty"`
+
+	// Password A new one has 12 to 128 characters.
+	Password Password `json:"password"`
+
+	// UserName What a user logs in with, in any case; often an e-mail address, but nothing is sent to it.
+	UserName UserName `json:"userName"`
+}
+
+// Ticket defines model for Ticket.
+type Ticket struct {
+	// DeviceID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
+	// numbers hold. In a request body a JSON integer is accepted as well.
+	//
+	//
+	// Example: 664123086043511412
+	DeviceID *DecimalID `json:"deviceId,omitempty"`
+
+	// DeviceType What kind of device it is.
+	DeviceType DeviceType `json:"deviceType"`
+
+	// ExpiresIn Seconds.
+	ExpiresIn int32 `json:"expiresIn"`
+
+	// PremisesID A home or building of an account.
+	PremisesID PremisesID `json:"premisesId"`
+	Ticket     string     `json:"ticket"`
+}
+
+// TicketRequest defines model for TicketRequest.
+type TicketRequest struct {
+	// DeviceID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
+	// numbers hold. In a request body a JSON integer is accepted as well.
+	//
+	//
+	// Example: 664123086043511412
+	DeviceID *DecimalID `json:"deviceId,omitempty"`
+
+	// DeviceType What kind of device it is.
+	DeviceType *DeviceType `json:"deviceType,omitempty"`
+
+	// Name What people call the new device.
+	Name *string `json:"name,omitempty"`
+
+	// ProofOfPossession false for a device that can't prove possession of a key at each request.
+	ProofOfPossession *bool `json:"proofOfPossession,omitempty"`
+}
+
 // TokenAnswer defines model for TokenAnswer.
 type TokenAnswer struct {
 	AccessToken string `json:"access_token"`
@@ -681,8 +875,17 @@ type TokenRequest struct {
 // (for cameras that can't set IP options; set by the account holder).
 type Trigger = models.Trigger
 
+// UserName What a user logs in with, in any case; often an e-mail address, but nothing is sent to it.
+type UserName = string
+
 // ClientSecret defines model for ClientSecret.
 type ClientSecret = string
+
+// DeviceID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
+// numbers hold. In a request body a JSON integer is accepted as well.
+//
+// Example: 664123086043511412
+type DeviceID = DecimalID
 
 // GatewayID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
 // numbers hold. In a request body a JSON integer is accepted as well.
@@ -729,6 +932,24 @@ type RequestTokenParams struct {
 	Authorization *ClientSecret `json:"Authorization,omitempty"`
 }
 
+// ListLinksParams defines parameters for ListLinks.
+type ListLinksParams struct {
+	// PageSize At most so many entries; absent means 100.
+	PageSize *PageSize `form:"pageSize,omitempty" json:"pageSize,omitempty"`
+
+	// PageToken The nextPageToken of the page before; opaque.
+	PageToken *PageToken `form:"pageToken,omitempty" json:"pageToken,omitempty"`
+}
+
+// ListDevicesParams defines parameters for ListDevices.
+type ListDevicesParams struct {
+	// PageSize At most so many entries; absent means 100.
+	PageSize *PageSize `form:"pageSize,omitempty" json:"pageSize,omitempty"`
+
+	// PageToken The nextPageToken of the page before; opaque.
+	PageToken *PageToken `form:"pageToken,omitempty" json:"pageToken,omitempty"`
+}
+
 // GetGroupInformationParams defines parameters for GetGroupInformation.
 type GetGroupInformationParams struct {
 	// Index The same cursor as If-None-Match, without quotes. If both are sent, If-None-Match wins.
@@ -759,6 +980,15 @@ type ListGroupsParams struct {
 	PremisesID *PremisesID `form:"premisesId,omitempty" json:"premisesId,omitempty"`
 }
 
+// ListPremisesParams defines parameters for ListPremises.
+type ListPremisesParams struct {
+	// PageSize At most so many entries; absent means 100.
+	PageSize *PageSize `form:"pageSize,omitempty" json:"pageSize,omitempty"`
+
+	// PageToken The nextPageToken of the page before; opaque.
+	PageToken *PageToken `form:"pageToken,omitempty" json:"pageToken,omitempty"`
+}
+
 // ListRegistrationsParams defines parameters for ListRegistrations.
 type ListRegistrationsParams struct {
 	// PageSize At most so many entries; absent means 100.
@@ -780,8 +1010,32 @@ type RevokeTokenFormdataRequestBody = RevocationRequest
 // RequestTokenFormdataRequestBody defines body for RequestToken for application/x-www-form-urlencoded ContentType.
 type RequestTokenFormdataRequestBody = TokenRequest
 
+// ConfirmJSONRequestBody defines body for Confirm for application/json ContentType.
+type ConfirmJSONRequestBody = Confirmation
+
+// ChangePasswordJSONRequestBody defines body for ChangePassword for application/json ContentType.
+type ChangePasswordJSONRequestBody = PasswordChange
+
+// SignUpJSONRequestBody defines body for SignUp for application/json ContentType.
+type SignUpJSONRequestBody = SignUpRequest
+
+// ChangeDeviceJSONRequestBody defines body for ChangeDevice for application/json ContentType.
+type ChangeDeviceJSONRequestBody = DeviceChange
+
 // DeclareGatewayJSONRequestBody defines body for DeclareGateway for application/json ContentType.
 type DeclareGatewayJSONRequestBody = GatewayDeclaration
+
+// LoginJSONRequestBody defines body for Login for application/json ContentType.
+type LoginJSONRequestBody = LoginRequest
+
+// CreatePremisesJSONRequestBody defines body for CreatePremises for application/json ContentType.
+type CreatePremisesJSONRequestBody = PremisesRequest
+
+// RenamePremisesJSONRequestBody defines body for RenamePremises for application/json ContentType.
+type RenamePremisesJSONRequestBody = PremisesRequest
+
+// CreateTicketJSONRequestBody defines body for CreateTicket for application/json ContentType.
+type CreateTicketJSONRequestBody = TicketRequest
 
 // RegisterJSONRequestBody defines body for Register for application/json ContentType.
 type RegisterJSONRequestBody = RegistrationRequest

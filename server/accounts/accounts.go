@@ -8,6 +8,7 @@ import (
 	"context"
 
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/server/audit"
 	"github.com/groupcast/groupcast/server/store"
 )
 
@@ -32,19 +33,97 @@ type Service struct {
 func New(st *store.Store, waker Waker) *Service { return &Service{store: st, waker: waker} }
 
 // CreateAccount creates an account.
-func (s *Service) CreateAccount(ctx context.Context, name string) (models.Account, error) {
-	return s.store.InsertAccount(ctx, models.Account{ID: models.NewAccountID(), Name: name})
+func (s *Service) CreateAccount(ctx context.Context, name string) (a models.Account, err error) {
+	err = s.store.Write(ctx, func(tx *store.Tx) error {
+		a, err = s.AddAccount(ctx, tx, name)
+		return err
+	})
+	return a, err
+}
+
+// AddAccount is CreateAccount as a step of a transaction.
+func (s *Service) AddAccount(ctx context.Context, tx *store.Tx, name string) (models.Account, error) {
+	a, err := tx.InsertAccount(models.Account{ID: models.NewAccountID(), Name: name})
+	if err != nil {
+		return a, err
+	}
+	return a, audit.Note(ctx, tx, audit.Entry{Account: a.ID, Action: audit.AccountCreate, Object: audit.OfAccount(a.ID)})
+}
+
+// Account reads an account.
+func (s *Service) Account(ctx context.Context, id models.AccountID) (models.Account, error) {
+	a, found, err := s.store.Account(ctx, id)
+	if err == nil && !found {
+		err = noAccount(id)
+	}
+	return a, err
 }
 
 // CreatePremises creates a premises of an account.
-func (s *Service) CreatePremises(ctx context.Context, account models.AccountID, name string, allowPublicRange bool) (models.Premises, error) {
-	p, err := s.store.InsertPremises(ctx, models.Premises{
-		ID: models.NewPremisesID(), AccountID: account, Name: name, AllowPublicRange: allowPublicRange,
+func (s *Service) CreatePremises(ctx context.Context, account models.AccountID, name string, allowPublicRange bool) (p models.Premises, err error) {
+	err = s.store.Write(ctx, func(tx *store.Tx) error {
+		p, err = tx.InsertPremises(models.Premises{ID: models.NewPremisesID(), AccountID: account, Name: name, AllowPublicRange: allowPublicRange})
+		if err != nil {
+			return err
+		}
+		return audit.Note(ctx, tx, audit.Entry{Account: account, Action: audit.PremisesCreate, Object: audit.OfPremises(p.ID)})
 	})
 	if s.store.IsReference(err) {
 		return p, noAccount(account)
 	}
 	return p, err
+}
+
+// ListPremises reads a page of an account's premises, oldest first, and the token of the next page, which is empty on the last.
+func (s *Service) ListPremises(ctx context.Context, account models.AccountID, page models.Page) (all []models.Premises, next string, err error) {
+	after, err := page.After()
+	if err != nil {
+		return nil, "", err
+	}
+	all, err = s.store.PremisesPage(ctx, account, after, page.Limit()+1)
+	all, next = cut(all, page, func(p models.Premises) string { return string(p.ID) })
+	return all, next, err
+}
+
+// cut takes the entry that is too many for a page, which says that there is a next one.
+func cut[T any](all []T, page models.Page, id func(T) string) ([]T, string) {
+	if limit := page.Limit(); len(all) > limit {
+		return all[:limit], models.PageToken(id(all[limit-1]))
+	}
+	return all, ""
+}
+
+// RenamePremises names a premises of an account.
+func (s *Service) RenamePremises(ctx context.Context, account models.AccountID, id models.PremisesID, name string) (p models.Premises, err error) {
+	err = s.store.Write(ctx, func(tx *store.Tx) error {
+		var found bool
+		if p, found, err = tx.RenamePremises(account, id, name); err != nil {
+			return err
+		}
+		if !found {
+			return models.NotFound()
+		}
+		return audit.Note(ctx, tx, audit.Entry{Account: account, Action: audit.PremisesChange, Object: audit.OfPremises(id)})
+	})
+	return p, err
+}
+
+// DeletePremises removes a premises of an account. One that has devices is CodeNotEmpty.
+func (s *Service) DeletePremises(ctx context.Context, account models.AccountID, id models.PremisesID) error {
+	err := s.store.Write(ctx, func(tx *store.Tx) error {
+		found, err := tx.DeletePremises(account, id)
+		if err != nil {
+			return err
+		}
+		if !found {
+			return models.NotFound()
+		}
+		return audit.Note(ctx, tx, audit.Entry{Account: account, Action: audit.PremisesRemove, Object: audit.OfPremises(id)})
+	})
+	if s.store.IsReference(err) {
+		return models.Errorf(models.CodeNotEmpty, "The premises still has devices. Remove them first.")
+	}
+	return err
 }
 
 // Premises reads a premises of any account; it is for operators.

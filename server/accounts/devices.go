@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/server/audit"
 	"github.com/groupcast/groupcast/server/registrations"
 	"github.com/groupcast/groupcast/server/store"
 )
@@ -28,8 +29,10 @@ type NewDevice struct {
 // taken, in whatever account.
 func (s *Service) CreateDevice(ctx context.Context, n NewDevice) (d models.Device, err error) {
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
-		d, err = s.AddDevice(tx, n)
-		return err
+		if d, err = s.AddDevice(tx, n); err != nil {
+			return err
+		}
+		return audit.Note(ctx, tx, audit.Entry{Account: d.AccountID, Action: audit.DeviceEnrol, Object: audit.OfDevice(d.ID)})
 	})
 	return d, err
 }
@@ -63,13 +66,46 @@ func (s *Service) AddDevice(tx *store.Tx, n NewDevice) (models.Device, error) {
 	return d, tx.InsertGateway(models.Gateway{ID: d.ID, AccountID: d.AccountID, PremisesID: d.PremisesID})
 }
 
-// Device reads a device of any account; it is for operators.
-func (s *Service) Device(ctx context.Context, id models.ID) (models.Device, error) {
-	d, found, err := s.store.Device(ctx, id)
+// Device reads a device of an account, or of any if account is empty, which is for operators.
+func (s *Service) Device(ctx context.Context, account models.AccountID, id models.ID) (d models.Device, err error) {
+	err = s.store.Read(ctx, func(tx *store.Tx) error {
+		d, err = device(tx, account, id)
+		return err
+	})
+	return d, err
+}
+
+// device reads a device as a step of a transaction.
+func device(tx *store.Tx, account models.AccountID, id models.ID) (models.Device, error) {
+	if account == "" {
+		d, found, err := tx.Device(id)
+		if err == nil && !found {
+			err = noDevice(id)
+		}
+		return d, err
+	}
+	d, found, err := tx.DeviceOf(account, id)
 	if err == nil && !found {
-		err = noDevice(id)
+		err = models.NotFound()
 	}
 	return d, err
+}
+
+// ListDevices reads a page of an account's devices, sorted by id, and the token of the next page, which is empty on the last.
+func (s *Service) ListDevices(ctx context.Context, account models.AccountID, page models.Page) (all []models.Device, next string, err error) {
+	token, err := page.After()
+	if err != nil {
+		return nil, "", err
+	}
+	var after models.ID
+	if token != "" {
+		if after, err = models.ParseID(token); err != nil {
+			return nil, "", models.Errorf(models.CodeBadRequest, "This pageToken is of another list. Leave it out to start with the first page.")
+		}
+	}
+	all, err = s.store.DevicePage(ctx, account, after, page.Limit()+1)
+	all, next = cut(all, page, func(d models.Device) string { return d.ID.String() })
+	return all, next, err
 }
 
 // DeviceChange changes what is not nil.
@@ -78,18 +114,14 @@ type DeviceChange struct {
 	Trigger *models.Trigger
 }
 
-// ChangeDevice renames a device or changes its trigger, which raises the revision of the gateways it is a source of.
-func (s *Service) ChangeDevice(ctx context.Context, id models.ID, change DeviceChange) (d models.Device, err error) {
+// ChangeDevice renames a device or changes its trigger, which raises the revision of the gateways it is a source of. An empty account
+// is for operators.
+func (s *Service) ChangeDevice(ctx context.Context, account models.AccountID, id models.ID, change DeviceChange) (d models.Device, err error) {
 	var changed []models.ID
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
-		var found bool
 		changed = nil
-		d, found, err = tx.Device(id)
-		if err != nil {
+		if d, err = device(tx, account, id); err != nil {
 			return err
-		}
-		if !found {
-			return noDevice(id)
 		}
 		trigger := d.Trigger
 		if change.Name != nil {
@@ -103,7 +135,10 @@ func (s *Service) ChangeDevice(ctx context.Context, id models.ID, change DeviceC
 				return err
 			}
 		}
-		return tx.SetDevice(id, d.Name, d.Trigger)
+		if err := tx.SetDevice(id, d.Name, d.Trigger); err != nil {
+			return err
+		}
+		return audit.Note(ctx, tx, audit.Entry{Account: d.AccountID, Action: audit.DeviceChange, Object: audit.OfDevice(id)})
 	})
 	if err != nil {
 		return models.Device{}, err
@@ -131,16 +166,13 @@ func raiseSource(tx *store.Tx, d models.Device) ([]models.ID, error) {
 	return gateways, nil
 }
 
-// DeleteDevice removes a device; its registrations end, and with a gateway all its groups.
-func (s *Service) DeleteDevice(ctx context.Context, id models.ID) error {
+// DeleteDevice removes a device; its registrations end, and with a gateway all its groups. An empty account is for operators.
+func (s *Service) DeleteDevice(ctx context.Context, account models.AccountID, id models.ID) error {
 	var changed []models.ID
 	err := s.store.Write(ctx, func(tx *store.Tx) error {
-		d, found, err := tx.Device(id)
+		d, err := device(tx, account, id)
 		if err != nil {
 			return err
-		}
-		if !found {
-			return noDevice(id)
 		}
 		if changed, err = registrations.EndOwned(tx, store.Owner{Device: id}); err != nil {
 			return err
@@ -155,7 +187,10 @@ func (s *Service) DeleteDevice(ctx context.Context, id models.ID) error {
 		if s.store.IsReference(err) { // it registered while we were at it
 			return store.ErrAgain
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		return audit.Note(ctx, tx, audit.Entry{Account: d.AccountID, Action: audit.DeviceRemove, Object: audit.OfDevice(id)})
 	})
 	if err != nil {
 		return err

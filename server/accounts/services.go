@@ -4,13 +4,20 @@ import (
 	"context"
 
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/server/audit"
 	"github.com/groupcast/groupcast/server/registrations"
 	"github.com/groupcast/groupcast/server/store"
 )
 
 // CreateService creates a service. CodeAlreadyExists is an id that is taken.
 func (s *Service) CreateService(ctx context.Context, id models.ServiceID, name string) (models.Service, error) {
-	v, err := s.store.InsertService(ctx, models.Service{ID: id, Name: name})
+	var v models.Service
+	err := s.store.Write(ctx, func(tx *store.Tx) (err error) {
+		if v, err = tx.InsertService(models.Service{ID: id, Name: name}); err != nil {
+			return err
+		}
+		return audit.Note(ctx, tx, audit.Entry{Action: audit.ServiceCreate, Object: audit.OfService(id)})
+	})
 	if s.store.IsDuplicate(err) {
 		return v, models.Errorf(models.CodeAlreadyExists, "There is a service %s already. Choose another id.", id)
 	}
@@ -46,7 +53,12 @@ func (s *Service) CreateLink(ctx context.Context, service models.ServiceID, acco
 	if l.ServiceAccountID == 0 {
 		l.ServiceAccountID = models.NewID()
 	}
-	l, err := s.store.InsertLink(ctx, l)
+	err := s.store.Write(ctx, func(tx *store.Tx) (err error) {
+		if l, err = tx.InsertLink(l); err != nil {
+			return err
+		}
+		return audit.Note(ctx, tx, audit.Entry{Account: account, Action: audit.LinkPut, Object: audit.OfService(service)})
+	})
 	switch {
 	case s.store.IsDuplicate(err):
 		return l, models.Errorf(models.CodeAlreadyExists, "The account is linked with %s already, or the service knows another account by this service "+
@@ -55,6 +67,43 @@ func (s *Service) CreateLink(ctx context.Context, service models.ServiceID, acco
 		return l, models.Errorf(models.CodeNotFound, "There is no service %s or no account %s. Create both first.", service, account)
 	}
 	return l, err
+}
+
+// PutLink records an account's consent for a service if it has not consented yet. There is no service: CodeNotFound.
+func (s *Service) PutLink(ctx context.Context, service models.ServiceID, account models.AccountID) (l store.NamedLink, err error) {
+	err = s.store.Write(ctx, func(tx *store.Tx) error {
+		added, err := tx.PutLink(models.Link{ServiceID: service, AccountID: account, ServiceAccountID: models.NewID()})
+		if err != nil {
+			return err
+		}
+		var found bool
+		if l.Link, found, err = tx.Link(service, account); err != nil {
+			return err
+		}
+		if !found { // it was ended while we were at it
+			return store.ErrAgain
+		}
+		v, _, err := tx.Service(service)
+		if l.ServiceName = v.Name; err != nil || !added {
+			return err
+		}
+		return audit.Note(ctx, tx, audit.Entry{Account: account, Action: audit.LinkPut, Object: audit.OfService(service)})
+	})
+	if s.store.IsReference(err) {
+		return l, models.NotFound()
+	}
+	return l, err
+}
+
+// ListLinks reads a page of an account's links, sorted by service, and the token of the next page, which is empty on the last.
+func (s *Service) ListLinks(ctx context.Context, account models.AccountID, page models.Page) (all []store.NamedLink, next string, err error) {
+	after, err := page.After()
+	if err != nil {
+		return nil, "", err
+	}
+	all, err = s.store.LinkPage(ctx, account, after, page.Limit()+1)
+	all, next = cut(all, page, func(l store.NamedLink) string { return string(l.ServiceID) })
+	return all, next, err
 }
 
 // DeleteLink ends the consent and with it the service's registrations in the account.
@@ -66,7 +115,7 @@ func (s *Service) DeleteLink(ctx context.Context, service models.ServiceID, acco
 			return err
 		}
 		if !found {
-			return models.Errorf(models.CodeNotFound, "The account %s is not linked with %s. Check both ids; there is nothing to end.", account, service)
+			return models.NotFound()
 		}
 		if changed, err = registrations.EndOwned(tx, store.Owner{Service: service, ServiceAccountID: link.ServiceAccountID}); err != nil {
 			return err
@@ -75,7 +124,10 @@ func (s *Service) DeleteLink(ctx context.Context, service models.ServiceID, acco
 		if s.store.IsReference(err) { // the service registered while we were at it
 			return store.ErrAgain
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		return audit.Note(ctx, tx, audit.Entry{Account: account, Action: audit.LinkEnd, Object: audit.OfService(service)})
 	})
 	if err != nil {
 		return err

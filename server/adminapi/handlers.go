@@ -15,7 +15,9 @@ import (
 	"github.com/groupcast/groupcast/server/enrolment"
 	"github.com/groupcast/groupcast/server/keys"
 	"github.com/groupcast/groupcast/server/oauth"
+	"github.com/groupcast/groupcast/server/store"
 	"github.com/groupcast/groupcast/server/tokens"
+	"github.com/groupcast/groupcast/server/users"
 )
 
 // tokenLife is what a token lives if the operator doesn't say.
@@ -34,12 +36,16 @@ type Identity struct {
 type Handlers struct {
 	accounts *accounts.Service
 	identity Identity
+	users    *users.Service
+	store    *store.Store
 }
 
 var _ adminserver.StrictServerInterface = (*Handlers)(nil)
 
-// New makes the handlers.
-func New(a *accounts.Service, i Identity) *Handlers { return &Handlers{accounts: a, identity: i} }
+// New makes the handlers. The store is for the audit log.
+func New(a *accounts.Service, i Identity, u *users.Service, st *store.Store) *Handlers {
+	return &Handlers{accounts: a, identity: i, users: u, store: st}
+}
 
 // CreateAccount creates an account.
 func (h *Handlers) CreateAccount(ctx context.Context, r adminserver.CreateAccountRequestObject) (adminserver.CreateAccountResponseObject, error) {
@@ -98,7 +104,7 @@ func (h *Handlers) CreateDevice(ctx context.Context, r adminserver.CreateDeviceR
 
 // ChangeDevice renames a device or changes its trigger.
 func (h *Handlers) ChangeDevice(ctx context.Context, r adminserver.ChangeDeviceRequestObject) (adminserver.ChangeDeviceResponseObject, error) {
-	d, err := h.accounts.ChangeDevice(ctx, r.DeviceID, accounts.DeviceChange{Name: r.Body.Name, Trigger: r.Body.Trigger})
+	d, err := h.accounts.ChangeDevice(ctx, "", r.DeviceID, accounts.DeviceChange{Name: r.Body.Name, Trigger: r.Body.Trigger})
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +113,7 @@ func (h *Handlers) ChangeDevice(ctx context.Context, r adminserver.ChangeDeviceR
 
 // DeleteDevice removes a device.
 func (h *Handlers) DeleteDevice(ctx context.Context, r adminserver.DeleteDeviceRequestObject) (adminserver.DeleteDeviceResponseObject, error) {
-	if err := h.accounts.DeleteDevice(ctx, r.DeviceID); err != nil {
+	if err := h.accounts.DeleteDevice(ctx, "", r.DeviceID); err != nil {
 		return nil, err
 	}
 	return adminserver.DeleteDevice204Response{}, nil
@@ -165,7 +171,7 @@ func (h *Handlers) mint(ctx context.Context, r adminapi.TokenRequest, life time.
 		}
 		return h.identity.Issuer.Service(s, tokens.Grant{Life: life})
 	}
-	d, err := h.accounts.Device(ctx, *r.DeviceID)
+	d, err := h.accounts.Device(ctx, "", *r.DeviceID)
 	if err != nil {
 		return "", err
 	}

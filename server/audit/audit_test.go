@@ -125,7 +125,7 @@ func TestARowSaysWhatHappened(t *testing.T) {
 			"2|service/svc-upload|a_2|request|device/42|refused|forbidden|2001:db8::/64|",
 			"3|anonymous||login||refused|unauthenticated||",
 			"4|system|a_1|group.expire|registration/r_1|ok|||",
-			"5|operator/||service.create|service/svc|ok|||",
+			"5|operator||service.create|service/svc|ok|||",
 			"6|anonymous||account.create|account/a_3|ok|||",
 			"7|gateway/9||gateway.declare|premises/p_1|ok|||",
 		}, got)

@@ -21,8 +21,10 @@ func By(p models.Principal) Actor {
 		return Actor{string(p.Kind) + "/" + p.Device.ID.String()}
 	case models.KindService:
 		return Actor{string(p.Kind) + "/" + string(p.Service.ID)}
+	case models.KindUser:
+		return Actor{string(p.Kind) + "/" + p.UserID}
 	default:
-		return Actor{string(p.Kind) + "/" + string(p.AccountID)}
+		return Actor{string(p.Kind)}
 	}
 }
 
@@ -50,6 +52,9 @@ func OfGroup(id models.GroupID) Object { return Object{"group/" + string(id)} }
 // OfRegistration names a member's lease.
 func OfRegistration(id models.RegistrationID) Object { return Object{"registration/" + string(id)} }
 
+// OfUser is somebody who logs in.
+func OfUser(id string) Object { return Object{"user/" + id} }
+
 // Action is what is done.
 type Action struct{ text string }
 
@@ -57,7 +62,9 @@ type Action struct{ text string }
 var (
 	AccountCreate    = Action{"account.create"}
 	AccountChange    = Action{"account.change"}
+	UserCreate       = Action{"user.create"}
 	PasswordChange   = Action{"password.change"}
+	InvitationCreate = Action{"invitation.create"}
 	Login            = Action{"login"}
 	Logout           = Action{"logout"}
 	Confirm          = Action{"confirm"}

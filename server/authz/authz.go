@@ -24,7 +24,7 @@ const Extension = "x-gc-authz"
 // anyone stands in the contract for an operation without authentication.
 const anyone = "anyone"
 
-var kinds = []models.Kind{models.KindDevice, models.KindGateway, models.KindService, models.KindOperator}
+var kinds = []models.Kind{models.KindDevice, models.KindGateway, models.KindService, models.KindUser, models.KindOperator}
 
 // Rule says who may call one operation.
 type Rule struct {
@@ -33,6 +33,8 @@ type Rule struct {
 	Kinds  []models.Kind
 	// Scope is what the token must have been granted; empty for operators, who have no token.
 	Scope string
+	// Fresh lets a user in only who typed the password within the last minutes.
+	Fresh bool
 }
 
 // Table holds the rule of every operation, by operationId.
@@ -42,6 +44,7 @@ type Table map[string]Rule
 type declaration struct {
 	Kinds []string `json:"kinds"`
 	Scope string   `json:"scope"`
+	Fresh bool     `json:"fresh"`
 	// Rule says in words what is decided beyond this table; it is for readers.
 	Rule string `json:"rule"`
 }
@@ -94,12 +97,12 @@ func load(doc *openapi3.T, op *openapi3.Operation) (Rule, error) {
 		security = *op.Security
 	}
 	if slices.Equal(d.Kinds, []string{anyone}) {
-		if len(security) > 0 || d.Scope != "" {
+		if len(security) > 0 || d.Scope != "" || d.Fresh {
 			return Rule{}, errors.New(Extension + ": an operation for anyone has security [] and no scope")
 		}
 		return Rule{Public: true}, nil
 	}
-	rule := Rule{Scope: d.Scope}
+	rule := Rule{Scope: d.Scope, Fresh: d.Fresh}
 	for _, k := range d.Kinds {
 		kind := models.Kind(k)
 		if !slices.Contains(kinds, kind) || slices.Contains(rule.Kinds, kind) {
@@ -109,6 +112,9 @@ func load(doc *openapi3.T, op *openapi3.Operation) (Rule, error) {
 	}
 	if len(rule.Kinds) == 0 {
 		return Rule{}, errors.New(Extension + ": kinds is empty")
+	}
+	if rule.Fresh && !slices.Contains(rule.Kinds, models.KindUser) {
+		return Rule{}, errors.New(Extension + ": fresh is for users, and none may call this")
 	}
 	return rule, checkSecurity(doc, security, rule)
 }
@@ -179,6 +185,8 @@ func (t Table) Decide(operation string, p *models.Principal) error {
 		return models.Errorf(models.CodeForbidden, "A %s may not do this; it is for: %s.", p.Kind, list(rule.Kinds))
 	case rule.Scope != "" && !p.HasScope(rule.Scope):
 		return models.Errorf(models.CodeForbidden, "The token lacks the scope %s; get one that was granted it.", rule.Scope).With("scope", rule.Scope)
+	case rule.Fresh && p.Kind == models.KindUser && !p.Fresh:
+		return models.Errorf(models.CodeConfirmFirst, "Type the password again before this, at /v1/account/confirm.")
 	}
 	return nil
 }

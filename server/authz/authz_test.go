@@ -24,7 +24,7 @@ func parse(t *testing.T, text []byte) *openapi3.T {
 
 // TestDecisionsOfTheContract states for the whole contract who may do what. Whoever adds an operation has to add it here.
 func TestDecisionsOfTheContract(t *testing.T) {
-	device, gateway, service, operator := models.KindDevice, models.KindGateway, models.KindService, models.KindOperator
+	device, gateway, service, user, operator := models.KindDevice, models.KindGateway, models.KindService, models.KindUser, models.KindOperator
 	for name, c := range map[string]struct {
 		text []byte
 		want map[string][]models.Kind // nil: anyone
@@ -33,9 +33,9 @@ func TestDecisionsOfTheContract(t *testing.T) {
 			"register":            {device, service},
 			"listRegistrations":   {device, service},
 			"getRegistration":     {device, service},
-			"leave":               {device, service},
-			"listGroups":          {device, gateway, service},
-			"getGroup":            {device, gateway, service},
+			"leave":               {device, service, user},
+			"listGroups":          {device, gateway, service, user},
+			"getGroup":            {device, gateway, service, user},
 			"declareGateway":      {gateway},
 			"getGateway":          {gateway},
 			"getGroupInformation": {gateway},
@@ -47,13 +47,31 @@ func TestDecisionsOfTheContract(t *testing.T) {
 			"revokeToken":         nil,
 			"getIssuerMetadata":   nil,
 			"getKeys":             nil,
+			"signUp":              nil,
+			"login":               nil,
+			"logout":              {user},
+			"getAccount":          {user},
+			"changePassword":      {user},
+			"confirm":             {user},
+			"listLinks":           {user},
+			"linkService":         {user},
+			"unlinkService":       {user},
+			"listPremises":        {user},
+			"createPremises":      {user},
+			"renamePremises":      {user},
+			"deletePremises":      {user},
+			"createTicket":        {user},
+			"changeDevice":        {user},
+			"listDevices":         {user, device, gateway},
+			"getDevice":           {user, device, gateway},
+			"removeDevice":        {user, device, gateway},
 		}},
 		"admin": {openapi.Admin, map[string][]models.Kind{
 			"createAccount": {operator}, "listAccounts": {operator}, "createPremises": {operator}, "createDevice": {operator},
 			"changeDevice": {operator}, "deleteDevice": {operator}, "createService": {operator}, "createLink": {operator},
-			"deleteLink": {operator}, "createToken": {operator},
-			"createServiceCredential": {operator}, "listServiceCredentials": {operator}, "deleteServiceCredential": {operator},
-			"createTicket": {operator}, "decideDeviceGrant": {operator}, "listSigningKeys": {operator}, "rotateSigningKeys": {operator},
+			"deleteLink": {operator}, "createToken": {operator}, "decideDeviceGrant": {operator}, "deleteServiceCredential": {operator},
+			"createTicket": {operator}, "listSigningKeys": {operator}, "listServiceCredentials": {operator}, "listAudit": {operator},
+			"verifyAudit": {operator}, "rotateSigningKeys": {operator}, "createServiceCredential": {operator}, "createInvitation": {operator},
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -61,9 +79,9 @@ func TestDecisionsOfTheContract(t *testing.T) {
 			require.NoError(t, err)
 			assert.ElementsMatch(t, slices.Collect(maps.Keys(c.want)), slices.Collect(maps.Keys(table)))
 			for op, allowed := range c.want {
-				for _, kind := range []models.Kind{device, gateway, service, operator} {
-					all := []string{"gc:register", "gc:notify", "gc:groups.read", "gc:consent.report", "gc:events"}
-					err := table.Decide(op, &models.Principal{Kind: kind, Scopes: all})
+				for _, kind := range []models.Kind{device, gateway, service, user, operator} {
+					all := []string{"gc:register", "gc:notify", "gc:groups.read", "gc:consent.report", "gc:events", "gc:account", "gc:devices", "gc:links"}
+					err := table.Decide(op, &models.Principal{Kind: kind, Scopes: all, Fresh: true})
 					if allowed == nil || slices.Contains(allowed, kind) {
 						assert.NoError(t, err, "%s by %s", op, kind)
 					} else {

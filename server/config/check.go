@@ -75,6 +75,15 @@ func (c Config) Check() error {
 	if _, err := c.Proxies(); err != nil {
 		fault("trusted-proxies", "%w", err)
 	}
+	if c.SignUp != "open" && c.SignUp != "invite" && c.SignUp != "closed" {
+		fault("sign-up", "%q is neither open, invite nor closed", c.SignUp)
+	}
+	if c.RateLimitSource < 0 {
+		fault("rate-limit-source", "give a number of requests a minute, or 0 for no limit")
+	}
+	if c.RateLimitPrincipal < 0 {
+		fault("rate-limit-principal", "give a number of requests a minute, or 0 for no limit")
+	}
 	if c.SigningAlg != "EdDSA" && c.SigningAlg != "ES256" && c.SigningAlg != "RS256" {
 		fault("signing-alg", "%q is neither EdDSA, ES256 nor RS256", c.SigningAlg)
 	}

@@ -41,6 +41,9 @@ type Config struct {
 	KeyEncryptionKeyFile string
 	SigningAlg           string
 	ExternalIssuers      string
+	SignUp               string
+	RateLimitSource      int
+	RateLimitPrincipal   int
 
 	MaxStale           time.Duration
 	LongPollMaxWaiters int
@@ -69,6 +72,10 @@ func define(fs *pflag.FlagSet, c *Config) {
 
 	fs.StringVar(&c.SigningAlg, "signing-alg", "EdDSA", "`EdDSA|ES256|RS256` of the keys that sign access tokens")
 	fs.StringVar(&c.ExternalIssuers, "external-issuers", "", "`FILE` with the issuers whose tokens for services are taken as well (JSON); empty: none")
+
+	fs.StringVar(&c.SignUp, "sign-up", "invite", "`open|invite|closed`: who may create an account")
+	fs.IntVar(&c.RateLimitSource, "rate-limit-source", 120000, "requests a minute from one network (/24, or /64 for IPv6); 0: any number")
+	fs.IntVar(&c.RateLimitPrincipal, "rate-limit-principal", 30000, "requests a minute of one device, service or user; 0: any number")
 
 	fs.DurationVar(&c.MaxStale, "max-stale", 900*time.Second, "how long gateways go on copying without an answer")
 	fs.IntVar(&c.LongPollMaxWaiters, "long-poll-max-waiters", 10000, "how many long polls may wait at once")

@@ -156,10 +156,20 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 	}
 	d.background = append(d.background, id.run...)
 
+	limits, err := d.newLimits()
+	if err != nil {
+		return edges{}, err
+	}
+	crossOrigin := http.NewCrossOriginProtection()
+	if err := crossOrigin.AddTrustedOrigin(issuer); err != nil {
+		return edges{}, fmt.Errorf("public-url: %w", err)
+	}
 	public, err := httpapi.New(ctx, httpapi.Options{
 		Document:       openapi.Public,
 		Authenticate:   id.access.Authenticate,
 		Nonce:          id.nonces.Current,
+		CrossOrigin:    crossOrigin,
+		Limits:         limits,
 		TrustedProxies: proxies, Log: d.log, Metrics: metrics,
 	})
 	if err != nil {
@@ -167,6 +177,9 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 	}
 	httpapi.Mount(public, httpapi.Services{
 		Registrations: registrations.New(d.store, d.hub, registrations.Options{MaxStale: d.cfg.MaxStale, AllowLoopback: d.cfg.AllowLoopback}),
+		Accounts:      accountService,
+		Users:         id.users,
+		Enrolment:     id.Enrolment,
 		Groups:        groupService,
 		Gateways:      gateways.New(d.store, d.hub, gateways.Options{MaxStale: d.cfg.MaxStale, AllowLoopback: d.cfg.AllowLoopback}),
 		Polls:         d.hub,
@@ -184,7 +197,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		return edges{}, fmt.Errorf("admin.yaml: %w", err)
 	}
 	adminserver.RegisterHandlersWithOptions(admin.Contract(),
-		adminserver.NewStrictHandlerWithOptions(adminapi.New(accountService, id.Identity), nil, adminserver.StrictGinServerOptions{
+		adminserver.NewStrictHandlerWithOptions(adminapi.New(accountService, id.Identity, id.users, d.store), nil, adminserver.StrictGinServerOptions{
 			RequestErrorHandlerFunc: admin.RequestError, HandlerErrorFunc: admin.HandlerError, ResponseErrorHandlerFunc: admin.ResponseError,
 		}),
 		adminserver.GinServerOptions{ErrorHandler: admin.ParameterError})

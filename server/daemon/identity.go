@@ -8,6 +8,7 @@ import (
 
 	"github.com/groupcast/groupcast/server/accounts"
 	"github.com/groupcast/groupcast/server/adminapi"
+	"github.com/groupcast/groupcast/server/audit"
 	"github.com/groupcast/groupcast/server/devicegrant"
 	"github.com/groupcast/groupcast/server/dpop"
 	"github.com/groupcast/groupcast/server/enrolment"
@@ -15,8 +16,11 @@ import (
 	"github.com/groupcast/groupcast/server/httpapi"
 	"github.com/groupcast/groupcast/server/keys"
 	"github.com/groupcast/groupcast/server/oauth"
+	"github.com/groupcast/groupcast/server/passwords"
+	"github.com/groupcast/groupcast/server/ratelimit"
 	"github.com/groupcast/groupcast/server/replay"
 	"github.com/groupcast/groupcast/server/tokens"
+	"github.com/groupcast/groupcast/server/users"
 )
 
 // replayCapacity is how many proofs one process remembers at once: at 1000 requests a second those of the longest time that a proof is good.
@@ -27,6 +31,7 @@ type identity struct {
 	adminapi.Identity
 	access httpapi.Access
 	nonces *dpop.Nonces
+	users  *users.Service
 	run    []func(context.Context)
 }
 
@@ -54,15 +59,21 @@ func (d *Daemon) newIdentity(ctx context.Context, issuer string, ring *keys.Ring
 		}
 	}
 	cache := tokens.NewCache(verifier, time.Now)
+	hasher, err := passwords.NewHasher(passwords.Recommended, 0)
+	if err != nil {
+		return identity{}, err
+	}
+	people := users.New(d.store, accts, hasher, passwords.NewDelays(time.Now), users.SignUp(d.cfg.SignUp))
 	service := oauth.New(oauth.Parts{
 		Issuer: issuer, Store: d.store, Accounts: accts, Enrolment: tickets, Grants: grants, Tokens: tokenIssuer, Verifier: cache, Proofs: proofs,
-		Used: used, Now: time.Now, Log: d.log,
+		Used: used, Users: people, Now: time.Now, Log: d.log,
 	})
 	return identity{
 		Identity: adminapi.Identity{Issuer: tokenIssuer, OAuth: service, Enrolment: tickets, Grants: grants, Keys: ring},
-		access:   httpapi.Access{Tokens: cache, Proofs: proofs, Accounts: accts},
+		access:   httpapi.Access{Tokens: cache, Proofs: proofs, Accounts: accts, Users: people},
+		users:    people,
 		nonces:   nonces,
-		run:      []func(context.Context){used.Run, service.Run, d.maintainKeys(ring)},
+		run:      []func(context.Context){used.Run, service.Run, d.maintainKeys(ring), audit.NewSealer(d.store, d.log).Run},
 	}, nil
 }
 
@@ -108,4 +119,24 @@ func (d *Daemon) maintainKeys(ring *keys.Ring) func(context.Context) {
 			}
 		}
 	}
+}
+
+// limitedCallers is how many callers a limit remembers, with about 250 bytes each.
+const limitedCallers = 100_000
+
+// newLimits makes the limits of the public edge.
+func (d *Daemon) newLimits() (l httpapi.Limits, err error) {
+	for _, each := range []struct {
+		to       **ratelimit.Limiter
+		requests int
+	}{{&l.Source, d.cfg.RateLimitSource}, {&l.Principal, d.cfg.RateLimitPrincipal}} {
+		if each.requests == 0 {
+			continue
+		}
+		*each.to, err = ratelimit.New(ratelimit.Limit{Requests: each.requests, Window: time.Minute}, limitedCallers, time.Now)
+		if err != nil {
+			return l, err
+		}
+	}
+	return l, nil
 }

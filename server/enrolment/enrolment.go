@@ -14,6 +14,7 @@ import (
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/accounts"
+	"github.com/groupcast/groupcast/server/audit"
 	"github.com/groupcast/groupcast/server/dpop"
 	"github.com/groupcast/groupcast/server/store"
 )
@@ -75,8 +76,10 @@ func (s *Service) Create(ctx context.Context, account models.AccountID, n NewTic
 		if t.DeviceType == "" {
 			return models.Errorf(models.CodeBadRequest, "Say which deviceType the ticket is for.")
 		}
-		t, err = tx.InsertTicket(hash(ticket), t, TicketLife)
-		return err
+		if t, err = tx.InsertTicket(hash(ticket), t, TicketLife); err != nil {
+			return err
+		}
+		return audit.Note(ctx, tx, audit.Entry{Account: t.AccountID, Action: audit.TicketCreate, Object: audit.OfPremises(t.PremisesID)})
 	})
 	if err != nil {
 		return "", models.Ticket{}, err
@@ -120,7 +123,11 @@ func (s *Service) Enrol(ctx context.Context, r Request) (Enrolled, error) {
 		if d, err = s.Admit(tx, t.DeviceID, n, models.DeviceKey{Thumbprint: r.Key.Thumbprint, JWK: r.JWK, Serial: r.Serial}); err != nil {
 			return err
 		}
-		return nil
+		action := audit.DeviceEnrol
+		if t.DeviceID != 0 {
+			action = audit.DeviceKeyReplace
+		}
+		return audit.Note(ctx, tx, audit.Entry{Account: d.AccountID, Action: action, Object: audit.OfDevice(d.ID)})
 	})
 	return Enrolled{Device: d, ClientID: ClientPrefix + r.Key.Thumbprint}, err
 }

@@ -85,7 +85,10 @@ func (s *Service) read(ctx context.Context, p models.Principal, f store.GroupFil
 		}
 		all = make([]Group, len(groups))
 		for i, g := range groups {
-			for _, m := range members[g.ID] {
+			for n, m := range members[g.ID] {
+				if p.Kind != models.KindUser { // only the account holder ends what belongs to others
+					members[g.ID][n].RegistrationID = ""
+				}
 				if m.Role == models.RoleDestination {
 					g.State++
 				}
@@ -100,7 +103,7 @@ func (s *Service) read(ctx context.Context, p models.Principal, f store.GroupFil
 // viewerOf is which groups the caller may see.
 func viewerOf(p models.Principal) (store.Viewer, error) {
 	switch p.Kind {
-	case models.KindDevice:
+	case models.KindDevice, models.KindUser:
 		return store.Viewer{Account: p.AccountID}, nil
 	case models.KindGateway:
 		return store.Viewer{Gateway: p.Device.ID}, nil

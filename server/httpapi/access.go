@@ -11,6 +11,7 @@ import (
 	"github.com/groupcast/groupcast/server/accounts"
 	"github.com/groupcast/groupcast/server/dpop"
 	"github.com/groupcast/groupcast/server/tokens"
+	"github.com/groupcast/groupcast/server/users"
 )
 
 // TokenVerifier tells whom a token speaks for.
@@ -19,12 +20,13 @@ type TokenVerifier interface {
 }
 
 // Access authenticates by access token: "Authorization: DPoP TOKEN" with a proof of possession for a token that is bound to a key, "Bearer
-// TOKEN", or the bare token as devices of the source document send it (SPEC §8). Whom the token names is read from the database at each
+// TOKEN", or the bare token as devices of the source document send it (SPEC §8); without that header by the cookie of a session. Whom the token names is read from the database at each
 // request, so a removed device is refused at once.
 type Access struct {
 	Tokens   TokenVerifier
 	Proofs   *dpop.Verifier
 	Accounts *accounts.Service
+	Users    *users.Service
 }
 
 // The schemes of the Authorization header; bare is none.
@@ -36,6 +38,9 @@ const (
 
 // Authenticate tells who sends a request.
 func (a Access) Authenticate(r *http.Request) (models.Principal, error) {
+	if session := sessionToken(r); session != "" && len(r.Header.Values("Authorization")) == 0 {
+		return a.Users.Principal(r.Context(), session)
+	}
 	scheme, token, err := accessToken(r.Header)
 	if err != nil {
 		return models.Principal{}, err
@@ -128,6 +133,8 @@ func (a Access) principal(ctx context.Context, s tokens.Subject) (p models.Princ
 	case models.KindDevice, models.KindGateway:
 		p, err = a.Accounts.DevicePrincipal(ctx, s.Account, s.Device)
 		notBefore = p.Device.NotBefore
+	case models.KindUser:
+		p, err = a.Users.AppPrincipal(ctx, s)
 	default:
 		return p, unauthenticated("Tokens of this kind are not taken here.")
 	}

@@ -16,7 +16,9 @@ import (
 	"github.com/gin-gonic/gin"
 
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/server/audit"
 	"github.com/groupcast/groupcast/server/problem"
+	"github.com/groupcast/groupcast/server/ratelimit"
 )
 
 // operation is what the edge needs of one operation of the contract.
@@ -84,10 +86,19 @@ func (e *Edge) admit(c *gin.Context) {
 	if op.oauth && e.nonce != nil {
 		c.Header("DPoP-Nonce", e.nonce())
 	}
+	if err := e.take(c, op, e.limits.Source, ratelimit.BySource(callOf(c).remote)); err != nil {
+		e.refuse(c, err)
+		return
+	}
 	if err := e.authorize(c, op); err != nil {
 		e.refuse(c, err)
 		return
 	}
+	by := audit.Caller{Source: callOf(c).remote, RequestID: callOf(c).id}
+	if p := callOf(c).principal; p != nil {
+		by.Principal = *p
+	}
+	c.Request = c.Request.WithContext(audit.WithCaller(c.Request.Context(), by))
 	if err := e.validate(c, op); err != nil {
 		e.refuse(c, err)
 		return
@@ -96,6 +107,12 @@ func (e *Edge) admit(c *gin.Context) {
 }
 
 func (e *Edge) authorize(c *gin.Context, op *operation) error {
+	// What comes with an access token was not made by a page of another site.
+	if e.crossOrigin != nil && !op.oauth && len(c.Request.Header.Values("Authorization")) == 0 {
+		if err := e.crossOrigin.Check(c.Request); err != nil {
+			return models.Errorf(models.CodeCrossSite, "A page of another site sent this. Use the service's own pages, or an access token.").Because(err)
+		}
+	}
 	if e.rules[op.id].Public {
 		return nil
 	}
@@ -107,6 +124,9 @@ func (e *Edge) authorize(c *gin.Context, op *operation) error {
 		c.Header("DPoP-Nonce", nonce)
 	}
 	callOf(c).principal = &p
+	if err := e.take(c, op, e.limits.Principal, principalKey(p)); err != nil {
+		return err
+	}
 	return e.rules.Decide(op.id, &p)
 }
 

@@ -21,6 +21,9 @@ type call struct {
 	remote netip.Addr
 	// nonce is for the header DPoP-Nonce of the answer; empty if the client needs none.
 	nonce string
+	// limited tells that the answer has the headers of a limit, and remaining what they say.
+	limited   bool
+	remaining int
 }
 
 type callKey struct{}

@@ -42,6 +42,9 @@ type Options struct {
 	Authenticate Authenticator
 	// Nonce gives the value for the header DPoP-Nonce of the OAuth endpoints' answers; nil if the contract has none.
 	Nonce func() string
+	// CrossOrigin refuses what pages of other sites send with a user's cookie; nil if no user can log in here.
+	CrossOrigin *http.CrossOriginProtection
+	Limits      Limits
 	// TrustedProxies are those whose X-Forwarded-For is believed.
 	TrustedProxies []netip.Prefix
 	Log            *slog.Logger
@@ -54,6 +57,8 @@ type Edge struct {
 	contract     *gin.RouterGroup
 	authenticate Authenticator
 	nonce        func() string
+	crossOrigin  *http.CrossOriginProtection
+	limits       Limits
 	rules        authz.Table
 	operations   map[string]*operation // by method and gin's path
 	log          *slog.Logger
@@ -73,7 +78,10 @@ func New(ctx context.Context, o Options) (*Edge, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the contract doesn't say who may do what: %w", err)
 	}
-	e := &Edge{authenticate: o.Authenticate, nonce: o.Nonce, rules: rules, operations: operations(doc), log: o.Log, metrics: o.Metrics}
+	e := &Edge{
+		authenticate: o.Authenticate, nonce: o.Nonce, crossOrigin: o.CrossOrigin, limits: o.Limits, rules: rules, operations: operations(doc),
+		log: o.Log, metrics: o.Metrics,
+	}
 
 	gin.SetMode(gin.ReleaseMode)
 	e.engine = gin.New()
@@ -184,6 +192,9 @@ func (e *Edge) observe(c *gin.Context) {
 			}
 			if p.Service.ID != "" {
 				attrs = append(attrs, slog.String("service", string(p.Service.ID)))
+			}
+			if p.UserID != "" {
+				attrs = append(attrs, slog.String("user", p.UserID))
 			}
 		}
 		e.log.LogAttrs(c.Request.Context(), level, "request", attrs...)

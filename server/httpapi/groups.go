@@ -37,7 +37,7 @@ func group(g groups.Group) api.Group {
 		Generation: int32(g.Generation),
 		State:      int32(g.State),
 		Members: convert(g.Members, func(m models.Member) api.Member {
-			return api.Member{Type: m.Type, ID: m.ID, Role: api.MemberRole(m.Role), Name: m.Name}
+			return api.Member{Type: m.Type, ID: m.ID, Role: api.MemberRole(m.Role), Name: m.Name, RegistrationID: orNil(m.RegistrationID)}
 		}),
 	}
 }

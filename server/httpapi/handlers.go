@@ -8,17 +8,23 @@ import (
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/ginserver"
+	"github.com/groupcast/groupcast/server/accounts"
+	"github.com/groupcast/groupcast/server/enrolment"
 	"github.com/groupcast/groupcast/server/gateways"
 	"github.com/groupcast/groupcast/server/groups"
 	"github.com/groupcast/groupcast/server/keys"
 	"github.com/groupcast/groupcast/server/longpoll"
 	"github.com/groupcast/groupcast/server/oauth"
 	"github.com/groupcast/groupcast/server/registrations"
+	"github.com/groupcast/groupcast/server/users"
 )
 
 // Services are what the handlers of the public contract translate to.
 type Services struct {
 	Registrations *registrations.Service
+	Accounts      *accounts.Service
+	Users         *users.Service
+	Enrolment     *enrolment.Service
 	Groups        *groups.Service
 	Gateways      *gateways.Service
 	Polls         *longpoll.Hub

@@ -225,7 +225,7 @@ func TestUnlinkAndJoinRace(t *testing.T) {
 			phone := h.Device(t, models.DevicePhone, "phone")
 			var all errgroup.Group
 			all.Go(func() error { return h.Accounts.DeleteLink(ctx, "svc-upload", h.Account.ID) })
-			all.Go(func() error { return h.Accounts.DeleteDevice(ctx, phone.Device.ID) })
+			all.Go(func() error { return h.Accounts.DeleteDevice(ctx, "", phone.Device.ID) })
 			for i := range 3 {
 				all.Go(func() error {
 					r := servertest.ServiceDestination(upload, "96.114.14.140", "g", ip)

@@ -264,7 +264,7 @@ func TestWhoMayRegisterWhat(t *testing.T) {
 		require.Equal(t, 1, h.Join(t, upload.Principal, service).State)
 		require.NoError(t, h.Accounts.DeleteLink(context.Background(), "svc-upload", h.Account.ID))
 		servertest.Refused(t, models.CodeNotFound, join(h, upload.Principal, service))
-		require.NoError(t, h.Accounts.DeleteDevice(context.Background(), camera.Device.ID))
+		require.NoError(t, h.Accounts.DeleteDevice(context.Background(), "", camera.Device.ID))
 		servertest.Refused(t, models.CodeUnauthenticated, join(h, camera, source))
 
 		// The same name in another account is another group.

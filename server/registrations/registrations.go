@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/server/audit"
 	"github.com/groupcast/groupcast/server/store"
 )
 
@@ -81,7 +82,7 @@ func New(st *store.Store, waker Waker, opts Options) *Service {
 	return &Service{store: st, waker: waker, opts: opts}
 }
 
-// Leave ends one of the caller's registrations and answers the group IP and the number of destinations that remain.
+// Leave ends one of the caller's registrations, or one of the account for its holder, and answers the group IP and the number of destinations that remain.
 func (s *Service) Leave(ctx context.Context, p models.Principal, id models.RegistrationID) (groupIP netip.Addr, state int, err error) {
 	owner, err := ownerOf(p)
 	if err != nil {
@@ -105,8 +106,10 @@ func (s *Service) Leave(ctx context.Context, p models.Principal, id models.Regis
 		if _, err := End(tx, gateway, []models.RegistrationID{id}); err != nil {
 			return err
 		}
-		group.State, err = tx.State(group.ID)
-		return err
+		if group.State, err = tx.State(group.ID); err != nil || p.Kind != models.KindUser {
+			return err
+		}
+		return audit.Note(ctx, tx, audit.Entry{Account: p.AccountID, Action: audit.GroupLeave, Object: audit.OfRegistration(id)})
 	})
 	if err != nil {
 		return netip.Addr{}, 0, err
@@ -161,11 +164,13 @@ func shown(h store.Held) Registration {
 	return Registration{Registration: h.Registration, Group: h.Group, ExpiresIn: max(h.ExpiresIn, 0)}
 }
 
-// ownerOf is whose registrations the caller may see and end: its own.
+// ownerOf is whose registrations the caller may see and end: its own, or all of the account for its holder.
 func ownerOf(p models.Principal) (store.Owner, error) {
 	switch p.Kind {
 	case models.KindDevice:
 		return store.Owner{Device: p.Device.ID}, nil
+	case models.KindUser:
+		return store.Owner{Account: p.AccountID}, nil
 	case models.KindService:
 		return store.Owner{Service: p.Service.ID}, nil
 	default:

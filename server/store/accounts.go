@@ -7,13 +7,22 @@ import (
 )
 
 // InsertAccount adds an account and fills in when.
-func (s *Store) InsertAccount(ctx context.Context, a models.Account) (models.Account, error) {
-	err := s.writing(ctx, func(tx *Tx) (err error) {
-		a.CreatedAt, _, err = one(tx, scanTime, "INSERT INTO accounts (id, name, created_at) VALUES (?, ?, {now}) RETURNING created_at",
-			string(a.ID), a.Name)
+func (tx *Tx) InsertAccount(a models.Account) (_ models.Account, err error) {
+	a.CreatedAt, _, err = one(tx, scanTime, "INSERT INTO accounts (id, name, created_at) VALUES (?, ?, {now}) RETURNING created_at",
+		string(a.ID), a.Name)
+	return a, err
+}
+
+// Account reads an account.
+func (s *Store) Account(ctx context.Context, id models.AccountID) (a models.Account, found bool, err error) {
+	err = s.reading(ctx, func(tx *Tx) error {
+		a, found, err = one(tx, func(r row) (a models.Account, err error) {
+			err = r.Scan(&a.ID, &a.Name, timeColumn{&a.CreatedAt})
+			return a, err
+		}, "SELECT id, name, created_at FROM accounts WHERE id = ?", string(id))
 		return err
 	})
-	return a, err
+	return a, found, err
 }
 
 // Accounts reads up to limit accounts after an id, sorted by id.
@@ -32,14 +41,33 @@ func scanPremises(r row) (p models.Premises, err error) {
 }
 
 // InsertPremises adds a premises and fills in when. An account that doesn't exist is IsReference.
-func (s *Store) InsertPremises(ctx context.Context, p models.Premises) (models.Premises, error) {
-	err := s.writing(ctx, func(tx *Tx) (err error) {
-		p.CreatedAt, _, err = one(tx, scanTime, `
-			INSERT INTO premises (id, account_id, name, allow_public_range, created_at) VALUES (?, ?, ?, ?, {now}) RETURNING created_at`,
-			string(p.ID), string(p.AccountID), p.Name, p.AllowPublicRange)
+func (tx *Tx) InsertPremises(p models.Premises) (_ models.Premises, err error) {
+	p.CreatedAt, _, err = one(tx, scanTime, `
+		INSERT INTO premises (id, account_id, name, allow_public_range, created_at) VALUES (?, ?, ?, ?, {now}) RETURNING created_at`,
+		string(p.ID), string(p.AccountID), p.Name, p.AllowPublicRange)
+	return p, err
+}
+
+// PremisesPage reads up to limit premises of an account after an id, sorted by id, which is the order of creation.
+func (s *Store) PremisesPage(ctx context.Context, account models.AccountID, after string, limit int) (all []models.Premises, err error) {
+	err = s.reading(ctx, func(tx *Tx) error {
+		all, err = list(tx, scanPremises, "SELECT "+premisesColumns+" FROM premises WHERE account_id = ? AND id > ? ORDER BY id LIMIT ?",
+			string(account), after, limit)
 		return err
 	})
-	return p, err
+	return all, err
+}
+
+// RenamePremises names a premises of an account and gives what it is now.
+func (tx *Tx) RenamePremises(account models.AccountID, id models.PremisesID, name string) (models.Premises, bool, error) {
+	return one(tx, scanPremises, "UPDATE premises SET name = ? WHERE id = ? AND account_id = ? RETURNING "+premisesColumns,
+		name, string(id), string(account))
+}
+
+// DeletePremises removes a premises of an account and tells whether there was one. One that still has devices is IsReference.
+func (tx *Tx) DeletePremises(account models.AccountID, id models.PremisesID) (bool, error) {
+	n, err := tx.exec("DELETE FROM premises WHERE id = ? AND account_id = ?", string(id), string(account))
+	return n == 1, err
 }
 
 // Premises reads one premises.

@@ -26,8 +26,7 @@ func (s *Store) Device(ctx context.Context, id models.ID) (d models.Device, foun
 // DeviceOf reads a device of one account.
 func (s *Store) DeviceOf(ctx context.Context, account models.AccountID, id models.ID) (d models.Device, found bool, err error) {
 	err = s.reading(ctx, func(tx *Tx) error {
-		d, found, err = one(tx, scanDevice, "SELECT "+deviceColumns+" FROM devices WHERE id = ? AND account_id = ?",
-			int64(id), string(account))
+		d, found, err = tx.DeviceOf(account, id)
 		return err
 	})
 	return d, found, err
@@ -36,6 +35,21 @@ func (s *Store) DeviceOf(ctx context.Context, account models.AccountID, id model
 // Device reads a device of any account.
 func (tx *Tx) Device(id models.ID) (models.Device, bool, error) {
 	return one(tx, scanDevice, "SELECT "+deviceColumns+" FROM devices WHERE id = ?", int64(id))
+}
+
+// DeviceOf reads a device of one account.
+func (tx *Tx) DeviceOf(account models.AccountID, id models.ID) (models.Device, bool, error) {
+	return one(tx, scanDevice, "SELECT "+deviceColumns+" FROM devices WHERE id = ? AND account_id = ?", int64(id), string(account))
+}
+
+// DevicePage reads up to limit devices of an account after an id, sorted by id.
+func (s *Store) DevicePage(ctx context.Context, account models.AccountID, after models.ID, limit int) (all []models.Device, err error) {
+	err = s.reading(ctx, func(tx *Tx) error {
+		all, err = list(tx, scanDevice, "SELECT "+deviceColumns+" FROM devices WHERE account_id = ? AND id > ? ORDER BY id LIMIT ?",
+			string(account), int64(after), limit)
+		return err
+	})
+	return all, err
 }
 
 // DevicesOf reads the devices of several accounts, oldest first.

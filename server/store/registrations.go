@@ -158,8 +158,9 @@ func (tx *Tx) DeleteRegistrations(ids []models.RegistrationID) ([]models.Registr
 	return list(tx, scanRegistration, "DELETE FROM registrations WHERE id {among texts} RETURNING "+deletedColumns, texts(tx, ids))
 }
 
-// Owner is whose a registration is: a device or a service.
+// Owner is whose a registration is: a device or a service; or, for the account holder, any of the account.
 type Owner struct {
+	Account models.AccountID
 	Device  models.ID
 	Service models.ServiceID
 	// ServiceAccountID narrows a service to one account, and Role either to one role, if they are set.
@@ -168,7 +169,9 @@ type Owner struct {
 }
 
 func (o Owner) where() (where string, args []any) {
-	if o.Device != 0 {
+	if o.Account != "" {
+		where, args = "r.account_id = ?", []any{string(o.Account)}
+	} else if o.Device != 0 {
 		where, args = "r.owner_device = ?", []any{int64(o.Device)}
 	} else {
 		where, args = "r.owner_service = ?", []any{string(o.Service)}

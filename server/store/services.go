@@ -7,25 +7,27 @@ import (
 )
 
 // InsertService adds a service and fills in when.
-func (s *Store) InsertService(ctx context.Context, v models.Service) (models.Service, error) {
-	err := s.writing(ctx, func(tx *Tx) (err error) {
-		v.CreatedAt, _, err = one(tx, scanTime, "INSERT INTO services (id, name, created_at) VALUES (?, ?, {now}) RETURNING created_at",
-			string(v.ID), v.Name)
-		return err
-	})
+func (tx *Tx) InsertService(v models.Service) (_ models.Service, err error) {
+	v.CreatedAt, _, err = one(tx, scanTime, "INSERT INTO services (id, name, created_at) VALUES (?, ?, {now}) RETURNING created_at",
+		string(v.ID), v.Name)
 	return v, err
 }
 
 // Service reads a service.
 func (s *Store) Service(ctx context.Context, id models.ServiceID) (v models.Service, found bool, err error) {
 	err = s.reading(ctx, func(tx *Tx) error {
-		v, found, err = one(tx, func(r row) (v models.Service, err error) {
-			err = r.Scan(&v.ID, &v.Name, timeColumn{&v.NotBefore}, timeColumn{&v.CreatedAt})
-			return v, err
-		}, "SELECT id, name, not_before, created_at FROM services WHERE id = ?", string(id))
+		v, found, err = tx.Service(id)
 		return err
 	})
 	return v, found, err
+}
+
+// Service reads a service.
+func (tx *Tx) Service(id models.ServiceID) (models.Service, bool, error) {
+	return one(tx, func(r row) (v models.Service, err error) {
+		err = r.Scan(&v.ID, &v.Name, timeColumn{&v.NotBefore}, timeColumn{&v.CreatedAt})
+		return v, err
+	}, "SELECT id, name, not_before, created_at FROM services WHERE id = ?", string(id))
 }
 
 const linkColumns = "service_id, account_id, service_account_id, created_at"
@@ -36,14 +38,39 @@ func scanLink(r row) (l models.Link, err error) {
 }
 
 // InsertLink adds a link and fills in when. A service or an account that doesn't exist is IsReference.
-func (s *Store) InsertLink(ctx context.Context, l models.Link) (models.Link, error) {
-	err := s.writing(ctx, func(tx *Tx) (err error) {
-		l.CreatedAt, _, err = one(tx, scanTime, `
-			INSERT INTO service_links (service_id, account_id, service_account_id, created_at) VALUES (?, ?, ?, {now}) RETURNING created_at`,
-			string(l.ServiceID), string(l.AccountID), int64(l.ServiceAccountID))
+func (tx *Tx) InsertLink(l models.Link) (_ models.Link, err error) {
+	l.CreatedAt, _, err = one(tx, scanTime, `
+		INSERT INTO service_links (service_id, account_id, service_account_id, created_at) VALUES (?, ?, ?, {now}) RETURNING created_at`,
+		string(l.ServiceID), string(l.AccountID), int64(l.ServiceAccountID))
+	return l, err
+}
+
+// PutLink adds a link unless the account is linked with the service already, and tells whether it was added.
+func (tx *Tx) PutLink(l models.Link) (bool, error) {
+	n, err := tx.exec(`
+		INSERT INTO service_links (service_id, account_id, service_account_id, created_at) VALUES (?, ?, ?, {now})
+		ON CONFLICT (service_id, account_id) DO NOTHING`, string(l.ServiceID), string(l.AccountID), int64(l.ServiceAccountID))
+	return n == 1, err
+}
+
+// NamedLink is a link with the name of its service.
+type NamedLink struct {
+	models.Link
+	ServiceName string
+}
+
+// LinkPage reads up to limit links of an account after a service's id, sorted by that.
+func (s *Store) LinkPage(ctx context.Context, account models.AccountID, after string, limit int) (all []NamedLink, err error) {
+	err = s.reading(ctx, func(tx *Tx) error {
+		all, err = list(tx, func(r row) (l NamedLink, err error) {
+			err = r.Scan(&l.ServiceID, &l.AccountID, &l.ServiceAccountID, timeColumn{&l.CreatedAt}, &l.ServiceName)
+			return l, err
+		}, `SELECT l.service_id, l.account_id, l.service_account_id, l.created_at, s.name
+			FROM service_links l JOIN services s ON s.id = l.service_id
+			WHERE l.account_id = ? AND l.service_id > ? ORDER BY l.service_id LIMIT ?`, string(account), after, limit)
 		return err
 	})
-	return l, err
+	return all, err
 }
 
 // LinkByServiceAccountID reads the link that a service means.

@@ -69,7 +69,7 @@ var scopes = map[models.Kind]string{
 	models.KindDevice:  "gc:register gc:notify",
 	models.KindGateway: "gc:groups.read gc:notify gc:consent.report",
 	models.KindService: "gc:register gc:events gc:notify",
-	models.KindUser:    "gc:account gc:devices gc:links gc:groups gc:notify",
+	models.KindUser:    "gc:account gc:devices gc:links gc:groups gc:register gc:notify",
 }
 
 // Scopes are what a kind of principal is granted at most.

@@ -1,0 +1,171 @@
+package httpapi
+
+import (
+	"context"
+	"time"
+
+	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/openapi/api"
+	"github.com/groupcast/groupcast/openapi/ginserver"
+	"github.com/groupcast/groupcast/server/accounts"
+	"github.com/groupcast/groupcast/server/enrolment"
+	"github.com/groupcast/groupcast/server/store"
+)
+
+func (h handlers) ListPremises(ctx context.Context, r ginserver.ListPremisesRequestObject) (ginserver.ListPremisesResponseObject, error) {
+	ctx, p := caller(ctx)
+	all, next, err := h.Accounts.ListPremises(ctx, p.AccountID, page(r.Params.PageSize, r.Params.PageToken))
+	if err != nil {
+		return nil, err
+	}
+	return ginserver.ListPremises200JSONResponse{Premises: convert(all, premises), NextPageToken: orNil(next)}, nil
+}
+
+func (h handlers) CreatePremises(ctx context.Context, r ginserver.CreatePremisesRequestObject) (ginserver.CreatePremisesResponseObject, error) {
+	ctx, p := caller(ctx)
+	v, err := h.Accounts.CreatePremises(ctx, p.AccountID, r.Body.Name, false)
+	if err != nil {
+		return nil, err
+	}
+	return ginserver.CreatePremises201JSONResponse(premises(v)), nil
+}
+
+func (h handlers) RenamePremises(ctx context.Context, r ginserver.RenamePremisesRequestObject) (ginserver.RenamePremisesResponseObject, error) {
+	ctx, p := caller(ctx)
+	v, err := h.Accounts.RenamePremises(ctx, p.AccountID, r.PremisesID, r.Body.Name)
+	if err != nil {
+		return nil, err
+	}
+	return ginserver.RenamePremises200JSONResponse(premises(v)), nil
+}
+
+func (h handlers) DeletePremises(ctx context.Context, r ginserver.DeletePremisesRequestObject) (ginserver.DeletePremisesResponseObject, error) {
+	ctx, p := caller(ctx)
+	if err := h.Accounts.DeletePremises(ctx, p.AccountID, r.PremisesID); err != nil {
+		return nil, err
+	}
+	return ginserver.DeletePremises204Response{}, nil
+}
+
+func premises(p models.Premises) api.Premises { return api.Premises{PremisesID: p.ID, Name: p.Name} }
+
+func (h handlers) CreateTicket(ctx context.Context, r ginserver.CreateTicketRequestObject) (ginserver.CreateTicketResponseObject, error) {
+	ctx, p := caller(ctx)
+	account, err := own(p)
+	if err != nil {
+		return nil, err
+	}
+	ticket, t, err := h.Enrolment.Create(ctx, account, enrolment.NewTicket{
+		PremisesID: r.PremisesID, DeviceType: value(r.Body.DeviceType), DeviceID: value(r.Body.DeviceID), Name: value(r.Body.Name),
+		NoPoP: r.Body.ProofOfPossession != nil && !*r.Body.ProofOfPossession,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return ginserver.CreateTicket201JSONResponse{
+		Body: api.Ticket{
+			Ticket: ticket, PremisesID: t.PremisesID, DeviceType: t.DeviceType, DeviceID: orNil(t.DeviceID), ExpiresIn: int32(enrolment.TicketLife / time.Second),
+		},
+		Headers: ginserver.CreateTicket201ResponseHeaders{CacheControl: noStore},
+	}, nil
+}
+
+func (h handlers) ListDevices(ctx context.Context, r ginserver.ListDevicesRequestObject) (ginserver.ListDevicesResponseObject, error) {
+	ctx, p := caller(ctx)
+	if p.Kind != models.KindUser {
+		return ginserver.ListDevices200JSONResponse{Devices: []api.Device{device(p.Device)}}, nil
+	}
+	all, next, err := h.Accounts.ListDevices(ctx, p.AccountID, page(r.Params.PageSize, r.Params.PageToken))
+	if err != nil {
+		return nil, err
+	}
+	return ginserver.ListDevices200JSONResponse{Devices: convert(all, device), NextPageToken: orNil(next)}, nil
+}
+
+// self refuses a device or a gateway that names another than itself.
+func self(p models.Principal, id models.ID) error {
+	if p.Kind != models.KindUser && p.Device.ID != id {
+		return models.NotFound()
+	}
+	return nil
+}
+
+func (h handlers) GetDevice(ctx context.Context, r ginserver.GetDeviceRequestObject) (ginserver.GetDeviceResponseObject, error) {
+	ctx, p := caller(ctx)
+	account, err := own(p)
+	if err == nil {
+		err = self(p, r.DeviceID)
+	}
+	if err != nil {
+		return nil, err
+	}
+	d, err := h.Accounts.Device(ctx, account, r.DeviceID)
+	if err != nil {
+		return nil, err
+	}
+	return ginserver.GetDevice200JSONResponse(device(d)), nil
+}
+
+func (h handlers) ChangeDevice(ctx context.Context, r ginserver.ChangeDeviceRequestObject) (ginserver.ChangeDeviceResponseObject, error) {
+	ctx, p := caller(ctx)
+	account, err := own(p)
+	if err != nil {
+		return nil, err
+	}
+	d, err := h.Accounts.ChangeDevice(ctx, account, r.DeviceID, accounts.DeviceChange{Name: r.Body.Name, Trigger: r.Body.Trigger})
+	if err != nil {
+		return nil, err
+	}
+	return ginserver.ChangeDevice200JSONResponse(device(d)), nil
+}
+
+func (h handlers) RemoveDevice(ctx context.Context, r ginserver.RemoveDeviceRequestObject) (ginserver.RemoveDeviceResponseObject, error) {
+	ctx, p := caller(ctx)
+	account, err := own(p)
+	if err == nil {
+		err = self(p, r.DeviceID)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := h.Accounts.DeleteDevice(ctx, account, r.DeviceID); err != nil {
+		return nil, err
+	}
+	return ginserver.RemoveDevice204Response{}, nil
+}
+
+func device(d models.Device) api.Device {
+	return api.Device{
+		DeviceID: d.ID, PremisesID: d.PremisesID, DeviceType: d.Type, Name: d.Name, Model: d.Model, Trigger: d.Trigger, ProofOfPossession: d.PoP,
+	}
+}
+
+func (h handlers) ListLinks(ctx context.Context, r ginserver.ListLinksRequestObject) (ginserver.ListLinksResponseObject, error) {
+	ctx, p := caller(ctx)
+	all, next, err := h.Accounts.ListLinks(ctx, p.AccountID, page(r.Params.PageSize, r.Params.PageToken))
+	if err != nil {
+		return nil, err
+	}
+	return ginserver.ListLinks200JSONResponse{Links: convert(all, link), NextPageToken: orNil(next)}, nil
+}
+
+func (h handlers) LinkService(ctx context.Context, r ginserver.LinkServiceRequestObject) (ginserver.LinkServiceResponseObject, error) {
+	ctx, p := caller(ctx)
+	l, err := h.Accounts.PutLink(ctx, r.ServiceID, p.AccountID)
+	if err != nil {
+		return nil, err
+	}
+	return ginserver.LinkService200JSONResponse(link(l)), nil
+}
+
+func (h handlers) UnlinkService(ctx context.Context, r ginserver.UnlinkServiceRequestObject) (ginserver.UnlinkServiceResponseObject, error) {
+	ctx, p := caller(ctx)
+	if err := h.Accounts.DeleteLink(ctx, r.ServiceID, p.AccountID); err != nil {
+		return nil, err
+	}
+	return ginserver.UnlinkService204Response{}, nil
+}
+
+func link(l store.NamedLink) api.Link {
+	return api.Link{ServiceID: l.ServiceID, Name: l.ServiceName, ServiceAccountID: l.ServiceAccountID}
+}
