@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/json"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -43,9 +44,7 @@ func TestTokensOfAnExternalIssuer(t *testing.T) {
 				"iss": "https://idp.example", "sub": "upload", "aud": "groupcast", "iat": time.Now().Unix(), "exp": time.Now().Add(time.Minute).Unix(),
 				"capabilities": []string{"register"},
 			}
-			for k, v := range change {
-				claims[k] = v
-			}
+			maps.Copy(claims, change)
 			token := jwt.NewWithClaims(jwt.SigningMethodEdDSA, claims)
 			token.Header["kid"] = "k1"
 			signed, err := token.SignedString(private)

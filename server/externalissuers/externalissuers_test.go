@@ -76,7 +76,10 @@ func (p *provider) config(change func(map[string]any)) string {
 	if change != nil {
 		change(issuer)
 	}
-	b, _ := json.Marshal(map[string]any{"issuers": []any{issuer}})
+	b, err := json.Marshal(map[string]any{"issuers": []any{issuer}})
+	if err != nil {
+		panic(err) // texts and lists of texts
+	}
 	return string(b)
 }
 

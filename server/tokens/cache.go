@@ -36,7 +36,8 @@ type verified struct {
 // NewCache makes a cache in front of a verifier.
 func NewCache(v interface {
 	Verify(token string) (Subject, error)
-}, now func() time.Time) *Cache {
+}, now func() time.Time,
+) *Cache {
 	known, err := simplelru.NewLRU[[sha256.Size]byte, verified](CacheSize, nil)
 	if err != nil {
 		panic(err) // only a size below 1 is refused
