@@ -14,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -93,7 +92,6 @@ type attacker struct {
 	s   *harness.Server
 	key ed25519.PrivateKey
 
-	mu    sync.Mutex
 	nonce string
 }
 
