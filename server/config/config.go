@@ -40,6 +40,7 @@ type Config struct {
 	Migrate              bool
 	KeyEncryptionKeyFile string
 	SigningAlg           string
+	ExternalIssuers      string
 
 	MaxStale           time.Duration
 	LongPollMaxWaiters int
@@ -67,6 +68,7 @@ func define(fs *pflag.FlagSet, c *Config) {
 	fs.StringVar(&c.KeyEncryptionKeyFile, "key-encryption-key-file", "", "`FILE` with the key that seals the keys in the database; created if missing; empty: kek in data-dir")
 
 	fs.StringVar(&c.SigningAlg, "signing-alg", "EdDSA", "`EdDSA|ES256|RS256` of the keys that sign access tokens")
+	fs.StringVar(&c.ExternalIssuers, "external-issuers", "", "`FILE` with the issuers whose tokens for services are taken as well (JSON); empty: none")
 
 	fs.DurationVar(&c.MaxStale, "max-stale", 900*time.Second, "how long gateways go on copying without an answer")
 	fs.IntVar(&c.LongPollMaxWaiters, "long-poll-max-waiters", 10000, "how many long polls may wait at once")
