@@ -48,6 +48,8 @@ type performance struct {
 	screen    *bufio.Scanner
 	seen      strings.Builder
 	temporary string
+	// logs is how many logs of its programs were read.
+	logs int
 }
 
 func start(t *testing.T, args ...string) *performance {
@@ -113,10 +115,28 @@ func (p *performance) children() map[string]int {
 	return children
 }
 
+// secrets looks for such in what the demo's programs have logged so far; the logs go with the demo.
+func (p *performance) secrets() {
+	p.t.Helper()
+	logs, err := filepath.Glob(filepath.Join(p.temporary, "*", "*.log"))
+	require.NoError(p.t, err)
+	for _, path := range logs {
+		log, err := os.ReadFile(path)
+		if err != nil {
+			continue // the demo has tidied up
+		}
+		p.logs++
+		for _, leak := range harness.Leaks(p.t.Name(), string(log), false) {
+			assert.Fail(p.t, "a secret in a log", "the demo's %s holds %s", filepath.Base(path), leak)
+		}
+	}
+}
+
 // end waits for the demo and gives its exit code and verdict, the last line of standard output. Nothing may be left behind.
 func (p *performance) end(children map[string]int) (int, ledger.Verdict) {
 	p.t.Helper()
 	for p.screen.Scan() {
+		p.secrets()
 	}
 	_ = p.cmd.Wait()
 	lines := strings.Split(strings.TrimSpace(p.out.String()), "\n")
@@ -163,6 +183,7 @@ func TestDemo(t *testing.T) {
 	assert.Len(t, children, 4)
 	code, v := p.end(children)
 	requireOK(t, v)
+	assert.Positive(t, p.logs, "no log was looked into")
 	assert.Zero(t, code)
 }
 

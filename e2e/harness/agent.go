@@ -38,6 +38,8 @@ type Agent struct {
 // StartAgent writes the agent's configuration and credential as a gateway engineer would, and starts it.
 func StartAgent(t testing.TB, o AgentOptions) *Agent {
 	t.Helper()
+	Secret("the credential of a gateway", o.Token)
+	ordinary(t, o.LANAddress, o.Uplink)
 	a := &Agent{Dir: t.TempDir(), options: o}
 	credential := filepath.Join(a.Dir, "credential")
 	require.NoError(t, os.WriteFile(credential, []byte(o.Token), 0o600))

@@ -63,8 +63,8 @@ type Process struct {
 	err  error
 }
 
-// Start runs the program, inside the namespace if there is one. It is killed at the end of the test if it still runs, and its
-// log is shown if the test failed.
+// Start runs the program, inside the namespace if there is one. It is killed at the end of the test if it still runs; the test
+// fails if its log holds a secret or the address of a destination, and shows the log if it failed.
 func Start(t testing.TB, in *netlab.Namespace, name string, cmd *exec.Cmd) *Process {
 	t.Helper()
 	p := &Process{Cmd: cmd, Name: name, done: make(chan struct{})}
@@ -80,6 +80,9 @@ func Start(t testing.TB, in *netlab.Namespace, name string, cmd *exec.Cmd) *Proc
 	}()
 	t.Cleanup(func() {
 		p.Kill()
+		for _, leak := range Leaks(wholeTest(t), p.Log(), name == "groupcastd" || name == "gateway-agent") {
+			t.Errorf("the log of %s holds %s", name, leak)
+		}
 		if t.Failed() {
 			t.Logf("--- log of %s ---\n%s", name, p.Log())
 		}

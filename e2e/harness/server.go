@@ -57,6 +57,9 @@ func StartServer(t testing.TB, o Options) *Server {
 	if o.Listen == "" {
 		o.Listen = freePort(t)
 	}
+	host, _, err := net.SplitHostPort(o.Listen)
+	require.NoError(t, err)
+	ordinary(t, host)
 	// Not t.TempDir: the path of a unix socket must stay below 108 bytes.
 	dir, err := os.MkdirTemp("", "gc-")
 	require.NoError(t, err)
@@ -64,14 +67,14 @@ func StartServer(t testing.TB, o Options) *Server {
 	s := &Server{
 		URL:     "http://" + o.Listen,
 		DataDir: dir,
-		HTTP:    &http.Client{Transport: &http.Transport{DialContext: dialIn(o.In)}, Timeout: 70 * time.Second},
+		HTTP:    &http.Client{Transport: attentive{&http.Transport{DialContext: dialIn(o.In)}, wholeTest(t)}, Timeout: 70 * time.Second},
 		options: o,
 	}
 	socket := filepath.Join(dir, "admin.sock")
 	s.Admin, err = adminclient.NewClientWithResponses("http://groupcastd", adminclient.WithHTTPClient(&http.Client{
-		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		Transport: attentive{&http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-		}, DisableKeepAlives: true},
+		}, DisableKeepAlives: true}, wholeTest(t)},
 		Timeout: 30 * time.Second,
 	}))
 	require.NoError(t, err)

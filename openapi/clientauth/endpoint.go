@@ -90,7 +90,7 @@ func normalServer(server string, allowPlain bool) (string, error) {
 		return "", errors.New("the server's URL must be like https://groupcast.example, without user, query and fragment")
 	}
 	if u.Scheme == "http" && !allowPlain && !loopback(u.Hostname()) {
-		return "", fmt.Errorf("the credential would cross the network readably to %s: use https, or allow plain HTTP if the way there is protected otherwise", u.Host)
+		return "", fmt.Errorf("the credential would cross the network readably to %s: use https, or set --allow-plain-http if the way there is protected otherwise", u.Host)
 	}
 	host := strings.ToLower(u.Host)
 	host = strings.TrimSuffix(host, map[string]string{"http": ":80", "https": ":443"}[u.Scheme])

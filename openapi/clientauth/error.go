@@ -25,7 +25,7 @@ type Error struct {
 var advice = map[string]string{
 	"invalid_client":          "the server does not accept this credential any more: the device was removed, its key was replaced, or the service's secret was changed. Enrol anew, or get a new secret",
 	"invalid_grant":           "what was given has ended, was used or was revoked. Enrol anew; a ticket is good once, for 15 minutes",
-	"unauthorized_client":     "this client may not do that. Ask the operator which kind of client it is", //nolint:misspell // the RFC's spelling
+	"unauthorized_client":     "this client may not do that. Ask the operator which kind of client it is",
 	"invalid_scope":           "a scope that was asked for is not granted to this client. Ask for less",
 	"access_denied":           "the account holder refused. Begin again if that was a mistake",
 	"expired_token":           "the code was not approved in time. Begin again",

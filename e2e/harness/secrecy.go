@@ -1,0 +1,202 @@
+package harness
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"mime"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// No log line may hold a secret, a token, a code or the address of a destination (SPEC §11). The harness remembers all that
+// passes through its clients, and looks for it in what each program printed when that program's test ends. What other clients
+// send it can't know; that it finds by its form.
+
+// secretMembers are the members of bodies and fields of forms whose values nobody may log.
+var secretMembers = []string{
+	"accessToken", "access_token", "refresh_token", "token", "ticket", "clientSecret", "client_secret", "client_assertion", "device_code",
+	"deviceCode", "user_code", "userCode", "password", "pwd", "d",
+}
+
+// secretForms are what secrets look like whoever made them.
+var secretForms = map[string]*regexp.Regexp{
+	"a token or proof (JWT)": regexp.MustCompile(`eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}`),
+	"a private key (PEM)":    regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----`),
+	"a private key (JWK)":    regexp.MustCompile(`\\?"d\\?"\s*:\s*\\?"[A-Za-z0-9_-]{40,}`),
+	"a user code":            regexp.MustCompile(`\b[BCDFGHJKLMNPQRSTVWXZ]{4}-[BCDFGHJKLMNPQRSTVWXZ]{4}\b`),
+}
+
+// shortest is the length below which a value can't be told from ordinary text.
+const shortest = 8
+
+var secrecy = struct {
+	sync.Mutex
+	secrets map[string]string // value: what it is
+	// destinations and others are addresses by test: what is a destination in one is a gateway in another.
+	destinations, others map[string]map[netip.Addr]bool
+}{secrets: map[string]string{}, destinations: map[string]map[netip.Addr]bool{}, others: map[string]map[netip.Addr]bool{}}
+
+// Secret makes a value known that no log may hold.
+func Secret(what, value string) {
+	value = strings.TrimSpace(value)
+	if len(value) < shortest {
+		return
+	}
+	secrecy.Lock()
+	defer secrecy.Unlock()
+	secrecy.secrets[value] = what
+}
+
+func remember(in map[string]map[netip.Addr]bool, test, address string) {
+	if prefix, _, ok := strings.Cut(address, "/"); ok {
+		address = prefix
+	}
+	a, err := netip.ParseAddr(address)
+	if err != nil || a.IsUnspecified() {
+		return
+	}
+	secrecy.Lock()
+	defer secrecy.Unlock()
+	if in[test] == nil {
+		in[test] = map[netip.Addr]bool{}
+	}
+	in[test][a.Unmap()] = true
+}
+
+// Destination makes the address of a destination known, which no log of a program of this test may hold.
+func Destination(t testing.TB, address string) {
+	t.Helper()
+	remember(secrecy.destinations, wholeTest(t), address)
+}
+
+// ordinary are addresses that programs may name: their own, and those of gateways.
+func ordinary(t testing.TB, addresses ...string) {
+	t.Helper()
+	for _, address := range addresses {
+		remember(secrecy.others, wholeTest(t), address)
+	}
+}
+
+// wholeTest is the test without the subtest.
+func wholeTest(t testing.TB) string {
+	t.Helper()
+	name, _, _ := strings.Cut(t.Name(), "/")
+	return name
+}
+
+var addresses = regexp.MustCompile(`[0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9a-fA-F]{0,4}(:[0-9a-fA-F]{0,4}){2,7}`)
+
+// Leaks names what stands in a log although it must not, without repeating it. What a person runs in their own terminal may
+// show them addresses: they are looked for only in what services print.
+func Leaks(test, log string, service bool) []string {
+	found := map[string]bool{}
+	for what, form := range secretForms {
+		if form.MatchString(log) {
+			found[what] = true
+		}
+	}
+	secrecy.Lock()
+	defer secrecy.Unlock()
+	for value, what := range secrecy.secrets {
+		if strings.Contains(log, value) {
+			found[what] = true
+		}
+	}
+	if service && len(secrecy.destinations[test]) > 0 {
+		for _, text := range addresses.FindAllString(log, -1) {
+			a, err := netip.ParseAddr(text)
+			if err == nil && secrecy.destinations[test][a.Unmap()] && !secrecy.others[test][a.Unmap()] {
+				found["the address of a destination, "+a.String()] = true
+			}
+		}
+	}
+	var list []string
+	for what := range found {
+		list = append(list, what)
+	}
+	slices.Sort(list)
+	return list
+}
+
+// attentive is a transport that remembers the secrets and addresses that pass through it.
+type attentive struct {
+	*http.Transport
+
+	test string
+}
+
+func (a attentive) RoundTrip(r *http.Request) (*http.Response, error) {
+	if authorization := r.Header.Get("Authorization"); authorization != "" {
+		_, token, ok := strings.Cut(authorization, " ")
+		if !ok {
+			token = authorization
+		}
+		Secret("what stood in an Authorization header", token)
+	}
+	Secret("a proof of possession", r.Header.Get("DPoP"))
+	var sent []byte
+	if r.GetBody != nil {
+		if body, err := r.GetBody(); err == nil {
+			sent, _ = io.ReadAll(body)
+			_ = body.Close()
+		}
+	}
+	if media, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); media == "application/x-www-form-urlencoded" {
+		form, _ := url.ParseQuery(string(sent))
+		for _, name := range secretMembers {
+			Secret("the field "+name, form.Get(name))
+		}
+	} else {
+		a.members(sent, r.Method == http.MethodPut)
+	}
+	answer, err := a.Transport.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	media, _, _ := mime.ParseMediaType(answer.Header.Get("Content-Type"))
+	if answer.StatusCode < 300 && media == "application/json" {
+		body, err := io.ReadAll(answer.Body)
+		_ = answer.Body.Close()
+		if err != nil {
+			return nil, err
+		}
+		a.members(body, false)
+		answer.Body = io.NopCloser(bytes.NewReader(body))
+		var sentObject map[string]any
+		if json.Unmarshal(sent, &sentObject) == nil && sentObject["destination"] == true {
+			for _, name := range []string{"privateIPv4", "publicIPv4", "IPv6"} {
+				if address, ok := sentObject[name].(string); ok {
+					remember(secrecy.destinations, a.test, address)
+				}
+			}
+		}
+	}
+	return answer, nil
+}
+
+// members remembers what a JSON object holds.
+func (a attentive) members(body []byte, declares bool) {
+	var object map[string]any
+	if json.Unmarshal(body, &object) != nil {
+		return
+	}
+	for _, name := range secretMembers {
+		if value, ok := object[name].(string); ok {
+			Secret("the member "+name, value)
+		}
+	}
+	if declares {
+		for _, name := range []string{"gatewayIPv4", "uplinkIPv4", "lanPrefix"} {
+			if address, ok := object[name].(string); ok {
+				remember(secrecy.others, a.test, address)
+			}
+		}
+	}
+}
