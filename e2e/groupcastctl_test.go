@@ -110,7 +110,7 @@ func TestGroupcastctl(t *testing.T) {
 	assert.Equal(t, "/problems/contradicts-token", problem.Type)
 	_, errs, code = c.run("groups", "--token-file", filepath.Join(c.tokens, "none"))
 	assert.Equal(t, 1, code)
-	assert.Contains(t, errs, "there is no file")
+	assert.Contains(t, errs, "there is no credential file")
 	_, errs, code = c.run("groups", "--token-file", cameraToken, "--server", "http://192.0.2.1")
 	assert.Equal(t, 1, code)
 	assert.Contains(t, errs, "--allow-plain-http")

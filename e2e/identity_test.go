@@ -14,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -93,7 +92,6 @@ type attacker struct {
 	s   *harness.Server
 	key ed25519.PrivateKey
 
-	mu    sync.Mutex
 	nonce string
 }
 
@@ -278,6 +276,9 @@ func TestAttackTicketsAndKeys(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, 204, r.StatusCode())
 		assert.Equal(t, 201, a.enrol(t, second).status, "the ticket is still good once the key is released")
+		for _, hidden := range []string{ticket, second, a.assertion(t, nil)[:40]} {
+			assert.NotContains(t, s.Log(), hidden)
+		}
 	})
 }
 
@@ -587,6 +588,9 @@ func TestAttackDeviceCodes(t *testing.T) {
 		assert.Equal(t, 200, revoke(a))
 		assert.Equal(t, "invalid_grant", use(a, "gc-device").code())
 
+		for _, hidden := range []string{device, user, refresh, fmt.Sprint(done.body["access_token"])} {
+			assert.NotContains(t, s.Log(), hidden)
+		}
 		refused, user := begin(thief)
 		require.Equal(t, 200, decide(user, false))
 		assert.Equal(t, "access_denied", redeem(thief, refused, "gc-device").code())
@@ -684,6 +688,9 @@ func TestServicesGetTheirTokens(t *testing.T) {
 		status, _, _ = a.resource(t, "GET", "/v1/registrations", "Bearer "+token, "")
 		assert.Equal(t, 401, status)
 		assert.Equal(t, "invalid_client", basic("svc-upload", secret).code())
+		for _, hidden := range []string{secret, token} {
+			assert.NotContains(t, s.Log(), hidden)
+		}
 		status, _, body = get(t, byKey, "/v1/registrations")
 		assert.Equal(t, 200, status, body)
 	})

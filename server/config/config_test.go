@@ -69,6 +69,7 @@ database-max-conns: 20
 migrate: true
 key-encryption-key-file: /run/credentials/kek
 signing-alg: ES256
+external-issuers: /etc/issuers.json
 sign-up: open
 rate-limit-source: 7
 rate-limit-principal: 8
@@ -87,7 +88,7 @@ func TestFileVariablesAndFlagsMeanTheSame(t *testing.T) {
 	assert.Equal(t, config.Config{
 		Listen: "0.0.0.0:8443", PublicURL: "https://groupcast.example", TLSCert: "/etc/cert.pem", TLSKey: "/etc/key.pem", BehindProxy: true,
 		TrustedProxies: []string{"10.0.0.0/8", "192.0.2.1"}, DataDir: "/data", DatabaseURL: "postgres://u:p@h/d", DatabaseMaxConns: 20, Migrate: true,
-		KeyEncryptionKeyFile: "/run/credentials/kek", SigningAlg: "ES256", SignUp: "open", RateLimitSource: 7, RateLimitPrincipal: 8, MaxStale: time.Minute, LongPollMaxWaiters: 5, DrainTime: time.Second,
+		KeyEncryptionKeyFile: "/run/credentials/kek", SigningAlg: "ES256", ExternalIssuers: "/etc/issuers.json", SignUp: "open", RateLimitSource: 7, RateLimitPrincipal: 8, MaxStale: time.Minute, LongPollMaxWaiters: 5, DrainTime: time.Second,
 		AllowLoopback: true, MetricsListen: "", LogLevel: slog.LevelWarn, LogFormat: "json",
 	}, fromFile)
 

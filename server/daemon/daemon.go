@@ -109,7 +109,7 @@ func Start(ctx context.Context, cfg config.Config, version string, log *slog.Log
 		return nil, err
 	}
 	registry := telemetry.NewRegistry(version)
-	handlers, err := d.assemble(ctx, ring, kek, registry, version)
+	handlers, err := d.assemble(ctx, background, ring, kek, registry, version)
 	if err != nil {
 		return nil, err
 	}
@@ -130,8 +130,8 @@ func (d *Daemon) prepareSchema(ctx context.Context) error {
 // edges are the two ways in.
 type edges struct{ public, admin http.Handler }
 
-// assemble wires the services to each other and to the edges.
-func (d *Daemon) assemble(ctx context.Context, ring *keys.Ring, kek *keys.KEK, registry *prometheus.Registry, version string) (edges, error) {
+// assemble wires the services to each other and to the edges. ctx is that of the start, life that of the service.
+func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.KEK, registry *prometheus.Registry, version string) (edges, error) {
 	groupService := groups.New(d.store)
 	d.hub = longpoll.New(longpoll.Options{
 		Epoch:       d.store.Epoch,
@@ -150,7 +150,7 @@ func (d *Daemon) assemble(ctx context.Context, ring *keys.Ring, kek *keys.KEK, r
 		return edges{}, err
 	}
 	metrics := httpapi.NewMetrics(registry)
-	id, err := d.newIdentity(issuer, ring, kek, accountService)
+	id, err := d.newIdentity(life, issuer, ring, kek, accountService)
 	if err != nil {
 		return edges{}, err
 	}

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"crypto/rand"
+	"net/http"
 	"time"
 
 	"github.com/groupcast/groupcast/server/accounts"
@@ -11,6 +12,7 @@ import (
 	"github.com/groupcast/groupcast/server/devicegrant"
 	"github.com/groupcast/groupcast/server/dpop"
 	"github.com/groupcast/groupcast/server/enrolment"
+	"github.com/groupcast/groupcast/server/externalissuers"
 	"github.com/groupcast/groupcast/server/httpapi"
 	"github.com/groupcast/groupcast/server/keys"
 	"github.com/groupcast/groupcast/server/oauth"
@@ -33,7 +35,7 @@ type identity struct {
 	run    []func(context.Context)
 }
 
-func (d *Daemon) newIdentity(issuer string, ring *keys.Ring, kek *keys.KEK, accts *accounts.Service) (identity, error) {
+func (d *Daemon) newIdentity(ctx context.Context, issuer string, ring *keys.Ring, kek *keys.KEK, accts *accounts.Service) (identity, error) {
 	used := replay.NewTable(d.store, d.log)
 	proofs, nonces, err := d.newProofs(issuer, kek, used)
 	if err != nil {
@@ -42,7 +44,21 @@ func (d *Daemon) newIdentity(issuer string, ring *keys.Ring, kek *keys.KEK, acct
 	tickets := enrolment.New(d.store, accts)
 	grants := devicegrant.New(d.store, tickets)
 	tokenIssuer := tokens.NewIssuer(issuer, ring, time.Now)
-	cache := tokens.NewCache(tokens.NewVerifier(issuer, ring, time.Now), time.Now)
+	var verifier httpapi.TokenVerifier = tokens.NewVerifier(issuer, ring, time.Now)
+	if d.cfg.ExternalIssuers != "" {
+		issuers, err := externalissuers.Load(d.cfg.ExternalIssuers)
+		if err != nil {
+			return identity{}, err
+		}
+		verifier, err = externalissuers.New(ctx, verifier, issuers, &http.Client{
+			// What the operator configured is what is asked, and nothing it points at.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		}, time.Now, d.log)
+		if err != nil {
+			return identity{}, err
+		}
+	}
+	cache := tokens.NewCache(verifier, time.Now)
 	hasher, err := passwords.NewHasher(passwords.Recommended, 0)
 	if err != nil {
 		return identity{}, err

@@ -42,9 +42,10 @@ const (
 	MaxWrong = 5
 	// MaxPending is how many grants may wait that were begun from one source prefix.
 	MaxPending = 20
-	// DeviceRefresh and AppRefresh are how long a refresh token lives when it isn't used.
+	// DeviceRefresh is how long a device's refresh token lives when it isn't used.
 	DeviceRefresh = 90 * 24 * time.Hour
-	AppRefresh    = 30 * 24 * time.Hour
+	// AppRefresh is how long an app's refresh token lives when it isn't used.
+	AppRefresh = 30 * 24 * time.Hour
 
 	// Twenty letters that can't be taken for each other and spell no words: 20^8 codes, 34.5 bits.
 	alphabet   = "BCDFGHJKLMNPQRSTVWXZ"

@@ -75,8 +75,7 @@ func (a Access) possession(r *http.Request, scheme, token string, s tokens.Subje
 	result, err := a.Proofs.Verify(r.Context(), dpop.Request{
 		Proofs: r.Header.Values("DPoP"), Method: r.Method, Path: r.URL.EscapedPath(), Token: token, BoundTo: s.JKT,
 	})
-	var refusal *dpop.Error
-	if errors.As(err, &refusal) {
+	if refusal, ok := errors.AsType[*dpop.Error](err); ok {
 		return unauthenticated(refusal.Detail).Because(refusal)
 	}
 	if err == nil {

@@ -165,8 +165,7 @@ func (s *Service) proof(ctx context.Context, path string, proofs []string) (*dpo
 		return nil, nil
 	}
 	r, err := s.Proofs.Verify(ctx, dpop.Request{Proofs: proofs, Method: "POST", Path: path})
-	var refusal *dpop.Error
-	if errors.As(err, &refusal) {
+	if refusal, ok := errors.AsType[*dpop.Error](err); ok {
 		code := models.CodeInvalidDPoPProof
 		if refusal.Code == dpop.UseNonce {
 			code = models.CodeUseDPoPNonce
@@ -339,7 +338,7 @@ func within(asked, bound string, kind models.Kind) ([]string, error) {
 		return most, nil
 	}
 	var all []string
-	for _, s := range strings.Fields(asked) {
+	for s := range strings.FieldsSeq(asked) {
 		if !slices.Contains(most, s) {
 			return nil, models.Errorf(models.CodeInvalidScope, "A scope was asked for that this client is not granted; it may have: %s.", strings.Join(most, " "))
 		}

@@ -145,9 +145,7 @@ func encode(e *models.Error, instance string, more map[string]any) (status int, 
 	doc["status"] = r.status
 	doc["detail"] = e.Detail
 	doc["instance"] = instance
-	for k, v := range more {
-		doc[k] = v
-	}
+	maps.Copy(doc, more)
 	body, err := json.Marshal(doc)
 	if err != nil {
 		// A member that JSON can't hold is a fault of ours; the standard members always can.

@@ -19,8 +19,10 @@ const (
 // only its SHA-256, forgets it before it ends, and is bounded. What revokes a token it can't and need not know: whoever uses a token
 // reads the row of the one it names at each request. It is safe for concurrent use.
 type Cache struct {
-	verifier *Verifier
-	now      func() time.Time
+	verifier interface {
+		Verify(token string) (Subject, error)
+	}
+	now func() time.Time
 
 	mu    sync.Mutex
 	known *simplelru.LRU[[sha256.Size]byte, verified]
@@ -32,7 +34,10 @@ type verified struct {
 }
 
 // NewCache makes a cache in front of a verifier.
-func NewCache(v *Verifier, now func() time.Time) *Cache {
+func NewCache(v interface {
+	Verify(token string) (Subject, error)
+}, now func() time.Time,
+) *Cache {
 	known, err := simplelru.NewLRU[[sha256.Size]byte, verified](CacheSize, nil)
 	if err != nil {
 		panic(err) // only a size below 1 is refused

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"time"
@@ -38,6 +40,10 @@ type Public struct {
 
 // Options are how the service is reached.
 func (p Public) Options() (clientauth.Options, error) {
+	if server, err := url.Parse(p.Server); err == nil && server.Scheme == "http" && !p.AllowPlainHTTP && !isLoopback(server.Hostname()) {
+		return clientauth.Options{}, errors.New("--server: the credential would cross the network readably: use https, or --allow-plain-http if the way there is " +
+			"protected otherwise")
+	}
 	transport := newTransport()
 	if p.CA != "" {
 		var err error
@@ -103,4 +109,12 @@ func trust(file string) (*tls.Config, error) {
 		return nil, fmt.Errorf("--ca: there is no certificate in PEM form in %s", file)
 	}
 	return &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}, nil
+}
+
+func isLoopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	address, err := netip.ParseAddr(host)
+	return err == nil && address.Unmap().IsLoopback()
 }
