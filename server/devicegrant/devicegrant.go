@@ -19,6 +19,7 @@ import (
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/accounts"
+	"github.com/groupcast/groupcast/server/audit"
 	"github.com/groupcast/groupcast/server/dpop"
 	"github.com/groupcast/groupcast/server/enrolment"
 	"github.com/groupcast/groupcast/server/problem"
@@ -179,7 +180,17 @@ func (s *Service) Decide(ctx context.Context, a Approver, typed string, d Decisi
 		if err == nil && !done {
 			return noGrant()
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		e := audit.Entry{Account: a.AccountID, Action: audit.DeviceDeny, Object: audit.OfAccount(a.AccountID)}
+		if d.Approve {
+			e.Action = audit.DeviceApprove
+		}
+		if g.PremisesID != "" {
+			e.Object = audit.OfPremises(g.PremisesID)
+		}
+		return audit.Note(ctx, tx, e)
 	})
 	if err == nil {
 		err = refusal
@@ -257,8 +268,10 @@ func (s *Service) Redeem(ctx context.Context, deviceCode, clientID string, key d
 			refusal = models.Errorf(models.CodeInvalidGrant, "The device code was used.")
 			return err
 		}
-		r, err = s.admit(tx, g.DeviceGrant, key, jwk)
-		return err
+		if r, err = s.admit(tx, g.DeviceGrant, key, jwk); err != nil || !r.Device.ID.Valid() {
+			return err
+		}
+		return audit.Note(ctx, tx, audit.Entry{Account: g.AccountID, Action: audit.DeviceEnrol, Object: audit.OfDevice(r.Device.ID)})
 	})
 	if err == nil {
 		err = refusal
