@@ -11,6 +11,7 @@ import (
 	"github.com/groupcast/groupcast/openapi/adminapi"
 	"github.com/groupcast/groupcast/openapi/adminserver"
 	"github.com/groupcast/groupcast/server/accounts"
+	"github.com/groupcast/groupcast/server/backup"
 	"github.com/groupcast/groupcast/server/tokens"
 )
 
@@ -21,13 +22,23 @@ const tokenLife = 24 * time.Hour
 type Handlers struct {
 	accounts *accounts.Service
 	issuer   *tokens.Issuer
+	rotator  *backup.Rotator
 }
 
 var _ adminserver.StrictServerInterface = (*Handlers)(nil)
 
 // New makes the handlers.
-func New(a *accounts.Service, issuer *tokens.Issuer) *Handlers {
-	return &Handlers{accounts: a, issuer: issuer}
+func New(a *accounts.Service, issuer *tokens.Issuer, r *backup.Rotator) *Handlers {
+	return &Handlers{accounts: a, issuer: issuer, rotator: r}
+}
+
+// RotateEpoch begins a new life of the database.
+func (h *Handlers) RotateEpoch(ctx context.Context, _ adminserver.RotateEpochRequestObject) (adminserver.RotateEpochResponseObject, error) {
+	life, err := h.rotator.Rotate(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return adminserver.RotateEpoch200JSONResponse{Epoch: life.Epoch, EndedGroups: life.Groups}, nil
 }
 
 // CreateAccount creates an account.

@@ -24,6 +24,7 @@ import (
 	"github.com/groupcast/groupcast/server/accounts"
 	"github.com/groupcast/groupcast/server/adminapi"
 	"github.com/groupcast/groupcast/server/apidocs"
+	"github.com/groupcast/groupcast/server/backup"
 	"github.com/groupcast/groupcast/server/config"
 	"github.com/groupcast/groupcast/server/expiry"
 	"github.com/groupcast/groupcast/server/gateways"
@@ -175,7 +176,7 @@ func (d *Daemon) assemble(ctx context.Context, ring *keys.Ring, registry *promet
 		return edges{}, fmt.Errorf("admin.yaml: %w", err)
 	}
 	adminserver.RegisterHandlersWithOptions(admin.Contract(),
-		adminserver.NewStrictHandlerWithOptions(adminapi.New(accountService, tokens.NewIssuer(issuer, ring, time.Now)), nil, adminserver.StrictGinServerOptions{
+		adminserver.NewStrictHandlerWithOptions(adminapi.New(accountService, tokens.NewIssuer(issuer, ring, time.Now), backup.NewRotator(d.store, d.log)), nil, adminserver.StrictGinServerOptions{
 			RequestErrorHandlerFunc: admin.RequestError, HandlerErrorFunc: admin.HandlerError, ResponseErrorHandlerFunc: admin.ResponseError,
 		}),
 		adminserver.GinServerOptions{ErrorHandler: admin.ParameterError})
