@@ -42,9 +42,10 @@ func (tx *Tx) InsertAddresses(gatewayID models.ID, ips []netip.Addr) error {
 	}
 	_, err := tx.exec(`
 		WITH added (gateway_id, ip) AS (VALUES `+tuples("(CAST(? AS bigint), ?)", len(ips))+`)
-		INSERT INTO addresses (gateway_id, ip, state, generation, released_at)
+		INSERT INTO addresses (gateway_id, ip, state, generation, released_at, released_revision)
 		SELECT added.gateway_id, added.ip, CASE i.restored_at WHEN 0 THEN 'free' ELSE 'quarantined' END,
-			CASE i.restored_at WHEN 0 THEN 0 ELSE `+generationAt("i.restored_at")+` END, i.restored_at
+			CASE i.restored_at WHEN 0 THEN 0 ELSE `+generationAt("i.restored_at")+` END, i.restored_at,
+			CASE i.restored_at WHEN 0 THEN 0 ELSE (SELECT g.revision FROM gateways g WHERE g.id = added.gateway_id) END
 		FROM added CROSS JOIN installation i`, args...)
 	return err
 }
