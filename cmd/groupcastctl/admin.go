@@ -289,7 +289,7 @@ func (o *operator) epochRotate() *cobra.Command {
 				return err
 			}
 			return o.show(e, func() error {
-				return report.Fields(o.out, "epoch", e.Epoch, "endedGroups", strconv.FormatInt(e.EndedGroups, 10))
+				return report.Fields(o.out, "epoch", e.Epoch, "endedGroups", strconv.Itoa(int(e.EndedGroups)))
 			})
 		})
 	cmd.Long = `Begin a new life of a database that was restored by other means than "groupcastd restore". Call it at once after the start

@@ -121,7 +121,7 @@ type DeviceType = models.DeviceType
 // Epoch defines model for Epoch.
 type Epoch struct {
 	// EndedGroups How many groups ended.
-	EndedGroups int64 `json:"endedGroups"`
+	EndedGroups int32 `json:"endedGroups"`
 
 	// Epoch The new name of this life of the database.
 	Epoch string `json:"epoch"`

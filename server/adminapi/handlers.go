@@ -38,7 +38,7 @@ func (h *Handlers) RotateEpoch(ctx context.Context, _ adminserver.RotateEpochReq
 	if err != nil {
 		return nil, err
 	}
-	return adminserver.RotateEpoch200JSONResponse{Epoch: life.Epoch, EndedGroups: life.Groups}, nil
+	return adminserver.RotateEpoch200JSONResponse{Epoch: life.Epoch, EndedGroups: int32(life.Groups)}, nil
 }
 
 // CreateAccount creates an account.
