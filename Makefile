@@ -104,6 +104,10 @@ contract-lint-node: ## Two more linters for the contract; needs node 20 and a ne
 contract-fuzz: ## Drawn requests against a running service, CHECKS (5000) per operation and database
 	go test -count=1 -timeout 0 -run '^TestContractFuzz$$' ./e2e -rapid.checks=$(CHECKS)
 
+.PHONY: history
+history: ## Longer histories of concurrent clients for the checker, and programs with bugs that it has to find
+	go test -count=1 -timeout 0 -v -run '^TestHistory' ./e2e -history.steps=80 -history.homes=4 -history.mutants
+
 .PHONY: interop
 interop: ## Clients generated from the contract, in Go and TypeScript, against a running service; needs node 20
 	@.ci/interop

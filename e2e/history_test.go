@@ -9,6 +9,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -27,8 +29,9 @@ import (
 )
 
 var (
-	historySteps = flag.Int("history.steps", 25, "requests of each client in a recorded history")
-	historyHomes = flag.Int("history.homes", 2, "homes, each with a history of its own, at the same time")
+	historySteps   = flag.Int("history.steps", 25, "requests of each client in a recorded history")
+	historyHomes   = flag.Int("history.homes", 2, "homes, each with a history of its own, at the same time")
+	historyMutants = flag.Bool("history.mutants", false, "build programs with bugs and see that the checker finds them")
 )
 
 // TestHistory records what concurrent clients ask and are told, with real clocks, while a replica is killed and starts again; a
@@ -40,8 +43,8 @@ func TestHistory(t *testing.T) {
 	})
 	t.Run("postgres, two replicas", func(t *testing.T) {
 		url := pgtest.URL(t)
-		a := harness.StartServer(t, replica(t, url, nil))
-		b := harness.StartServer(t, replica(t, url, a))
+		a := harness.StartServer(t, replica(url, nil))
+		b := harness.StartServer(t, replica(url, a))
 		require.Equal(t, porcupine.Ok, recordHistory(t, "", url, true, a, b))
 	})
 }
@@ -57,8 +60,38 @@ func TestHistoryFindsABug(t *testing.T) {
 	require.Equal(t, porcupine.Illegal, recordHistory(t, s.DataDir, "", false, s))
 }
 
+// TestHistoryFindsAMissingLock builds a groupcastd in which nobody locks the gateway, and proves that the checker sees it. The bug is in
+// an overlay of this build alone, so the program under test has no switch for it.
+func TestHistoryFindsAMissingLock(t *testing.T) {
+	if !*historyMutants {
+		t.Skip("builds another groupcastd: run make history")
+	}
+	const lock = "\"UPDATE gateways SET revision = revision + 1 WHERE id \"+where+\" RETURNING \"+gatewayColumns"
+	file, err := filepath.Abs("../server/store/gateways.go")
+	require.NoError(t, err)
+	code, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.Equal(t, 1, strings.Count(string(code), lock), "the statement that locks has changed; change this test too")
+	without := strings.Replace(string(code), lock, "\"SELECT \"+gatewayColumns+\" FROM gateways WHERE id \"+where", 1)
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "gateways.go"), []byte(without), 0o600))
+	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{file: filepath.Join(dir, "gateways.go")}})
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "overlay.json"), overlay, 0o600))
+	program := filepath.Join(dir, "groupcastd")
+	out, err := exec.Command("go", "build", "-overlay", filepath.Join(dir, "overlay.json"), "-o", program, "../cmd/groupcastd").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	url := pgtest.URL(t)
+	o := replica(url, nil)
+	o.Program = program
+	a := harness.StartServer(t, o)
+	o = replica(url, a)
+	o.Program = program
+	require.Equal(t, porcupine.Illegal, recordHistory(t, "", url, false, a, harness.StartServer(t, o)))
+}
+
 // replica is a server on a shared database; all share the issuer and the key-encryption key of the first.
-func replica(_ *testing.T, url string, first *harness.Server) harness.Options {
+func replica(url string, first *harness.Server) harness.Options {
 	o := harness.Options{DatabaseURL: url, Args: []string{"--public-url", "http://127.0.0.1:8080"}}
 	if first != nil {
 		o.Args = append(o.Args, "--key-encryption-key-file", filepath.Join(first.DataDir, "kek"))
