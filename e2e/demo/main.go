@@ -60,6 +60,10 @@ func run() int {
 
 var errAborted = errors.New("ended by a second signal")
 
+// sameSignal is how soon after the first a signal is taken for the same one: a terminal or "timeout" signals the whole process
+// group, and make hands on what it gets.
+const sameSignal = time.Second
+
 // obeySignals makes the first signal end the stream and give the verdict, and the second end everything at once.
 func obeySignals(o *options) (context.Context, context.CancelCauseFunc) {
 	signals := make(chan os.Signal, 2)
@@ -73,7 +77,9 @@ func obeySignals(o *options) (context.Context, context.CancelCauseFunc) {
 	go func() {
 		<-signals
 		close(finish)
-		<-signals
+		for first := time.Now(); time.Since(first) < sameSignal; {
+			<-signals
+		}
 		abort(errAborted)
 	}()
 	return ctx, abort

@@ -86,12 +86,9 @@ func start(t testing.TB, cfg config.Config) *service {
 	var err error
 	s.Daemon, err = daemon.Start(t.Context(), cfg, "v1.2.3", telemetry.NewLogger(s.log, cfg.LogLevel, cfg.LogFormat))
 	require.NoError(t, err)
-	stopped := false
 	t.Cleanup(func() {
 		s.client.CloseIdleConnections()
-		if !stopped {
-			_ = s.Stop(context.Background())
-		}
+		_ = s.Stop(context.Background()) // once more, if the test did
 		if t.Failed() {
 			t.Logf("--- log ---\n%s", s.log)
 		}

@@ -18,6 +18,9 @@ import (
 // SocketName is the operator's socket in the data directory.
 const SocketName = "admin.sock"
 
+// maxHeader is the largest request header that is read, in bytes. net/http adds 4 KiB by itself.
+const maxHeader = 16<<10 - 4<<10
+
 // maxSocketPath is what fits into sockaddr_un on Linux.
 const maxSocketPath = 107
 
@@ -93,7 +96,7 @@ func (d *Daemon) httpServer(h http.Handler) *http.Server {
 		Handler:           h,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       3 * time.Minute,
-		MaxHeaderBytes:    16 << 10,
+		MaxHeaderBytes:    maxHeader,
 		// What clients do wrong below HTTP is nothing an operator has to act on.
 		ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
 	}
@@ -108,7 +111,7 @@ func (l *listening) serve(s *http.Server, failed chan<- error) {
 			s.TLSConfig = l.tls
 			err = s.ServeTLS(l.Listener, "", "")
 		} else {
-			err = s.Serve(l.Listener)
+			err = s.Serve(plainListener{l.Listener})
 		}
 		if !errors.Is(err, http.ErrServerClosed) {
 			failed <- fmt.Errorf("the listener on %s failed: %w", l.Addr(), err)

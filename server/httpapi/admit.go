@@ -143,7 +143,7 @@ const mediaJSON = "application/json"
 
 func (e *Edge) validateBody(c *gin.Context, op *operation) error {
 	r := c.Request
-	if r.Body == nil || r.Body == http.NoBody {
+	if r.Body == http.NoBody {
 		if op.bodyRequired {
 			return badRequest(problem.FieldError{Detail: "A JSON body is needed."})
 		}

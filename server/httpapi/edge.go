@@ -195,7 +195,7 @@ func (e *Edge) limit(c *gin.Context) {
 		e.refuse(c, tooLarge())
 		return
 	}
-	if c.Request.Body != nil {
+	if c.Request.Body != http.NoBody {
 		c.Request.Body = http.MaxBytesReader(c.Writer, c.Request.Body, MaxBody)
 	}
 	c.Next()

@@ -137,9 +137,12 @@ func (r *Ring) loadSealing(ctx context.Context, st *store.Store, kek *KEK) error
 		if err != nil {
 			return err
 		}
+		if row.Version < 1 || row.Version > 255 {
+			return fmt.Errorf("sealing key %d in the database has a version that doesn't fit into a byte", row.Version)
+		}
 		siv, err := subtle.NewAESSIV(key)
-		if err != nil || row.Version < 1 || row.Version > 255 {
-			return fmt.Errorf("sealing key %d in the database is damaged: %w", row.Version, errors.Join(err))
+		if err != nil {
+			return fmt.Errorf("sealing key %d in the database is damaged: %w", row.Version, err)
 		}
 		r.sealing = byte(row.Version)
 		r.ids[r.sealing] = siv

@@ -78,9 +78,8 @@ func lookup(code models.Code) row {
 	return catalogue[models.CodeInternal]
 }
 
-// Write answers with the problem document of an error. The instance is the id of the request. Headers that belong to this one
-// answer, such as WWW-Authenticate, are set by the caller before.
-func Write(w http.ResponseWriter, e *models.Error, instance string) {
+// Encode gives the problem document of an error, and its status. The instance is the id of the request.
+func Encode(e *models.Error, instance string) (status int, body []byte) {
 	r, code := lookup(e.Code), e.Code
 	if _, ok := catalogue[code]; !ok {
 		code = models.CodeInternal
@@ -100,6 +99,13 @@ func Write(w http.ResponseWriter, e *models.Error, instance string) {
 		}
 		body, _ = json.Marshal(doc) //nolint:errchkjson // strings and a number only
 	}
+	return r.status, body
+}
+
+// Write answers with the problem document of an error. Headers that belong to this one answer, such as WWW-Authenticate, are set by
+// the caller before.
+func Write(w http.ResponseWriter, e *models.Error, instance string) {
+	status, body := Encode(e, instance)
 	h := w.Header()
 	h.Set("Content-Type", MediaType)
 	h.Set("Cache-Control", "no-store")
@@ -108,11 +114,11 @@ func Write(w http.ResponseWriter, e *models.Error, instance string) {
 	h.Del("ETag")
 	wait, ok := e.Fields[RetryAfter].(int)
 	if !ok {
-		wait = r.retryAfter
+		wait = lookup(e.Code).retryAfter
 	}
 	if wait > 0 {
 		h.Set("Retry-After", strconv.Itoa(wait))
 	}
-	w.WriteHeader(r.status)
+	w.WriteHeader(status)
 	_, _ = w.Write(body) // a client that is gone can't be told
 }

@@ -60,6 +60,10 @@ var sqliteDialect = &dialect{
 }
 
 func classifyPostgres(err error) failureKind {
+	// Whoever can't connect has no database, whatever the reason that the server gives.
+	if connect := (*pgconn.ConnectError)(nil); errors.As(err, &connect) {
+		return away
+	}
 	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) {
 		switch pg.Code {
 		case "40001", "40P01", "55P03": // no serial order, a deadlock, a lock that is taken
@@ -79,10 +83,9 @@ func classifyPostgres(err error) failureKind {
 		}
 		return unknown
 	}
-	var connect *pgconn.ConnectError
 	var network net.Error
 	switch {
-	case errors.As(err, &connect), errors.As(err, &network), errors.Is(err, driver.ErrBadConn), errors.Is(err, sql.ErrConnDone),
+	case errors.As(err, &network), errors.Is(err, driver.ErrBadConn), errors.Is(err, sql.ErrConnDone),
 		errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed), pgconn.Timeout(err):
 		return away
 	}

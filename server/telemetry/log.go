@@ -19,10 +19,12 @@ var secretKeys = map[string]bool{
 	"access_token": true, "accesstoken": true, "client_secret": true, "database_url": true,
 }
 
-// Three base64url parts with dots between them, the first of which begins a JSON object: a token. And the password of a URL.
+// What is taken out of any text: three base64url parts with dots between them, the first of which begins a JSON object, which is a
+// token; the password of a URL; and the address in what net/http says about a client, who may be a destination.
 var (
 	tokenPattern    = regexp.MustCompile(`eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*`)
 	passwordPattern = regexp.MustCompile(`(://[^/\s:@]*):[^/\s@]+@`)
+	clientPattern   = regexp.MustCompile(`^(http: .* (?:from|serving)) \S+:`)
 )
 
 // NewLogger writes text or JSON to w from the given level on.
@@ -48,9 +50,10 @@ func redact(_ []string, a slog.Attr) slog.Attr {
 		}
 	default:
 	}
-	if strings.Contains(text, "eyJ") || strings.Contains(text, "://") {
+	if strings.Contains(text, "eyJ") || strings.Contains(text, "://") || strings.HasPrefix(text, "http: ") {
 		clean := tokenPattern.ReplaceAllString(text, redacted)
 		clean = passwordPattern.ReplaceAllString(clean, "$1:"+redacted+"@")
+		clean = clientPattern.ReplaceAllString(clean, "$1 "+redacted+":")
 		if clean != text {
 			return slog.String(a.Key, clean)
 		}

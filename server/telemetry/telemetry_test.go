@@ -25,7 +25,12 @@ func TestSecretsDoNotReachTheLog(t *testing.T) {
 		log.Info("sent "+token, "Authorization", "Bearer abc.def.ghi", "access-token", "s3cret", "path", "/v1?t="+token)
 		log.With("token", "s3cret").WithGroup("g").Error("failed", "error", fmt.Errorf("dial postgres://u:s3cret@h/d: %w", io.EOF),
 			"headers", slog.GroupValue(slog.String("cookie", "s3cret"), slog.String("accept", "*/*")))
+		log.Debug("http: TLS handshake error from 198.51.100.7:4711: EOF")
+		log.Debug("http: panic serving [2001:db8::7]:4711: boom")
 		assert.NotContains(t, b.String(), "s3cret")
+		assert.NotContains(t, b.String(), "198.51.100.7")
+		assert.NotContains(t, b.String(), "2001:db8::7")
+		assert.Contains(t, b.String(), "http: TLS handshake error from [redacted]: EOF")
 		assert.NotContains(t, b.String(), token)
 		assert.NotContains(t, b.String(), "abc.def.ghi")
 		assert.Contains(t, b.String(), "postgres://u:[redacted]@h/d: EOF")

@@ -94,10 +94,11 @@ func deviceHandle(ring *keys.Ring, id models.ID) (string, error) {
 		return "", err
 	}
 	b, err := base64.RawURLEncoding.DecodeString(sealed)
-	if err != nil || len(b) < 17 {
-		return "", fmt.Errorf("handle of a device: unexpected form: %w", err)
+	if err != nil {
+		return "", fmt.Errorf("handle of a device: %w", err)
 	}
-	return "dev:" + base64.RawURLEncoding.EncodeToString(b[1:17]), nil
+	iv := b[1:17] // after the version of the key
+	return "dev:" + base64.RawURLEncoding.EncodeToString(iv), nil
 }
 
 func idBytes(id models.ID) []byte { return binary.BigEndian.AppendUint64(nil, uint64(id)) }
