@@ -15,6 +15,7 @@ RUN ?= .
 DURATION ?=
 FUZZTIME ?= 10s
 CHECKS ?= 5000
+ROUNDS ?= 1000
 # On two cores more than two packages at once only wait for each other.
 GOTEST = go test -json -p 2 -count=1 -timeout 9m -run '$(RUN)'
 SUMMARY = go run ./.ci/testsummary
@@ -107,6 +108,15 @@ contract-fuzz: ## Drawn requests against a running service, CHECKS (5000) per op
 .PHONY: bench-identity
 bench-identity: ## What it costs to tell who calls (docs/benchmarks.md)
 	@BENCH_FIGURES=1 go test -run '^$$' -bench '^BenchmarkIdentityFigures$$' -benchtime 1x ./server/httpapi | grep -E '^(figure|ed25519|FAIL|---)'
+
+.PHONY: history
+history: ## Longer histories of concurrent clients for the checker, and programs with bugs that it has to find
+	go test -count=1 -timeout 0 -v -run '^TestHistory' ./e2e -history.steps=80 -history.homes=4 -history.mutants
+
+.PHONY: rounds
+rounds: ## 64 clients on 25 addresses for ROUNDS (1000), and CHECKS (5000) interleavings of groups, restores and polls
+	go test -count=1 -timeout 0 -run '^TestRoundsOf64Clients$$' ./server/registrations -registrations.rounds=$(ROUNDS)
+	go test -count=1 -timeout 0 -run '^TestNeverTwoGroupsInTheDatabase$$' ./server/backup -rapid.checks=$(CHECKS)
 
 .PHONY: interop
 interop: ## Clients generated from the contract, in Go and TypeScript, against a running service; needs node 20

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -37,6 +38,7 @@ func (p *program) admin() *cobra.Command {
 		group("link", "An account's consent for a service", o.linkCreate(), o.linkDelete()),
 		o.invite(), o.ticket(), o.approve(), o.token(),
 		group("keys", "The keys that sign tokens", o.keysList(), o.keysRotate()),
+		group("epoch", "This life of the database", o.epochRotate()),
 	)
 	return admin
 }
@@ -274,6 +276,27 @@ func (o *operator) linkDelete() *cobra.Command {
 	cmd.Flags().StringVar(&service, "service", "", "`ID` of the service")
 	cmd.Flags().StringVar(&account, "account", "", "`ID` of the account")
 	require(cmd, "service", "account")
+	return cmd
+}
+
+func (o *operator) epochRotate() *cobra.Command {
+	cmd := o.command("rotate", "Begin a new life of a database that was restored by pg_restore", cobra.NoArgs,
+		func(ctx context.Context, c *adminclient.ClientWithResponses, _ []string) error {
+			r, err := c.RotateEpochWithResponse(ctx)
+			if err != nil {
+				return err
+			}
+			e, err := refusal.Value(r.JSON200, r, r.HTTPResponse.Header)
+			if err != nil {
+				return err
+			}
+			return o.show(e, func() error {
+				return report.Fields(o.out, "epoch", e.Epoch, "endedGroups", strconv.Itoa(int(e.EndedGroups)))
+			})
+		})
+	cmd.Long = `Begin a new life of a database that was restored by other means than "groupcastd restore". Call it at once after the start
+of the first groupcastd on it. All groups end, and all group IPs are in quarantine for the cooldown, because nobody knows
+who got them since the backup was made; members come back with their next renewals.`
 	return cmd
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/groupcast/groupcast/server/backup"
 	"github.com/groupcast/groupcast/server/config"
 	"github.com/groupcast/groupcast/server/daemon"
 	"github.com/groupcast/groupcast/server/store"
@@ -62,7 +63,7 @@ func command(ctx context.Context) *cobra.Command {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(serveCommand(ctx), migrateCommand(ctx), &cobra.Command{
+	root.AddCommand(serveCommand(ctx), migrateCommand(ctx), backupCommand(ctx), restoreCommand(ctx), &cobra.Command{
 		Use:   "version",
 		Short: "Show the version",
 		Args:  noArgs,
@@ -130,6 +131,51 @@ func migrateCommand(ctx context.Context) *cobra.Command {
 			return w.Flush()
 		}),
 	)
+	return cmd
+}
+
+func backupCommand(ctx context.Context) *cobra.Command {
+	return sqliteCommand("backup FILE", "Copy SQLite's database to a new file while the service runs", `Copy SQLite's database to a new file, as of one instant, while the service may be running. The keys in it are sealed: keep the file of
+key-encryption-key-file too, at another place.`,
+		func(cfg config.Config, file string) error { return backup.Make(ctx, cfg.DataDir, file) })
+}
+
+func restoreCommand(ctx context.Context) *cobra.Command {
+	var force bool
+	cmd := sqliteCommand("restore FILE", "Put a backup in the place of SQLite's database", `Put a backup in the place of SQLite's database while no service runs. The backup is checked and brought to this version's schema. The
+epoch changes, and every group IP without a group is in quarantine for the cooldown. If the backup is older than the cooldown all
+groups end, and members come back with their next renewals.`,
+		func(cfg config.Config, file string) error {
+			return backup.Restore(ctx, backup.Options{
+				DataDir: cfg.DataDir, File: file, Force: force, MaxStale: cfg.MaxStale, Log: telemetry.NewLogger(os.Stderr, cfg.LogLevel, cfg.LogFormat),
+			})
+		})
+	cmd.Flags().BoolVar(&force, "force", false, "replace the database that is there; what it holds is lost")
+	return cmd
+}
+
+// sqliteCommand is a command on SQLite's database and one other file.
+func sqliteCommand(use, short, long string, run func(cfg config.Config, file string) error) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, Long: long, Args: func(cmd *cobra.Command, args []string) error {
+		if err := cobra.ExactArgs(1)(cmd, args); err != nil {
+			return usageError{err}
+		}
+		return nil
+	}}
+	source := config.Flags(cmd.Flags())
+	cmd.RunE = func(_ *cobra.Command, args []string) error {
+		cfg, err := source.Load(os.Environ())
+		if err == nil {
+			err = cfg.CheckStorage()
+		}
+		if err == nil && cfg.DatabaseURL != "" {
+			err = errors.New("database-url: backup and restore are for SQLite; use pg_dump and pg_restore, and `groupcastctl admin epoch rotate` after a restore")
+		}
+		if err != nil {
+			return usageError{err}
+		}
+		return run(cfg, args[0])
+	}
 	return cmd
 }
 

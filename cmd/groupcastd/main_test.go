@@ -153,3 +153,35 @@ func TestKilledAndStartedAgain(t *testing.T) {
 	_, p = serving(t, dir)
 	require.NoError(t, p.Stop())
 }
+
+func TestBackupAndRestore(t *testing.T) {
+	dir, err := os.MkdirTemp("", "gc-") // not t.TempDir: the path of a unix socket has to be short
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	file := filepath.Join(t.TempDir(), "backup")
+	_, p := serving(t, dir)
+	code, _, stderr := run(t, nil, "backup", file, "--data-dir", dir)
+	require.Equal(t, 0, code, stderr)
+	for _, c := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"backup", file, "--data-dir", dir}, 1, "exists"},
+		{[]string{"backup", "--data-dir", dir}, 2, "arg"},
+		{[]string{"backup", file, "--data-dir", dir, "--database-url", "postgres://localhost/x"}, 2, "use pg_dump"},
+		{[]string{"restore", file, "--data-dir", dir, "--force"}, 1, "in use by another groupcastd"},
+	} {
+		code, _, stderr := run(t, nil, c.args...)
+		assert.Equal(t, c.code, code, "%v", c.args)
+		assert.Contains(t, stderr, c.want)
+	}
+	require.NoError(t, p.Stop())
+	code, _, stderr = run(t, nil, "restore", file, "--data-dir", dir)
+	assert.Equal(t, 1, code)
+	assert.Contains(t, stderr, "--force")
+	code, _, stderr = run(t, nil, "restore", file, "--data-dir", dir, "--force")
+	require.Equal(t, 0, code, stderr)
+	assert.Contains(t, stderr, "new life")
+	serving(t, dir)
+}

@@ -38,6 +38,8 @@ type Options struct {
 	In *netlab.Namespace
 	// Args are further flags.
 	Args []string
+	// Program is run instead of the groupcastd that Bin built.
+	Program string
 }
 
 // Server is a running groupcastd.
@@ -90,7 +92,11 @@ func (s *Server) Start(t testing.TB) {
 		args = append(args, "--database-url", s.options.DatabaseURL, "--migrate")
 	}
 	args = append(args, s.options.Args...)
-	s.process = Start(t, s.options.In, "groupcastd", exec.Command(Bin(t, "groupcastd"), args...))
+	program := s.options.Program
+	if program == "" {
+		program = Bin(t, "groupcastd")
+	}
+	s.process = Start(t, s.options.In, "groupcastd", exec.Command(program, args...))
 	s.waitReady(t)
 }
 

@@ -5,6 +5,7 @@
 CREATE TABLE installation (
     one             smallint PRIMARY KEY DEFAULT 1 CHECK (one = 1),
     epoch           text     NOT NULL, -- names this life of the database; rotated after a restore
+    restored_at     bigint   NOT NULL DEFAULT 0, -- when this life began by restoring a backup; 0 if it didn't
     clock_offset_ms bigint   NOT NULL DEFAULT 0, -- added to the clock; only tests set it
     expiry_ran_at   bigint   NOT NULL DEFAULT 0, -- when leases were last looked at, on any replica
     amnesty_ms      bigint   NOT NULL DEFAULT 0, -- how much every lease is being extended by after an outage; 0 if none is

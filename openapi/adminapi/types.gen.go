@@ -262,6 +262,15 @@ type DeviceRequest struct {
 // DeviceType What kind of device it is.
 type DeviceType = models.DeviceType
 
+// Epoch defines model for Epoch.
+type Epoch struct {
+	// EndedGroups How many groups ended.
+	EndedGroups int32 `json:"endedGroups"`
+
+	// Epoch The new name of this life of the database.
+	Epoch string `json:"epoch"`
+}
+
 // FieldError defines model for FieldError.
 type FieldError struct {
 	Detail string `json:"detail"`

@@ -194,6 +194,15 @@ type ClientInterface interface {
 	// Corresponds with PATCH /admin/devices/{deviceId} (the `ChangeDevice` operationId).
 	ChangeDevice(ctx context.Context, deviceID DeviceID, body ChangeDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// RotateEpoch Begin a new life of the database
+	//
+	// For a database that was restored by other means than `groupcastd restore`, such as pg_restore; call it before members come
+	// back. The epoch changes, so every gateway takes the whole group information. All groups end and all group IPs are in
+	// quarantine, because nobody knows who got them since the backup was made.
+	//
+	// Corresponds with POST /admin/epoch (the `RotateEpoch` operationId).
+	RotateEpoch(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// CreateInvitationWithBody Invite somebody to sign up
 	//
 	// Good once, for 7 days. Without accountId it makes a new account, with it a further user of that account.
@@ -590,6 +599,25 @@ func (c *Client) ChangeDeviceWithBody(ctx context.Context, deviceID DeviceID, co
 // Corresponds with PATCH /admin/devices/{deviceId} (the `ChangeDevice` operationId).
 func (c *Client) ChangeDevice(ctx context.Context, deviceID DeviceID, body ChangeDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewChangeDeviceRequest(c.Server, deviceID, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RotateEpoch Begin a new life of the database
+//
+// For a database that was restored by other means than `groupcastd restore`, such as pg_restore; call it before members come
+// back. The epoch changes, so every gateway takes the whole group information. All groups end and all group IPs are in
+// quarantine, because nobody knows who got them since the backup was made.
+//
+// Corresponds with POST /admin/epoch (the `RotateEpoch` operationId).
+func (c *Client) RotateEpoch(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRotateEpochRequest(c.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -1381,6 +1409,33 @@ func NewChangeDeviceRequestWithBody(server string, deviceID DeviceID, contentTyp
 	return req, nil
 }
 
+// NewRotateEpochRequest constructs an http.Request for the RotateEpoch method
+func NewRotateEpochRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/admin/epoch")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewCreateInvitationRequest calls the generic CreateInvitation builder with application/json body
 func NewCreateInvitationRequest(server string, body CreateInvitationJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
@@ -2006,6 +2061,17 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with PATCH /admin/devices/{deviceId} (the `ChangeDevice` operationId).
 	ChangeDeviceWithResponse(ctx context.Context, deviceID DeviceID, body ChangeDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*ChangeDeviceResponse, error)
 
+	// RotateEpochWithResponse Begin a new life of the database
+	//
+	// For a database that was restored by other means than `groupcastd restore`, such as pg_restore; call it before members come
+	// back. The epoch changes, so every gateway takes the whole group information. All groups end and all group IPs are in
+	// quarantine, because nobody knows who got them since the backup was made.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /admin/epoch (the `RotateEpoch` operationId).
+	RotateEpochWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*RotateEpochResponse, error)
+
 	// CreateInvitationWithBodyWithResponse Invite somebody to sign up
 	//
 	// Good once, for 7 days. Without accountId it makes a new account, with it a further user of that account.
@@ -2624,6 +2690,61 @@ func (r ChangeDeviceResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ChangeDeviceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RotateEpochResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Epoch
+	// ApplicationProblemJSON4XX the response for an HTTP 4XX `application/problem+json` response
+	ApplicationProblemJSON4XX *Problem
+	// ApplicationProblemJSON5XX the response for an HTTP 5XX `application/problem+json` response
+	ApplicationProblemJSON5XX *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RotateEpochResponse) GetJSON200() *Epoch {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON4XX returns the response for an HTTP 4XX `application/problem+json` response
+func (r RotateEpochResponse) GetApplicationProblemJSON4XX() *Problem {
+	return r.ApplicationProblemJSON4XX
+}
+
+// GetApplicationProblemJSON5XX returns the response for an HTTP 5XX `application/problem+json` response
+func (r RotateEpochResponse) GetApplicationProblemJSON5XX() *Problem {
+	return r.ApplicationProblemJSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r RotateEpochResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RotateEpochResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RotateEpochResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RotateEpochResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -3459,6 +3580,23 @@ func (c *ClientWithResponses) ChangeDeviceWithResponse(ctx context.Context, devi
 	return ParseChangeDeviceResponse(rsp)
 }
 
+// RotateEpochWithResponse Begin a new life of the database
+//
+// For a database that was restored by other means than `groupcastd restore`, such as pg_restore; call it before members come
+// back. The epoch changes, so every gateway takes the whole group information. All groups end and all group IPs are in
+// quarantine, because nobody knows who got them since the backup was made.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /admin/epoch (the `RotateEpoch` operationId).
+func (c *ClientWithResponses) RotateEpochWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*RotateEpochResponse, error) {
+	rsp, err := c.RotateEpoch(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRotateEpochResponse(rsp)
+}
+
 // CreateInvitationWithBodyWithResponse Invite somebody to sign up
 //
 // Good once, for 7 days. Without accountId it makes a new account, with it a further user of that account.
@@ -4061,6 +4199,46 @@ func ParseChangeDeviceResponse(rsp *http.Response) (*ChangeDeviceResponse, error
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest Device
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON5XX = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRotateEpochResponse parses an HTTP response from a RotateEpochWithResponse call
+func ParseRotateEpochResponse(rsp *http.Response) (*RotateEpochResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RotateEpochResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Epoch
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

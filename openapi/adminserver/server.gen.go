@@ -42,6 +42,9 @@ type ServerInterface interface {
 	// ChangeDevice Rename a device or change its trigger
 	// (PATCH /admin/devices/{deviceId})
 	ChangeDevice(c *gin.Context, deviceID DeviceID)
+	// RotateEpoch Begin a new life of the database
+	// (POST /admin/epoch)
+	RotateEpoch(c *gin.Context)
 	// CreateInvitation Invite somebody to sign up
 	// (POST /admin/invitations)
 	CreateInvitation(c *gin.Context)
@@ -281,6 +284,19 @@ func (siw *ServerInterfaceWrapper) ChangeDevice(c *gin.Context) {
 	}
 
 	siw.Handler.ChangeDevice(c, deviceID)
+}
+
+// RotateEpoch operation middleware
+func (siw *ServerInterfaceWrapper) RotateEpoch(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.RotateEpoch(c)
 }
 
 // CreateInvitation operation middleware
@@ -540,6 +556,7 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.POST(options.BaseURL+"/admin/devices", wrapper.CreateDevice)
 	router.DELETE(options.BaseURL+"/admin/devices/:deviceId", wrapper.DeleteDevice)
 	router.PATCH(options.BaseURL+"/admin/devices/:deviceId", wrapper.ChangeDevice)
+	router.POST(options.BaseURL+"/admin/epoch", wrapper.RotateEpoch)
 	router.POST(options.BaseURL+"/admin/invitations", wrapper.CreateInvitation)
 	router.GET(options.BaseURL+"/admin/keys", wrapper.ListSigningKeys)
 	router.POST(options.BaseURL+"/admin/keys", wrapper.RotateSigningKeys)
@@ -988,6 +1005,61 @@ type ChangeDevice5XXApplicationProblemPlusJSONResponse struct {
 }
 
 func (response ChangeDevice5XXApplicationProblemPlusJSONResponse) VisitChangeDeviceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RotateEpochRequestObject struct {
+}
+
+type RotateEpochResponseObject interface {
+	VisitRotateEpochResponse(w http.ResponseWriter) error
+}
+
+type RotateEpoch200JSONResponse Epoch
+
+func (response RotateEpoch200JSONResponse) VisitRotateEpochResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RotateEpoch4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RotateEpoch4XXApplicationProblemPlusJSONResponse) VisitRotateEpochResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RotateEpoch5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RotateEpoch5XXApplicationProblemPlusJSONResponse) VisitRotateEpochResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -1687,6 +1759,9 @@ type StrictServerInterface interface {
 	// ChangeDevice Rename a device or change its trigger
 	// (PATCH /admin/devices/{deviceId})
 	ChangeDevice(ctx context.Context, request ChangeDeviceRequestObject) (ChangeDeviceResponseObject, error)
+	// RotateEpoch Begin a new life of the database
+	// (POST /admin/epoch)
+	RotateEpoch(ctx context.Context, request RotateEpochRequestObject) (RotateEpochResponseObject, error)
 	// CreateInvitation Invite somebody to sign up
 	// (POST /admin/invitations)
 	CreateInvitation(ctx context.Context, request CreateInvitationRequestObject) (CreateInvitationResponseObject, error)
@@ -2049,6 +2124,30 @@ func (sh *strictHandler) ChangeDevice(ctx *gin.Context, deviceID DeviceID) {
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(ChangeDeviceResponseObject); ok {
 		if err := validResponse.VisitChangeDeviceResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// RotateEpoch operation middleware
+func (sh *strictHandler) RotateEpoch(ctx *gin.Context) {
+	var request RotateEpochRequestObject
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.RotateEpoch(ctx, request.(RotateEpochRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RotateEpoch")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(RotateEpochResponseObject); ok {
+		if err := validResponse.VisitRotateEpochResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

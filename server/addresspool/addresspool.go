@@ -20,6 +20,9 @@ import (
 // cooldownMargin is what the cooldown is longer than the time for which a gateway copies without hearing from the service.
 const cooldownMargin = 60 * time.Second
 
+// Cooldown is how long a released address stays away from other groups at least.
+func Cooldown(maxStale time.Duration) time.Duration { return maxStale + cooldownMargin }
+
 // Policy says when a quarantined address may go to another group.
 type Policy struct {
 	// Cooldown is how long it must have been released.
@@ -32,7 +35,7 @@ type Policy struct {
 
 // NewPolicy makes the policy for a gateway. It last acknowledged the revision acked and polled at polledAt, zero if never.
 func NewPolicy(maxStale time.Duration, acked int64, polledAt, now time.Time) Policy {
-	p := Policy{Cooldown: maxStale + cooldownMargin, Acknowledged: acked}
+	p := Policy{Cooldown: Cooldown(maxStale), Acknowledged: acked}
 	if silent := polledAt.Add(maxStale); !polledAt.IsZero() && now.Before(silent) {
 		p.SilentAt = silent
 	} else {

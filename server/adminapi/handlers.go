@@ -11,6 +11,7 @@ import (
 	"github.com/groupcast/groupcast/openapi/adminapi"
 	"github.com/groupcast/groupcast/openapi/adminserver"
 	"github.com/groupcast/groupcast/server/accounts"
+	"github.com/groupcast/groupcast/server/backup"
 	"github.com/groupcast/groupcast/server/devicegrant"
 	"github.com/groupcast/groupcast/server/enrolment"
 	"github.com/groupcast/groupcast/server/keys"
@@ -38,13 +39,23 @@ type Handlers struct {
 	identity Identity
 	users    *users.Service
 	store    *store.Store
+	rotator  *backup.Rotator
 }
 
 var _ adminserver.StrictServerInterface = (*Handlers)(nil)
 
 // New makes the handlers. The store is for the audit log.
-func New(a *accounts.Service, i Identity, u *users.Service, st *store.Store) *Handlers {
-	return &Handlers{accounts: a, identity: i, users: u, store: st}
+func New(a *accounts.Service, i Identity, u *users.Service, st *store.Store, r *backup.Rotator) *Handlers {
+	return &Handlers{accounts: a, identity: i, users: u, store: st, rotator: r}
+}
+
+// RotateEpoch begins a new life of the database.
+func (h *Handlers) RotateEpoch(ctx context.Context, _ adminserver.RotateEpochRequestObject) (adminserver.RotateEpochResponseObject, error) {
+	life, err := h.rotator.Rotate(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return adminserver.RotateEpoch200JSONResponse{Epoch: life.Epoch, EndedGroups: int32(life.Groups)}, nil
 }
 
 // CreateAccount creates an account.

@@ -24,6 +24,7 @@ import (
 	"github.com/groupcast/groupcast/server/accounts"
 	"github.com/groupcast/groupcast/server/adminapi"
 	"github.com/groupcast/groupcast/server/apidocs"
+	"github.com/groupcast/groupcast/server/backup"
 	"github.com/groupcast/groupcast/server/config"
 	"github.com/groupcast/groupcast/server/expiry"
 	"github.com/groupcast/groupcast/server/gateways"
@@ -197,7 +198,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		return edges{}, fmt.Errorf("admin.yaml: %w", err)
 	}
 	adminserver.RegisterHandlersWithOptions(admin.Contract(),
-		adminserver.NewStrictHandlerWithOptions(adminapi.New(accountService, id.Identity, id.users, d.store), nil, adminserver.StrictGinServerOptions{
+		adminserver.NewStrictHandlerWithOptions(adminapi.New(accountService, id.Identity, id.users, d.store, backup.NewRotator(d.store, d.log)), nil, adminserver.StrictGinServerOptions{
 			RequestErrorHandlerFunc: admin.RequestError, HandlerErrorFunc: admin.HandlerError, ResponseErrorHandlerFunc: admin.ResponseError,
 		}),
 		adminserver.GinServerOptions{ErrorHandler: admin.ParameterError})

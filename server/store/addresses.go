@@ -30,7 +30,8 @@ func (tx *Tx) Pool(gatewayID models.ID) (p Pool, err error) {
 	return p, err
 }
 
-// InsertAddresses adds free addresses, at most a few hundred.
+// InsertAddresses adds addresses, at most a few hundred. They are free, unless a backup was restored: then nobody knows who had
+// them before, and they begin as those that were there at the time (see [Store.BeginLife]).
 func (tx *Tx) InsertAddresses(gatewayID models.ID, ips []netip.Addr) error {
 	if len(ips) == 0 {
 		return nil
@@ -39,7 +40,13 @@ func (tx *Tx) InsertAddresses(gatewayID models.ID, ips []netip.Addr) error {
 	for _, ip := range ips {
 		args = append(args, int64(gatewayID), addrText(ip))
 	}
-	_, err := tx.exec("INSERT INTO addresses (gateway_id, ip) VALUES "+tuples("(?, ?)", len(ips)), args...)
+	_, err := tx.exec(`
+		WITH added (gateway_id, ip) AS (VALUES `+tuples("(CAST(? AS bigint), ?)", len(ips))+`)
+		INSERT INTO addresses (gateway_id, ip, state, generation, released_at, released_revision)
+		SELECT added.gateway_id, added.ip, CASE i.restored_at WHEN 0 THEN 'free' ELSE 'quarantined' END,
+			CASE i.restored_at WHEN 0 THEN 0 ELSE `+generationAt("i.restored_at")+` END, i.restored_at,
+			CASE i.restored_at WHEN 0 THEN 0 ELSE (SELECT g.revision FROM gateways g WHERE g.id = added.gateway_id) END
+		FROM added CROSS JOIN installation i`, args...)
 	return err
 }
 

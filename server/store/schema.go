@@ -59,22 +59,8 @@ func (s *Store) MigrationStatus(ctx context.Context) ([]Migration, error) {
 
 // CheckSchema refuses a schema that is not exactly the one this program knows.
 func (s *Store) CheckSchema(ctx context.Context) error {
-	p, err := s.provider(s.pools[0])
+	have, want, err := s.schemaVersions(ctx)
 	if err != nil {
-		return err
-	}
-	sources := p.ListSources()
-	want := sources[len(sources)-1].Version
-	var have int64
-	err = s.reading(ctx, func(tx *Tx) error {
-		var err error
-		have, _, err = one(tx, scanInto[int64], "SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied")
-		return err
-	})
-	switch {
-	case err != nil && s.dialect.classify(err) == noTable:
-		have = 0
-	case err != nil:
 		return err
 	}
 	switch {
@@ -89,6 +75,25 @@ func (s *Store) CheckSchema(ctx context.Context) error {
 		return fmt.Errorf("the database has schema version %d, made by a newer groupcastd; this one knows %d: install the newer one",
 			have, want)
 	}
+}
+
+// schemaVersions tells which version the database has, 0 if none, and which this program needs.
+func (s *Store) schemaVersions(ctx context.Context) (have, want int64, err error) {
+	p, err := s.provider(s.pools[0])
+	if err != nil {
+		return 0, 0, err
+	}
+	sources := p.ListSources()
+	want = sources[len(sources)-1].Version
+	err = s.reading(ctx, func(tx *Tx) error {
+		var err error
+		have, _, err = one(tx, scanInto[int64], "SELECT coalesce(max(version_id), 0) FROM goose_db_version WHERE is_applied")
+		return err
+	})
+	if err != nil && s.dialect.classify(err) == noTable {
+		return 0, want, nil
+	}
+	return have, want, err
 }
 
 // migrating calls f with goose's provider, on Postgres with connections that no time limit ends.

@@ -50,12 +50,23 @@ func SQLite(t testing.TB) *DB {
 // SQLiteWith does so with options.
 func SQLiteWith(t testing.TB, o store.Options) *DB {
 	t.Helper()
-	dir := t.TempDir()
-	o.DataDir = dir
-	db := open(t, o)
+	o.DataDir = t.TempDir()
+	db := sqliteIn(t, o)
 	require.NoError(t, db.Migrate(context.Background()))
+	return db
+}
+
+// SQLiteAt opens the database in a data directory, such as one that was restored.
+func SQLiteAt(t testing.TB, dir string) *DB {
+	t.Helper()
+	return sqliteIn(t, store.Options{DataDir: dir})
+}
+
+func sqliteIn(t testing.TB, o store.Options) *DB {
+	t.Helper()
+	db := open(t, o)
 	// This connection bypasses the lock that keeps other processes out.
-	db.rawOpen(t, "sqlite3", "file:"+filepath.Join(dir, "groupcast.db")+"?_txlock=immediate&_busy_timeout=10000")
+	db.rawOpen(t, "sqlite3", "file:"+filepath.Join(o.DataDir, "groupcast.db")+"?_txlock=immediate&_busy_timeout=10000")
 	return db
 }
 

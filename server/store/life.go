@@ -1,0 +1,96 @@
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/hex"
+	"fmt"
+	"time"
+)
+
+// lifeTimeout bounds the one transaction that touches every address.
+const lifeTimeout = 5 * time.Minute
+
+// Life is what beginning a new life of the database led to.
+type Life struct {
+	Epoch string
+	// Groups is how many groups ended.
+	Groups int64
+}
+
+// BeginLife makes the database one whose past is not known to its end, because it was restored from a backup. Whatever was handed
+// out since the backup was made, and to whom, is lost; so nothing that this database says about free addresses can be believed.
+//
+//   - The epoch is a new one: gateways take the whole group information, whatever revision they had.
+//   - Every address without a group is quarantined from now on, and no group name has a claim on it.
+//   - Generations go on from the clock's seconds (see [generationAt]), which is beyond anything that was handed out since: no address
+//     changes hands every second for all of its life.
+//   - Addresses that a gateway declares later begin the same way (see [Tx.InsertAddresses]).
+//
+// keep decides, from how far the replicas were with ending leases, whether groups keep their addresses. If not, they all end.
+// The transaction may take minutes, and other writers wait for it.
+func (s *Store) BeginLife(ctx context.Context, keep func(Watch) bool) (life Life, err error) {
+	random := make([]byte, 8)
+	if _, err := rand.Read(random); err != nil {
+		return Life{}, fmt.Errorf("draw an epoch: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, lifeTimeout)
+	defer cancel()
+	pool := s.pools[0]
+	if s.dialect == postgresDialect { // a connection whose statements may take long
+		if pool, err = s.postgresPool(lifeTimeout); err != nil {
+			return Life{}, err
+		}
+		defer func() { _ = pool.Close() }()
+	}
+	db, err := s.gormOn(pool)
+	if err != nil {
+		return Life{}, err
+	}
+	err = s.transaction(ctx, db, &sql.TxOptions{}, func(tx *Tx) error {
+		life = Life{Epoch: hex.EncodeToString(random)}
+		return tx.beginLife(&life, keep)
+	})
+	if err != nil {
+		return Life{}, s.failure(ctx, fmt.Errorf("begin a new life of the database: %w", err), s.dialect.classify(err) == conflict)
+	}
+	return life, nil
+}
+
+// generationAt makes a generation of a time: seconds since 2020, which the contract's 32 bits hold until 2088.
+func generationAt(ms string) string { return "((" + ms + " - 1577836800000) / 1000)" }
+
+func (tx *Tx) beginLife(life *Life, keep func(Watch) bool) error {
+	w, err := tx.LockWatch()
+	if err != nil {
+		return err
+	}
+	// The gateways' rows are the locks of all that follows.
+	statements := []string{"UPDATE gateways SET revision = revision + 1"}
+	if !keep(w) {
+		groups, _, err := one(tx, scanInto[int64], "SELECT count(*) FROM groups")
+		if err != nil {
+			return err
+		}
+		life.Groups = groups
+		statements = append(statements,
+			"UPDATE addresses SET state = 'quarantined', group_id = NULL WHERE state = 'allocated'",
+			"DELETE FROM registrations",
+			"DELETE FROM groups")
+	}
+	statements = append(statements,
+		`UPDATE addresses SET state = 'quarantined', last_group_name = '', released_at = {now},
+			released_revision = (SELECT g.revision FROM gateways g WHERE g.id = addresses.gateway_id) WHERE state <> 'allocated'`,
+		"UPDATE addresses SET generation = "+generationAt("{now}")+" WHERE generation < "+generationAt("{now}"),
+		// Gateways may hold the lost life's groups, so they count as live until they had the time to ask.
+		"UPDATE gateway_polls SET epoch = '', acked_revision = 0, polled_at = {now}",
+	)
+	for _, statement := range statements {
+		if _, err := tx.exec(statement); err != nil {
+			return err
+		}
+	}
+	_, err = tx.exec("UPDATE installation SET epoch = ?, restored_at = {now}", life.Epoch)
+	return err
+}
