@@ -198,18 +198,21 @@ func (o *operation) breakages(members map[string]any) []breakage {
 	text := func(how string, want verdict, edit func(t *rapid.T, body []byte) []byte) breakage {
 		return func(t *rapid.T, s *sent) { s.body, s.want, s.how = edit(t, s.body), want, how }
 	}
-	return append(list,
-		func(t *rapid.T, s *sent) {
-			name := rapid.SampledFrom(slices.Sorted(maps.Keys(schema.Properties))).Draw(t, "member")
-			changed, value := maps.Clone(members), hostile(t)
-			changed[name] = value
-			s.body, s.want, s.how = encode(changed), fits(schema.Properties[name].Value, value), fmt.Sprintf("%s is %.50q", name, fmt.Sprint(value))
-		},
-		func(t *rapid.T, s *sent) {
+	names := slices.Sorted(maps.Keys(schema.Properties))
+	if len(schema.Required) > 0 {
+		list = append(list, func(t *rapid.T, s *sent) {
 			name := rapid.SampledFrom(schema.Required).Draw(t, "member")
 			changed := maps.Clone(members)
 			delete(changed, name)
 			s.body, s.want, s.how = encode(changed), refuse, "without "+name
+		})
+	}
+	return append(list,
+		func(t *rapid.T, s *sent) {
+			name := rapid.SampledFrom(names).Draw(t, "member")
+			changed, value := maps.Clone(members), hostile(t)
+			changed[name] = value
+			s.body, s.want, s.how = encode(changed), fits(schema.Properties[name].Value, value), fmt.Sprintf("%s is %.50q", name, fmt.Sprint(value))
 		},
 		func(t *rapid.T, s *sent) {
 			changed := maps.Clone(members)
@@ -218,7 +221,11 @@ func (o *operation) breakages(members map[string]any) []breakage {
 			s.body, s.want, s.how = encode(changed), refuse, fmt.Sprintf("with the unknown member %q", name)
 		},
 		text("a member twice", refuse, func(_ *rapid.T, body []byte) []byte {
-			return append([]byte(`{"`+schema.Required[0]+`":"1",`), body[1:]...)
+			twice := `{"` + names[0] + `":"1","` + names[0] + `":"1"`
+			if string(body) == "{}" {
+				return []byte(twice + "}")
+			}
+			return append([]byte(twice+","), body[1:]...)
 		}),
 		text("something after the end", refuse, func(t *rapid.T, body []byte) []byte {
 			return append(body, rapid.SampledFrom([]string{"{}", "null", "]", "x", "\x00"}).Draw(t, "end")...)

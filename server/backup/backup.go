@@ -1,5 +1,5 @@
 // Package backup makes and restores backups of SQLite, and says what has to happen to a database, either one, that was restored:
-// a camera that still uses a group IP it got after the backup was made must never feed another group (SPEC §5, docs/adr/0010).
+// a camera that still uses a group IP it got after the backup was made must never feed another group (SPEC §5, docs/adr/0011).
 //
 // It holds that rule only. How files are copied and what is written is server/store's; Postgres has tools of its own.
 package backup
