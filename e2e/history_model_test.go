@@ -56,7 +56,14 @@ type released struct {
 	Generation int
 }
 
-func (w homeState) encode() any { b, _ := json.Marshal(w); return string(b) } // maps are written in order
+// encode writes maps in order, so that equal states are equal strings.
+func (w homeState) encode() any {
+	b, err := json.Marshal(w)
+	if err != nil {
+		panic(err) // a map of strings and numbers
+	}
+	return string(b)
+}
 
 func (p place) count(source bool) (n int) {
 	for _, s := range p.Members {

@@ -266,8 +266,8 @@ func (r *recorder) ask(ctx context.Context, client int, random *rand.Rand, in re
 	out.Status, b = call(ctx, s, method, path, token, in.Cursor, body, &header)
 	if out.Status == 0 || out.Status == http.StatusServiceUnavailable {
 		out.Status = 0
-		r.down.RLock() // what was under way when the server died is done by now, or never
-		r.down.RUnlock()
+		r.down.RLock()   // what was under way when the server died is done by now, or never
+		r.down.RUnlock() //nolint:staticcheck // waiting is all there is to do
 	} else {
 		_ = json.Unmarshal(b, &out) // a problem has other members
 		out.Cursor = header.Get("ETag")

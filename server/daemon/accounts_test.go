@@ -84,7 +84,7 @@ func TestSignUp(t *testing.T) {
 		cookie := s.login(t, "ANNA@example.net", goodPassword)
 		r = s.do(t, http.MethodGet, "/v1/account", "", "Cookie", cookie)
 		assert.Equal(t, a, object(t, r))
-		unknown, err := s.admin.CreateInvitationWithResponse(t.Context(), adminapi.InvitationRequest{AccountID: ptr(models.NewAccountID())})
+		unknown, err := s.admin.CreateInvitationWithResponse(t.Context(), adminapi.InvitationRequest{AccountID: new(models.NewAccountID())})
 		require.NoError(t, err)
 		assert.Equal(t, http.StatusNotFound, unknown.StatusCode())
 	}, "--sign-up", "open")
@@ -100,8 +100,6 @@ func TestSignUp(t *testing.T) {
 	closed := start(t, settings(t, dataDir(t), "--sign-up", "closed"))
 	assert.Equal(t, "forbidden", code(t, closed.do(t, http.MethodPost, "/v1/accounts", with)))
 }
-
-func ptr[T any](v T) *T { return &v }
 
 func TestSessions(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
@@ -244,8 +242,10 @@ func TestAccountHolder(t *testing.T) {
 		for _, row := range log.JSON200.Rows {
 			actions[row.Action] = true
 		}
-		for _, want := range []string{"user.create", "login", "premises.create", "premises.change", "premises.remove", "device.enrol", "device.change",
-			"device.remove", "link.put", "link.end", "group.leave", "ticket.create"} {
+		for _, want := range []string{
+			"user.create", "login", "premises.create", "premises.change", "premises.remove", "device.enrol", "device.change",
+			"device.remove", "link.put", "link.end", "group.leave", "ticket.create",
+		} {
 			assert.True(t, actions[want], want)
 		}
 		require.Eventually(t, func() bool {

@@ -169,11 +169,12 @@ type Owner struct {
 }
 
 func (o Owner) where() (where string, args []any) {
-	if o.Account != "" {
+	switch {
+	case o.Account != "":
 		where, args = "r.account_id = ?", []any{string(o.Account)}
-	} else if o.Device != 0 {
+	case o.Device != 0:
 		where, args = "r.owner_device = ?", []any{int64(o.Device)}
-	} else {
+	default:
 		where, args = "r.owner_service = ?", []any{string(o.Service)}
 	}
 	if o.ServiceAccountID != 0 {

@@ -22,8 +22,9 @@ import (
 )
 
 const (
-	// Idle and Life are how long a session lives unused, and at most.
+	// Idle is how long a session lives unused.
 	Idle = 12 * time.Hour
+	// Life is how long a session lives at most.
 	Life = 7 * 24 * time.Hour
 	// Fresh is how long after the password was typed what is dangerous may be done.
 	Fresh = 5 * time.Minute
