@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"time"
 
@@ -68,19 +69,19 @@ func TestWrite(t *testing.T) {
 // TestTimeIsBounded: a transaction that takes too long is rolled back, and is no fault of ours but an overload.
 func TestTimeIsBounded(t *testing.T) {
 	for name, db := range map[string]*storetest.DB{
-		"sqlite":   storetest.SQLiteWith(t, store.Options{Timeout: 300 * time.Millisecond}),
-		"postgres": storetest.PostgresAt(t, pgtest.URL(t), store.Options{Timeout: 300 * time.Millisecond}),
+		"sqlite":   storetest.SQLiteWith(t, store.Options{Timeout: time.Second}),
+		"postgres": storetest.PostgresAt(t, pgtest.URL(t), store.Options{Timeout: time.Second}),
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := servertest.On(db, db.Store).NewAccount(t, true)
 			raise := func(tx *store.Tx) error { _, _, err := tx.LockGateway(h.Gateway.Device.ID); return err }
 			servertest.Refused(t, models.CodeUnavailable, db.Write(ctx, func(tx *store.Tx) error {
 				require.NoError(t, raise(tx))
-				time.Sleep(500 * time.Millisecond)
+				time.Sleep(1200 * time.Millisecond)
 				return nil
 			}))
 			servertest.Refused(t, models.CodeUnavailable, db.Write(ctx, func(tx *store.Tx) error {
-				time.Sleep(500 * time.Millisecond)
+				time.Sleep(1200 * time.Millisecond)
 				return raise(tx)
 			}))
 			revisions, err := db.RevisionsOf(ctx, []models.ID{h.Gateway.Device.ID})
@@ -126,14 +127,20 @@ func TestDeadlockIsTriedAgain(t *testing.T) {
 	h := servertest.On(db, db.Store).NewAccount(t, true)
 	a, b := h.Gateway.Device.ID, h.Device(t, models.DeviceGateway, "second").Device.ID
 	var all errgroup.Group
+	var bothHoldOne sync.WaitGroup
+	bothHoldOne.Add(2)
 	for _, order := range [][]models.ID{{a, b}, {b, a}} {
+		var once sync.Once // a second try doesn't wait: the other may be done
 		all.Go(func() error {
 			return db.Write(ctx, func(tx *store.Tx) error {
 				for _, id := range order {
 					if _, _, err := tx.LockGateway(id); err != nil {
 						return err
 					}
-					time.Sleep(50 * time.Millisecond)
+					once.Do(func() {
+						bothHoldOne.Done()
+						bothHoldOne.Wait()
+					})
 				}
 				return nil
 			})
