@@ -63,9 +63,15 @@ func (tx *Tx) DeleteAddresses(gatewayID models.ID, ips []netip.Addr) error {
 	return err
 }
 
-// Allocate gives an address to the group that it names.
+// Allocate gives an address to the group that it names. No generation is ahead of the clock (see [generationAt]), so that a database
+// that is restored later begins beyond all that were ever handed out. Only an address that a restored database hands out again and
+// again within seconds comes there; that is CodeUnavailable.
 func (tx *Tx) Allocate(a models.Address) error {
-	_, err := tx.exec("UPDATE addresses SET state = ?, group_id = ?, last_group_name = ?, generation = ? WHERE gateway_id = ? AND ip = ?",
-		string(a.State), string(a.GroupID), a.LastGroupName, a.Generation, int64(a.GatewayID), addrText(a.IP))
+	n, err := tx.exec("UPDATE addresses SET state = ?, group_id = ?, last_group_name = ?, generation = ? WHERE gateway_id = ? AND ip = ?"+
+		" AND CAST(? AS bigint) <= "+generationAt("{now}"),
+		string(a.State), string(a.GroupID), a.LastGroupName, a.Generation, int64(a.GatewayID), addrText(a.IP), a.Generation)
+	if err == nil && n == 0 {
+		err = models.Errorf(models.CodeUnavailable, "The group IP %s was handed out just now. Try again in a second.", a.IP).With("retryAfter", 1)
+	}
 	return err
 }

@@ -24,8 +24,8 @@ type Life struct {
 //
 //   - The epoch is a new one: gateways take the whole group information, whatever revision they had.
 //   - Every address without a group is quarantined from now on, and no group name has a claim on it.
-//   - Generations go on from the clock's seconds (see [generationAt]), which is beyond anything that was handed out since: no address
-//     changes hands every second for all of its life.
+//   - Generations go on from the clock's seconds (see [generationAt]). None that was ever handed out, in whatever life, was ahead of the
+//     clock at that time (see [Tx.Allocate]), so all that are handed out from now on are new.
 //   - Addresses that a gateway declares later begin the same way (see [Tx.InsertAddresses]).
 //
 // keep decides, from how far the replicas were with ending leases, whether groups keep their addresses. If not, they all end.
