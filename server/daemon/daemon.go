@@ -30,6 +30,7 @@ import (
 	"github.com/groupcast/groupcast/server/gateways"
 	"github.com/groupcast/groupcast/server/groups"
 	"github.com/groupcast/groupcast/server/httpapi"
+	"github.com/groupcast/groupcast/server/idempotency"
 	"github.com/groupcast/groupcast/server/keys"
 	"github.com/groupcast/groupcast/server/longpoll"
 	"github.com/groupcast/groupcast/server/registrations"
@@ -165,12 +166,14 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 	if err := crossOrigin.AddTrustedOrigin(issuer); err != nil {
 		return edges{}, fmt.Errorf("public-url: %w", err)
 	}
+	answers := idempotency.New(d.store, kek)
 	public, err := httpapi.New(ctx, httpapi.Options{
 		Document:       openapi.Public,
 		Authenticate:   id.access.Authenticate,
 		Nonce:          id.nonces.Current,
 		CrossOrigin:    crossOrigin,
 		Limits:         limits,
+		Answers:        answers,
 		TrustedProxies: proxies, Log: d.log, Metrics: metrics,
 	})
 	if err != nil {
@@ -193,12 +196,13 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 	apidocs.Register(public.Open())
 	public.ServeProblemPages()
 
-	admin, err := httpapi.New(ctx, httpapi.Options{Document: openapi.Admin, Authenticate: httpapi.Operator, Log: d.log, Metrics: metrics})
+	admin, err := httpapi.New(ctx, httpapi.Options{Document: openapi.Admin, Authenticate: httpapi.Operator, Answers: answers, Log: d.log, Metrics: metrics})
 	if err != nil {
 		return edges{}, fmt.Errorf("admin.yaml: %w", err)
 	}
 	adminserver.RegisterHandlersWithOptions(admin.Contract(),
-		adminserver.NewStrictHandlerWithOptions(adminapi.New(accountService, id.Identity, id.users, d.store, backup.NewRotator(d.store, d.log)), nil, adminserver.StrictGinServerOptions{
+		adminserver.NewStrictHandlerWithOptions(adminapi.New(accountService, id.Identity, id.users, d.store, backup.NewRotator(d.store, d.log)),
+			[]adminserver.StrictMiddlewareFunc{httpapi.Once[adminserver.StrictHandlerFunc](admin)}, adminserver.StrictGinServerOptions{
 			RequestErrorHandlerFunc: admin.RequestError, HandlerErrorFunc: admin.HandlerError, ResponseErrorHandlerFunc: admin.ResponseError,
 		}),
 		adminserver.GinServerOptions{ErrorHandler: admin.ParameterError})

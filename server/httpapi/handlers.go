@@ -44,7 +44,7 @@ var _ ginserver.StrictServerInterface = handlers{}
 
 // Mount registers the public contract at an edge.
 func Mount(e *Edge, s Services) {
-	strict := ginserver.NewStrictHandlerWithOptions(handlers{s}, nil, ginserver.StrictGinServerOptions{
+	strict := ginserver.NewStrictHandlerWithOptions(handlers{s}, []ginserver.StrictMiddlewareFunc{Once[ginserver.StrictHandlerFunc](e)}, ginserver.StrictGinServerOptions{
 		RequestErrorHandlerFunc:  e.RequestError,
 		HandlerErrorFunc:         e.HandlerError,
 		ResponseErrorHandlerFunc: e.ResponseError,
