@@ -147,7 +147,7 @@ epoch changes, and every group IP without a group is in quarantine for the coold
 groups end, and members come back with their next renewals.`,
 		func(cfg config.Config, file string) error {
 			return backup.Restore(ctx, backup.Options{
-				DataDir: cfg.DataDir, File: file, Force: force, MaxStale: cfg.MaxStale, Log: telemetry.NewLogger(os.Stderr, cfg.LogLevel, cfg.LogFormat),
+				DataDir: cfg.DataDir, File: file, Force: force, Log: telemetry.NewLogger(os.Stderr, cfg.LogLevel, cfg.LogFormat),
 			})
 		})
 	cmd.Flags().BoolVar(&force, "force", false, "replace the database that is there; what it holds is lost")

@@ -9,5 +9,14 @@ CREATE TABLE idempotency_keys (
 ) STRICT;
 CREATE INDEX idempotency_keys_expires_at ON idempotency_keys (expires_at);
 
+-- What gateways are told, and what the cooldown follows from. After a change the longer of both counts until gateways that haven't heard of
+-- it have stopped copying.
+ALTER TABLE installation ADD COLUMN max_stale_seconds integer NOT NULL DEFAULT 900;
+ALTER TABLE installation ADD COLUMN max_stale_before  integer NOT NULL DEFAULT 900;
+ALTER TABLE installation ADD COLUMN max_stale_until   integer NOT NULL DEFAULT 0; -- how long max_stale_before counts
+
 -- +goose Down
+ALTER TABLE installation DROP COLUMN max_stale_until;
+ALTER TABLE installation DROP COLUMN max_stale_before;
+ALTER TABLE installation DROP COLUMN max_stale_seconds;
 DROP TABLE idempotency_keys;

@@ -24,9 +24,7 @@ type Options struct {
 	File    string
 	// Force replaces the database that is there.
 	Force bool
-	// MaxStale is the service's setting.
-	MaxStale time.Duration
-	Log      *slog.Logger
+	Log   *slog.Logger
 }
 
 // Restore puts a backup in the place of the database in a data directory, which no groupcastd may be using, and makes a new life
@@ -36,7 +34,7 @@ type Options struct {
 // they end, and their members come back with their next renewals.
 func Restore(ctx context.Context, o Options) error {
 	return store.RestoreSQLite(ctx, store.Options{DataDir: o.DataDir, Logger: o.Log}, o.File, o.Force, func(st *store.Store) error {
-		_, err := begin(ctx, st, o.Log, func(w store.Watch) bool { return fresh(w, addresspool.Cooldown(o.MaxStale)) })
+		_, err := begin(ctx, st, o.Log, func(w store.Watch) bool { return fresh(w, addresspool.Cooldown(w.MaxStale)) })
 		return err
 	})
 }

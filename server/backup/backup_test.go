@@ -30,7 +30,7 @@ var (
 func restored(t *testing.T, file string) *storetest.DB {
 	t.Helper()
 	dir := t.TempDir()
-	require.NoError(t, backup.Restore(ctx, backup.Options{DataDir: dir, File: file, MaxStale: servertest.MaxStale, Log: quiet}))
+	require.NoError(t, backup.Restore(ctx, backup.Options{DataDir: dir, File: file, Log: quiet}))
 	return storetest.SQLiteAt(t, dir)
 }
 

@@ -178,7 +178,7 @@ func (l *life) restore(rt *rapid.T) {
 	_, err = raw.Exec("UPDATE installation SET clock_offset_ms = clock_offset_ms + ?", (l.clock - b.at).Milliseconds())
 	require.NoError(rt, errors.Join(err, raw.Close()))
 	dir := l.t.TempDir()
-	require.NoError(rt, backup.Restore(ctx, backup.Options{DataDir: dir, File: file, MaxStale: servertest.MaxStale, Log: quiet}))
+	require.NoError(rt, backup.Restore(ctx, backup.Options{DataDir: dir, File: file, Log: quiet}))
 	l.closeRestored()
 	l.h = again(l.h, storetest.SQLiteAt(l.t, dir))
 	l.reborn(rt, b.at)
