@@ -6,10 +6,12 @@ package backup
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/groupcast/groupcast/server/addresspool"
+	"github.com/groupcast/groupcast/server/keys"
 	"github.com/groupcast/groupcast/server/store"
 )
 
@@ -24,6 +26,8 @@ type Options struct {
 	File    string
 	// Force replaces the database that is there.
 	Force bool
+	// KEKFile holds the key-encryption key. It has to be the one that the keys in the backup are sealed with.
+	KEKFile string
 	Log   *slog.Logger
 }
 
@@ -34,6 +38,9 @@ type Options struct {
 // they end, and their members come back with their next renewals.
 func Restore(ctx context.Context, o Options) error {
 	return store.RestoreSQLite(ctx, store.Options{DataDir: o.DataDir, Logger: o.Log}, o.File, o.Force, func(st *store.Store) error {
+		if err := keys.Check(ctx, st, o.KEKFile); err != nil {
+			return fmt.Errorf("key-encryption-key-file: %w", err)
+		}
 		_, err := begin(ctx, st, o.Log, func(w store.Watch) bool { return fresh(w, addresspool.Cooldown(w.MaxStale)) })
 		return err
 	})

@@ -28,7 +28,7 @@ func TestAGatewayPollsAcrossARestore(t *testing.T) {
 	assert.Contains(t, text(t, lost), `"garden"`)
 	require.NoError(t, s.Stop(context.Background()))
 	require.NoError(t, backup.Restore(t.Context(), backup.Options{
-		DataDir: dir, File: file, Force: true, Log: slog.New(slog.DiscardHandler),
+		DataDir: dir, File: file, Force: true, KEKFile: filepath.Join(dir, "kek"), Log: slog.New(slog.DiscardHandler),
 	}))
 
 	s = start(t, settings(t, dir))
