@@ -28,7 +28,7 @@ type Options struct {
 	Force bool
 	// KEKFile holds the key-encryption key. It has to be the one that the keys in the backup are sealed with.
 	KEKFile string
-	Log   *slog.Logger
+	Log     *slog.Logger
 }
 
 // Restore puts a backup in the place of the database in a data directory, which no groupcastd may be using, and makes a new life

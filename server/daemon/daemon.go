@@ -187,7 +187,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 	if err != nil {
 		return edges{}, fmt.Errorf("openapi.yaml: %w", err)
 	}
-	httpapi.Mount(public, httpapi.Services{
+	httpapi.Mount(public, httpapi.Services{ //nolint:contextcheck // each request has its own
 		Registrations: registrations.New(d.store, d.hub, registrations.Options{AllowLoopback: d.cfg.AllowLoopback}),
 		Accounts:      accountService,
 		Users:         id.users,

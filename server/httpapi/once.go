@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"reflect"
 	"strings"
@@ -43,9 +44,7 @@ func Once[F ~func(*gin.Context, any) (any, error)](e *Edge) func(F, string) F {
 			if err != nil {
 				return nil, err
 			}
-			for name, values := range a.Header {
-				c.Writer.Header()[name] = values
-			}
+			maps.Copy(c.Writer.Header(), a.Header)
 			c.Writer.WriteHeader(a.Status)
 			if _, err := c.Writer.Write(a.Body); err != nil {
 				return nil, fmt.Errorf("write an answer: %w", err)
@@ -58,7 +57,7 @@ func Once[F ~func(*gin.Context, any) (any, error)](e *Edge) func(F, string) F {
 // render writes a response of generated code, which has a method for that named after its operation.
 func render(operation string, response any) (idempotency.Answer, error) {
 	w := &rendered{answer: idempotency.Answer{Header: http.Header{}}}
-	visit, ok := reflect.ValueOf(response).MethodByName("Visit" + operation + "Response").Interface().(func(http.ResponseWriter) error)
+	visit, ok := reflect.TypeAssert[func(http.ResponseWriter) error](reflect.ValueOf(response).MethodByName("Visit" + operation + "Response"))
 	if !ok {
 		return w.answer, fmt.Errorf("a response of %s can't be written", operation)
 	}
