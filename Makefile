@@ -114,11 +114,11 @@ bench-identity: ## What it costs to tell who calls (docs/benchmarks.md)
 	@BENCH_FIGURES=1 go test -run '^$$' -bench '^BenchmarkIdentityFigures$$' -benchtime 1x ./server/httpapi | grep -E '^(figure|ed25519|FAIL|---)'
 
 .PHONY: history
-history: ## Longer histories of concurrent clients for the checker, and programs with bugs that it has to find
+history: ## Longer histories of concurrent clients for the checker, and programs with bugs that it has to find (2 minutes)
 	go test -count=1 -timeout 0 -v -run '^TestHistory' ./e2e -history.steps=80 -history.homes=4 -history.mutants
 
 .PHONY: rounds
-rounds: ## 64 clients on 25 addresses for ROUNDS (1000), and CHECKS (5000) interleavings of groups, restores and polls
+rounds: ## 64 clients on 25 addresses for ROUNDS (1000; 8 minutes), and CHECKS (5000; an hour) interleavings of restores and polls
 	go test -count=1 -timeout 0 -run '^TestRoundsOf64Clients$$' ./server/registrations -registrations.rounds=$(ROUNDS)
 	go test -count=1 -timeout 0 -run '^TestNeverTwoGroupsInTheDatabase$$' ./server/backup -rapid.checks=$(CHECKS)
 

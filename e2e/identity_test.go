@@ -44,7 +44,7 @@ func newIdentityHome(t *testing.T, s *harness.Server, name string) identityHome 
 func (h identityHome) ticket(t *testing.T, r adminapi.TicketRequest) string {
 	t.Helper()
 	r.PremisesID = h.premises
-	answer, err := h.Admin.CreateTicketWithResponse(t.Context(), r)
+	answer, err := h.Admin.CreateTicketWithResponse(t.Context(), nil, r)
 	require.NoError(t, err)
 	require.NotNil(t, answer.JSON200, "%s", answer.Body)
 	return answer.JSON200.Ticket
@@ -637,7 +637,7 @@ func TestServicesGetTheirTokens(t *testing.T) {
 		s := harness.StartServer(t, harness.Options{DatabaseURL: databaseURL})
 		s.Service(t, "svc-upload", "upload")
 		s.Service(t, "svc-other", "other")
-		made, err := s.Admin.CreateServiceCredentialWithResponse(t.Context(), "svc-upload", adminapi.ServiceCredentialRequest{})
+		made, err := s.Admin.CreateServiceCredentialWithResponse(t.Context(), "svc-upload", nil, adminapi.ServiceCredentialRequest{})
 		require.NoError(t, err)
 		require.NotNil(t, made.JSON200, "%s", made.Body)
 		secret := *made.JSON200.ClientSecret
@@ -650,7 +650,7 @@ func TestServicesGetTheirTokens(t *testing.T) {
 		require.NoError(t, err)
 		var jwk adminapi.PublicKey
 		require.NoError(t, json.Unmarshal(byKey.PublicKey(), &jwk))
-		keyed, err := s.Admin.CreateServiceCredentialWithResponse(t.Context(), "svc-upload", adminapi.ServiceCredentialRequest{Jwks: &adminapi.KeySet{Keys: []adminapi.PublicKey{jwk}}})
+		keyed, err := s.Admin.CreateServiceCredentialWithResponse(t.Context(), "svc-upload", nil, adminapi.ServiceCredentialRequest{Jwks: &adminapi.KeySet{Keys: []adminapi.PublicKey{jwk}}})
 		require.NoError(t, err)
 		require.NotNil(t, keyed.JSON200, "%s", keyed.Body)
 		assert.Nil(t, keyed.JSON200.ClientSecret)

@@ -59,7 +59,7 @@ func TestInteropOAuth(t *testing.T) {
 			s.Service(t, models.ServiceID(answer), answer)
 			var jwk adminapi.PublicKey
 			require.NoError(t, json.Unmarshal([]byte(value), &jwk))
-			r, err := s.Admin.CreateServiceCredentialWithResponse(t.Context(), models.ServiceID(answer),
+			r, err := s.Admin.CreateServiceCredentialWithResponse(t.Context(), models.ServiceID(answer), nil,
 				adminapi.ServiceCredentialRequest{Jwks: &adminapi.KeySet{Keys: []adminapi.PublicKey{jwk}}})
 			require.NoError(t, err)
 			require.NotNil(t, r.JSON200, "%s", r.Body)

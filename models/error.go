@@ -7,33 +7,34 @@ type Code string
 
 // The codes. What each means for a caller stands in docs/problems; how it maps to a protocol is the edge's business.
 const (
-	CodeBadRequest       Code = "bad-request"        // the request can't be read: JSON, parameters, members
-	CodeUnauthenticated  Code = "unauthenticated"    // no token, or one that is not valid
-	CodeForbidden        Code = "forbidden"          // the caller may not do this at all
-	CodeConfirmFirst     Code = "confirm-first"      // the user has to type the password again before this
-	CodeCrossSite        Code = "cross-site"         // a page of another site sent this with the user's cookie
-	CodeNotEmpty         Code = "not-empty"          // it still holds what has to be removed first
-	CodeContradictsToken Code = "contradicts-token"  // the body names somebody the token does not
-	CodeNotFound         Code = "not-found"          // missing, or not the caller's: the two can't be told apart
-	CodeUnknownRoute     Code = "unknown-route"      // no operation has this path
-	CodeMethodNotAllowed Code = "method-not-allowed" // the path has no such method
-	CodeTooLarge         Code = "too-large"          // the body is larger than the service reads
-	CodeUnsupportedMedia Code = "unsupported-media"  // the body is not application/json
-	CodeNoUsableAddress  Code = "no-usable-address"  // no address that copies could go to or come from
-	CodeBadAddress       Code = "bad-address"        // an address that may not be used here
-	CodeAmbiguousGroup   Code = "ambiguous-group"    // several premises have a group of that name
-	CodeGroupIPMismatch  Code = "group-ip-mismatch"  // the group of that name has another group IP
-	CodeGroupIPTaken     Code = "group-ip-taken"     // the group IP asked for is allocated or in quarantine
-	CodeWrongLAN         Code = "wrong-lan"          // the source's address is in no gateway's LAN
-	CodeNoGateway        Code = "no-gateway"         // the premises has no gateway that declared its LAN
-	CodePoolExhausted    Code = "pool-exhausted"     // every group IP of the range is allocated or in quarantine
-	CodeRangeConflict    Code = "range-conflict"     // the declared range overlaps another or has groups outside it
-	CodeBadRange         Code = "bad-range"          // the declared range is not usable
-	CodeAlreadyExists    Code = "already-exists"     // an object with that id or name exists
-	CodeRateLimited      Code = "rate-limited"       // too many requests of this kind from there
-	CodeOverloaded       Code = "overloaded"         // too many callers wait
-	CodeUnavailable      Code = "unavailable"        // the database can't be reached, or the service is stopping
-	CodeInternal         Code = "internal"           // a fault of ours
+	CodeBadRequest           Code = "bad-request"            // the request can't be read: JSON, parameters, members
+	CodeUnauthenticated      Code = "unauthenticated"        // no token, or one that is not valid
+	CodeForbidden            Code = "forbidden"              // the caller may not do this at all
+	CodeConfirmFirst         Code = "confirm-first"          // the user has to type the password again before this
+	CodeCrossSite            Code = "cross-site"             // a page of another site sent this with the user's cookie
+	CodeNotEmpty             Code = "not-empty"              // it still holds what has to be removed first
+	CodeContradictsToken     Code = "contradicts-token"      // the body names somebody the token does not
+	CodeNotFound             Code = "not-found"              // missing, or not the caller's: the two can't be told apart
+	CodeUnknownRoute         Code = "unknown-route"          // no operation has this path
+	CodeMethodNotAllowed     Code = "method-not-allowed"     // the path has no such method
+	CodeTooLarge             Code = "too-large"              // the body is larger than the service reads
+	CodeUnsupportedMedia     Code = "unsupported-media"      // the body is not application/json
+	CodeNoUsableAddress      Code = "no-usable-address"      // no address that copies could go to or come from
+	CodeBadAddress           Code = "bad-address"            // an address that may not be used here
+	CodeAmbiguousGroup       Code = "ambiguous-group"        // several premises have a group of that name
+	CodeGroupIPMismatch      Code = "group-ip-mismatch"      // the group of that name has another group IP
+	CodeGroupIPTaken         Code = "group-ip-taken"         // the group IP asked for is allocated or in quarantine
+	CodeWrongLAN             Code = "wrong-lan"              // the source's address is in no gateway's LAN
+	CodeNoGateway            Code = "no-gateway"             // the premises has no gateway that declared its LAN
+	CodePoolExhausted        Code = "pool-exhausted"         // every group IP of the range is allocated or in quarantine
+	CodeRangeConflict        Code = "range-conflict"         // the declared range overlaps another or has groups outside it
+	CodeBadRange             Code = "bad-range"              // the declared range is not usable
+	CodeAlreadyExists        Code = "already-exists"         // an object with that id or name exists
+	CodeIdempotencyKeyReused Code = "idempotency-key-reused" // the key came with another request before
+	CodeRateLimited          Code = "rate-limited"           // too many requests of this kind from there
+	CodeOverloaded           Code = "overloaded"             // too many callers wait
+	CodeUnavailable          Code = "unavailable"            // the database can't be reached, or the service is stopping
+	CodeInternal             Code = "internal"               // a fault of ours
 )
 
 // The codes of the OAuth endpoints. Each is the error code of its RFC with - for _ (RFC 6749 §5.2, RFC 7591 §3.2.2, RFC 8628 §3.5, RFC 9449

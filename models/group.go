@@ -87,6 +87,8 @@ type GroupInformation struct {
 	GatewayID ID
 	Epoch     string
 	Revision  int64
+	// MaxStale is how long the gateway copies by it without hearing from the service, whole seconds.
+	MaxStale time.Duration
 	// Groups are sorted by group IP; the members within by their number.
 	Groups []GatewayGroup
 }

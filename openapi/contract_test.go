@@ -57,6 +57,9 @@ func TestContractRulesFind(t *testing.T) {
 		{"a POST that doesn't say what a repetition does", "      x-gc-idempotent: natural\n", "", "x-gc-idempotent"},
 		{"a repetition of an unknown kind", "x-gc-idempotent: natural", "x-gc-idempotent: maybe", `"maybe"`},
 		{"a key that isn't declared", "x-gc-idempotent: natural", "x-gc-idempotent: key", "Idempotency-Key"},
+		{"a POST that isn't done once", "      x-gc-idempotent: natural\n", "      x-gc-idempotent: repeats\n", "x-gc-no-key"},
+		{"a reason without need", "      x-gc-idempotent: natural\n", "      x-gc-idempotent: natural\n      x-gc-no-key: just so\n", "no key is expected"},
+		{"a key whose reuse isn't listed", "idempotency-key-reused, rate-limited", "rate-limited", `"idempotency-key-reused"`},
 		{"no list of problems", "      x-gc-problems: [bad-request, unavailable, internal]\n", "", "GET /readyz: x-gc-problems"},
 		{"a problem that doesn't exist", "x-gc-problems: [bad-request, unavailable, internal]", "x-gc-problems: [bad-request, unavailable, internal, bad-luck]", `"bad-luck"`},
 		{"a problem listed twice", "x-gc-problems: [bad-request, unavailable, internal]", "x-gc-problems: [bad-request, unavailable, internal, internal]", "twice"},
@@ -171,11 +174,8 @@ func (l *linter) operations() {
 
 // security checks the ways to authenticate and returns the scopes they ask for; open means that none is needed.
 func (l *linter) security(at string, op *openapi3.Operation) (scopes []string, open bool) {
-	ways := op.Security
-	if ways == nil {
-		ways = &l.doc.Security
-	}
-	for _, way := range *ways {
+	ways := l.ways(op)
+	for _, way := range ways {
 		for name, asked := range way {
 			scheme := l.doc.Components.SecuritySchemes[name]
 			if scheme == nil {
@@ -194,7 +194,7 @@ func (l *linter) security(at string, op *openapi3.Operation) (scopes []string, o
 			scopes = append(scopes, asked...)
 		}
 	}
-	return scopes, len(*ways) == 0
+	return scopes, len(ways) == 0
 }
 
 func (l *linter) permission(at string, op *openapi3.Operation, scopes []string, open bool) {
@@ -320,6 +320,27 @@ func (l *linter) idempotency(at string, op *openapi3.Operation) {
 	if declared := op.Parameters.GetByInAndName("header", "Idempotency-Key") != nil; declared != (word == "key") {
 		l.add("%s: `x-gc-idempotent: key` and the header Idempotency-Key belong together", at)
 	}
+	if word == "key" {
+		if listed, _ := op.Extensions["x-gc-problems"].([]any); !slices.Contains(listed, any(string(models.CodeIdempotencyKeyReused))) {
+			l.add("%s: x-gc-problems doesn't list %q, which it can answer", at, models.CodeIdempotencyKeyReused)
+		}
+	}
+	// A key is the caller's, so there is none where the caller isn't known.
+	why, _ := op.Extensions["x-gc-no-key"].(string)
+	if len(l.ways(op)) > 0 && word != "natural" && word != "key" && why == "" {
+		l.add("%s: sent again, it is not done once: take Idempotency-Key (x-gc-idempotent: key), or say in x-gc-no-key why that isn't needed", at)
+	}
+	if why != "" && (word == "natural" || word == "key" || len(l.ways(op)) == 0) {
+		l.add("%s: x-gc-no-key stands where no key is expected", at)
+	}
+}
+
+// ways are those to authenticate for an operation; none if it is open to anyone.
+func (l *linter) ways(op *openapi3.Operation) openapi3.SecurityRequirements {
+	if op.Security != nil {
+		return *op.Security
+	}
+	return l.doc.Security
 }
 
 // deprecation wants that callers of a deprecated operation hear of it in every answer, and until when it works.

@@ -63,7 +63,7 @@ func (o *operator) command(use, short string, args cobra.PositionalArgs, run fun
 func (o *operator) accountCreate() *cobra.Command {
 	return o.command("create NAME", "Create an account", oneArgument("name"),
 		func(ctx context.Context, c *adminclient.ClientWithResponses, args []string) error {
-			r, err := c.CreateAccountWithResponse(ctx, adminapi.AccountRequest{Name: args[0]})
+			r, err := c.CreateAccountWithResponse(ctx, nil, adminapi.AccountRequest{Name: args[0]})
 			if err != nil {
 				return err
 			}
@@ -106,7 +106,7 @@ func (o *operator) premisesCreate() *cobra.Command {
 	var allowPublicRange bool
 	cmd := o.command("create NAME", "Create a premises of an account", oneArgument("name"),
 		func(ctx context.Context, c *adminclient.ClientWithResponses, args []string) error {
-			r, err := c.CreatePremisesWithResponse(ctx, adminapi.PremisesRequest{
+			r, err := c.CreatePremisesWithResponse(ctx, nil, adminapi.PremisesRequest{
 				AccountID: models.AccountID(account), Name: args[0], AllowPublicRange: &allowPublicRange,
 			})
 			if err != nil {
@@ -143,7 +143,7 @@ func (o *operator) deviceCreate() *cobra.Command {
 				}
 				request.DeviceID = &parsed
 			}
-			r, err := c.CreateDeviceWithResponse(ctx, request)
+			r, err := c.CreateDeviceWithResponse(ctx, nil, request)
 			if err != nil {
 				return err
 			}
@@ -218,7 +218,7 @@ func (o *operator) serviceCreate() *cobra.Command {
 			if name == "" {
 				name = args[0]
 			}
-			r, err := c.CreateServiceWithResponse(ctx, adminapi.ServiceRequest{ServiceID: models.ServiceID(args[0]), Name: name})
+			r, err := c.CreateServiceWithResponse(ctx, nil, adminapi.ServiceRequest{ServiceID: models.ServiceID(args[0]), Name: name})
 			if err != nil {
 				return err
 			}
@@ -244,7 +244,7 @@ func (o *operator) linkCreate() *cobra.Command {
 				}
 				request.ServiceAccountID = &parsed
 			}
-			r, err := c.CreateLinkWithResponse(ctx, request)
+			r, err := c.CreateLinkWithResponse(ctx, nil, request)
 			if err != nil {
 				return err
 			}

@@ -95,7 +95,7 @@ func (o *operator) invite() *cobra.Command {
 	var account, file string
 	cmd := o.command("invite", "Make an invitation to sign up", cobra.NoArgs,
 		func(ctx context.Context, c *adminclient.ClientWithResponses, _ []string) error {
-			r, err := c.CreateInvitationWithResponse(ctx, adminapi.InvitationRequest{AccountID: given(models.AccountID(account))})
+			r, err := c.CreateInvitationWithResponse(ctx, nil, adminapi.InvitationRequest{AccountID: given(models.AccountID(account))})
 			if err != nil {
 				return err
 			}

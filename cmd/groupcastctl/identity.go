@@ -34,7 +34,7 @@ func (o *operator) ticket() *cobra.Command {
 				}
 				request.DeviceID = &id
 			}
-			r, err := c.CreateTicketWithResponse(ctx, request)
+			r, err := c.CreateTicketWithResponse(ctx, nil, request)
 			if err != nil {
 				return err
 			}
@@ -112,7 +112,7 @@ func (o *operator) credentialCreate() *cobra.Command {
 					return errors.New("--jwks: the file is not a JSON key set like {\"keys\":[…]}")
 				}
 			}
-			r, err := c.CreateServiceCredentialWithResponse(ctx, models.ServiceID(args[0]), request)
+			r, err := c.CreateServiceCredentialWithResponse(ctx, models.ServiceID(args[0]), nil, request)
 			if err != nil {
 				return err
 			}

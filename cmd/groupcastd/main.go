@@ -142,12 +142,13 @@ key-encryption-key-file too, at another place.`,
 
 func restoreCommand(ctx context.Context) *cobra.Command {
 	var force bool
-	cmd := sqliteCommand("restore FILE", "Put a backup in the place of SQLite's database", `Put a backup in the place of SQLite's database while no service runs. The backup is checked and brought to this version's schema. The
+	cmd := sqliteCommand("restore FILE", "Put a backup in the place of SQLite's database", `Put a backup in the place of SQLite's database while no service runs. The backup is checked, also whether
+key-encryption-key-file opens the keys in it, and brought to this version's schema. The
 epoch changes, and every group IP without a group is in quarantine for the cooldown. If the backup is older than the cooldown all
 groups end, and members come back with their next renewals.`,
 		func(cfg config.Config, file string) error {
 			return backup.Restore(ctx, backup.Options{
-				DataDir: cfg.DataDir, File: file, Force: force, MaxStale: cfg.MaxStale, Log: telemetry.NewLogger(os.Stderr, cfg.LogLevel, cfg.LogFormat),
+				DataDir: cfg.DataDir, File: file, Force: force, KEKFile: cfg.KEKFile(), Log: telemetry.NewLogger(os.Stderr, cfg.LogLevel, cfg.LogFormat),
 			})
 		})
 	cmd.Flags().BoolVar(&force, "force", false, "replace the database that is there; what it holds is lost")

@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"net"
 	"net/http"
 	"os"
@@ -180,6 +181,33 @@ func TestBackupAndRestore(t *testing.T) {
 	code, _, stderr = run(t, nil, "restore", file, "--data-dir", dir)
 	assert.Equal(t, 1, code)
 	assert.Contains(t, stderr, "--force")
+	database, kek := filepath.Join(dir, "groupcast.db"), filepath.Join(dir, "kek")
+	before, err := os.ReadFile(database)
+	require.NoError(t, err)
+	key, err := os.ReadFile(kek)
+	require.NoError(t, err)
+	another := base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{7}, 32))
+	for _, c := range []struct {
+		key  func()
+		want string
+	}{
+		{func() { require.NoError(t, os.WriteFile(kek, []byte(another), 0o600)) }, "doesn't open the keys in the database: use the file that belongs to this database"},
+		{func() { require.NoError(t, os.Remove(kek)) }, "no such file"},
+	} {
+		c.key()
+		code, _, stderr = run(t, nil, "restore", file, "--data-dir", dir, "--force")
+		assert.Equal(t, 1, code)
+		assert.Contains(t, stderr, "key-encryption-key-file: ")
+		assert.Contains(t, stderr, c.want)
+		after, err := os.ReadFile(database)
+		require.NoError(t, err)
+		assert.True(t, bytes.Equal(before, after), "nothing is replaced")
+		left, err := filepath.Glob(filepath.Join(dir, ".restore-*"))
+		require.NoError(t, err)
+		assert.Empty(t, left)
+	}
+	require.NoFileExists(t, kek, "a restore makes no key")
+	require.NoError(t, os.WriteFile(kek, key, 0o600))
 	code, _, stderr = run(t, nil, "restore", file, "--data-dir", dir, "--force")
 	require.Equal(t, 0, code, stderr)
 	assert.Contains(t, stderr, "new life")

@@ -50,7 +50,7 @@ func TestAttackSecretsInLogs(t *testing.T) {
 	off, kind := false, models.DeviceCamera
 	camera := s.Device(t, premises, adminapi.DeviceRequest{Type: kind, Name: "porch", Pop: &off})
 	token := s.DeviceToken(t, camera)
-	ticket, err := s.Admin.CreateTicketWithResponse(t.Context(), adminapi.TicketRequest{PremisesID: premises, DeviceType: &kind})
+	ticket, err := s.Admin.CreateTicketWithResponse(t.Context(), nil, adminapi.TicketRequest{PremisesID: premises, DeviceType: &kind})
 	require.NoError(t, err)
 	require.NotNil(t, ticket.JSON200, "%s", ticket.Body)
 	// What only callers send is a secret as well, wherever it stands.

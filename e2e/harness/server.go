@@ -145,7 +145,7 @@ func (s *Server) Client(t testing.TB, token string) *client.ClientWithResponses 
 // Account creates an account.
 func (s *Server) Account(t testing.TB, name string) models.AccountID {
 	t.Helper()
-	r, err := s.Admin.CreateAccountWithResponse(t.Context(), adminapi.AccountRequest{Name: name})
+	r, err := s.Admin.CreateAccountWithResponse(t.Context(), nil, adminapi.AccountRequest{Name: name})
 	require.NoError(t, err)
 	require.NotNil(t, r.JSON200, "%s", r.Body)
 	return r.JSON200.AccountID
@@ -154,7 +154,7 @@ func (s *Server) Account(t testing.TB, name string) models.AccountID {
 // Premises creates a premises of the account.
 func (s *Server) Premises(t testing.TB, account models.AccountID, name string, allowPublicRange bool) models.PremisesID {
 	t.Helper()
-	r, err := s.Admin.CreatePremisesWithResponse(t.Context(), adminapi.PremisesRequest{
+	r, err := s.Admin.CreatePremisesWithResponse(t.Context(), nil, adminapi.PremisesRequest{
 		AccountID: account, Name: name, AllowPublicRange: &allowPublicRange,
 	})
 	require.NoError(t, err)
@@ -166,7 +166,7 @@ func (s *Server) Premises(t testing.TB, account models.AccountID, name string, a
 func (s *Server) Device(t testing.TB, premises models.PremisesID, d adminapi.DeviceRequest) models.ID {
 	t.Helper()
 	d.PremisesID = premises
-	r, err := s.Admin.CreateDeviceWithResponse(t.Context(), d)
+	r, err := s.Admin.CreateDeviceWithResponse(t.Context(), nil, d)
 	require.NoError(t, err)
 	require.NotNil(t, r.JSON200, "%s", r.Body)
 	return r.JSON200.DeviceID
@@ -175,7 +175,7 @@ func (s *Server) Device(t testing.TB, premises models.PremisesID, d adminapi.Dev
 // Service creates a service.
 func (s *Server) Service(t testing.TB, id models.ServiceID, name string) {
 	t.Helper()
-	r, err := s.Admin.CreateServiceWithResponse(t.Context(), adminapi.ServiceRequest{ServiceID: id, Name: name})
+	r, err := s.Admin.CreateServiceWithResponse(t.Context(), nil, adminapi.ServiceRequest{ServiceID: id, Name: name})
 	require.NoError(t, err)
 	require.NotNil(t, r.JSON200, "%s", r.Body)
 }
@@ -187,7 +187,7 @@ func (s *Server) Link(t testing.TB, service models.ServiceID, account models.Acc
 	if id.Valid() {
 		req.ServiceAccountID = &id
 	}
-	r, err := s.Admin.CreateLinkWithResponse(t.Context(), req)
+	r, err := s.Admin.CreateLinkWithResponse(t.Context(), nil, req)
 	require.NoError(t, err)
 	require.NotNil(t, r.JSON200, "%s", r.Body)
 	return r.JSON200.ServiceAccountID

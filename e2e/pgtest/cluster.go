@@ -160,6 +160,12 @@ func (c *Cluster) create() error {
 	return nil
 }
 
+// Tool is the path of a program of the installed Postgres, such as pg_dump.
+func Tool(name string) (string, error) {
+	bin, err := binDir()
+	return filepath.Join(bin, name), err
+}
+
 // command is a program of Postgres, run as Postgres' user.
 func (c *Cluster) command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(filepath.Join(c.bin, name), args...)

@@ -544,6 +544,9 @@ type CredentialID = string
 // Example: 664123086043511412
 type DeviceID = DecimalID
 
+// IdempotencyKey defines model for IdempotencyKey.
+type IdempotencyKey = string
+
 // PageSize defines model for PageSize.
 type PageSize = int32
 
@@ -557,6 +560,13 @@ type ListAccountsParams struct {
 
 	// PageToken The nextPageToken of the page before; opaque.
 	PageToken *PageToken `form:"pageToken,omitempty" json:"pageToken,omitempty"`
+}
+
+// CreateAccountParams defines parameters for CreateAccount.
+type CreateAccountParams struct {
+	// IdempotencyKey Drawn for this request, such as a UUID. Sent again with the same key within 24 hours, the request is answered as the first time and
+	// nothing is done twice. Quotes around it, as for a structured field, mean nothing.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // ListAuditParams defines parameters for ListAudit.
@@ -575,6 +585,55 @@ type ListAuditParams struct {
 type VerifyAuditParams struct {
 	// Anchor The head of an earlier verification, as SEQ.HASH.
 	Anchor *string `form:"anchor,omitempty" json:"anchor,omitempty"`
+}
+
+// CreateDeviceParams defines parameters for CreateDevice.
+type CreateDeviceParams struct {
+	// IdempotencyKey Drawn for this request, such as a UUID. Sent again with the same key within 24 hours, the request is answered as the first time and
+	// nothing is done twice. Quotes around it, as for a structured field, mean nothing.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// CreateInvitationParams defines parameters for CreateInvitation.
+type CreateInvitationParams struct {
+	// IdempotencyKey Drawn for this request, such as a UUID. Sent again with the same key within 24 hours, the request is answered as the first time and
+	// nothing is done twice. Quotes around it, as for a structured field, mean nothing.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// CreateLinkParams defines parameters for CreateLink.
+type CreateLinkParams struct {
+	// IdempotencyKey Drawn for this request, such as a UUID. Sent again with the same key within 24 hours, the request is answered as the first time and
+	// nothing is done twice. Quotes around it, as for a structured field, mean nothing.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// CreatePremisesParams defines parameters for CreatePremises.
+type CreatePremisesParams struct {
+	// IdempotencyKey Drawn for this request, such as a UUID. Sent again with the same key within 24 hours, the request is answered as the first time and
+	// nothing is done twice. Quotes around it, as for a structured field, mean nothing.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// CreateServiceParams defines parameters for CreateService.
+type CreateServiceParams struct {
+	// IdempotencyKey Drawn for this request, such as a UUID. Sent again with the same key within 24 hours, the request is answered as the first time and
+	// nothing is done twice. Quotes around it, as for a structured field, mean nothing.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// CreateServiceCredentialParams defines parameters for CreateServiceCredential.
+type CreateServiceCredentialParams struct {
+	// IdempotencyKey Drawn for this request, such as a UUID. Sent again with the same key within 24 hours, the request is answered as the first time and
+	// nothing is done twice. Quotes around it, as for a structured field, mean nothing.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// CreateTicketParams defines parameters for CreateTicket.
+type CreateTicketParams struct {
+	// IdempotencyKey Drawn for this request, such as a UUID. Sent again with the same key within 24 hours, the request is answered as the first time and
+	// nothing is done twice. Quotes around it, as for a structured field, mean nothing.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // CreateAccountJSONRequestBody defines body for CreateAccount for application/json ContentType.

@@ -23,7 +23,7 @@ type ServerInterface interface {
 	ListAccounts(c *gin.Context, params ListAccountsParams)
 	// CreateAccount Create an account
 	// (POST /admin/accounts)
-	CreateAccount(c *gin.Context)
+	CreateAccount(c *gin.Context, params CreateAccountParams)
 	// ListAudit List the audit log
 	// (GET /admin/audit)
 	ListAudit(c *gin.Context, params ListAuditParams)
@@ -35,7 +35,7 @@ type ServerInterface interface {
 	DecideDeviceGrant(c *gin.Context)
 	// CreateDevice Create or import a device
 	// (POST /admin/devices)
-	CreateDevice(c *gin.Context)
+	CreateDevice(c *gin.Context, params CreateDeviceParams)
 	// DeleteDevice Remove a device
 	// (DELETE /admin/devices/{deviceId})
 	DeleteDevice(c *gin.Context, deviceID DeviceID)
@@ -47,7 +47,7 @@ type ServerInterface interface {
 	RotateEpoch(c *gin.Context)
 	// CreateInvitation Invite somebody to sign up
 	// (POST /admin/invitations)
-	CreateInvitation(c *gin.Context)
+	CreateInvitation(c *gin.Context, params CreateInvitationParams)
 	// ListSigningKeys List the keys that sign tokens
 	// (GET /admin/keys)
 	ListSigningKeys(c *gin.Context)
@@ -56,28 +56,28 @@ type ServerInterface interface {
 	RotateSigningKeys(c *gin.Context)
 	// CreateLink Record an account's consent for a service
 	// (POST /admin/links)
-	CreateLink(c *gin.Context)
+	CreateLink(c *gin.Context, params CreateLinkParams)
 	// DeleteLink End an account's consent for a service
 	// (DELETE /admin/links/{serviceId}/{accountId})
 	DeleteLink(c *gin.Context, serviceID ServiceID, accountID AccountID)
 	// CreatePremises Create a premises of an account
 	// (POST /admin/premises)
-	CreatePremises(c *gin.Context)
+	CreatePremises(c *gin.Context, params CreatePremisesParams)
 	// CreateService Create a service
 	// (POST /admin/services)
-	CreateService(c *gin.Context)
+	CreateService(c *gin.Context, params CreateServiceParams)
 	// ListServiceCredentials List the credentials of a service
 	// (GET /admin/services/{serviceId}/credentials)
 	ListServiceCredentials(c *gin.Context, serviceID ServiceID)
 	// CreateServiceCredential Give a service a credential
 	// (POST /admin/services/{serviceId}/credentials)
-	CreateServiceCredential(c *gin.Context, serviceID ServiceID)
+	CreateServiceCredential(c *gin.Context, serviceID ServiceID, params CreateServiceCredentialParams)
 	// DeleteServiceCredential Take a credential from a service
 	// (DELETE /admin/services/{serviceId}/credentials/{credentialId})
 	DeleteServiceCredential(c *gin.Context, serviceID ServiceID, credentialID CredentialID)
 	// CreateTicket Make an enrolment ticket
 	// (POST /admin/tickets)
-	CreateTicket(c *gin.Context)
+	CreateTicket(c *gin.Context, params CreateTicketParams)
 	// CreateToken Mint an access token for a device or a service
 	// (POST /admin/tokens)
 	CreateToken(c *gin.Context)
@@ -130,6 +130,33 @@ func (siw *ServerInterfaceWrapper) ListAccounts(c *gin.Context) {
 // CreateAccount operation middleware
 func (siw *ServerInterfaceWrapper) CreateAccount(c *gin.Context) {
 
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateAccountParams
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
 	for _, middleware := range siw.HandlerMiddlewares {
 		middleware(c)
 		if c.IsAborted() {
@@ -137,7 +164,7 @@ func (siw *ServerInterfaceWrapper) CreateAccount(c *gin.Context) {
 		}
 	}
 
-	siw.Handler.CreateAccount(c)
+	siw.Handler.CreateAccount(c, params)
 }
 
 // ListAudit operation middleware
@@ -226,6 +253,33 @@ func (siw *ServerInterfaceWrapper) DecideDeviceGrant(c *gin.Context) {
 // CreateDevice operation middleware
 func (siw *ServerInterfaceWrapper) CreateDevice(c *gin.Context) {
 
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateDeviceParams
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
 	for _, middleware := range siw.HandlerMiddlewares {
 		middleware(c)
 		if c.IsAborted() {
@@ -233,7 +287,7 @@ func (siw *ServerInterfaceWrapper) CreateDevice(c *gin.Context) {
 		}
 	}
 
-	siw.Handler.CreateDevice(c)
+	siw.Handler.CreateDevice(c, params)
 }
 
 // DeleteDevice operation middleware
@@ -302,6 +356,33 @@ func (siw *ServerInterfaceWrapper) RotateEpoch(c *gin.Context) {
 // CreateInvitation operation middleware
 func (siw *ServerInterfaceWrapper) CreateInvitation(c *gin.Context) {
 
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateInvitationParams
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
 	for _, middleware := range siw.HandlerMiddlewares {
 		middleware(c)
 		if c.IsAborted() {
@@ -309,7 +390,7 @@ func (siw *ServerInterfaceWrapper) CreateInvitation(c *gin.Context) {
 		}
 	}
 
-	siw.Handler.CreateInvitation(c)
+	siw.Handler.CreateInvitation(c, params)
 }
 
 // ListSigningKeys operation middleware
@@ -341,6 +422,33 @@ func (siw *ServerInterfaceWrapper) RotateSigningKeys(c *gin.Context) {
 // CreateLink operation middleware
 func (siw *ServerInterfaceWrapper) CreateLink(c *gin.Context) {
 
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateLinkParams
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
 	for _, middleware := range siw.HandlerMiddlewares {
 		middleware(c)
 		if c.IsAborted() {
@@ -348,7 +456,7 @@ func (siw *ServerInterfaceWrapper) CreateLink(c *gin.Context) {
 		}
 	}
 
-	siw.Handler.CreateLink(c)
+	siw.Handler.CreateLink(c, params)
 }
 
 // DeleteLink operation middleware
@@ -388,6 +496,33 @@ func (siw *ServerInterfaceWrapper) DeleteLink(c *gin.Context) {
 // CreatePremises operation middleware
 func (siw *ServerInterfaceWrapper) CreatePremises(c *gin.Context) {
 
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreatePremisesParams
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
 	for _, middleware := range siw.HandlerMiddlewares {
 		middleware(c)
 		if c.IsAborted() {
@@ -395,12 +530,39 @@ func (siw *ServerInterfaceWrapper) CreatePremises(c *gin.Context) {
 		}
 	}
 
-	siw.Handler.CreatePremises(c)
+	siw.Handler.CreatePremises(c, params)
 }
 
 // CreateService operation middleware
 func (siw *ServerInterfaceWrapper) CreateService(c *gin.Context) {
 
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateServiceParams
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
 	for _, middleware := range siw.HandlerMiddlewares {
 		middleware(c)
 		if c.IsAborted() {
@@ -408,7 +570,7 @@ func (siw *ServerInterfaceWrapper) CreateService(c *gin.Context) {
 		}
 	}
 
-	siw.Handler.CreateService(c)
+	siw.Handler.CreateService(c, params)
 }
 
 // ListServiceCredentials operation middleware
@@ -451,6 +613,30 @@ func (siw *ServerInterfaceWrapper) CreateServiceCredential(c *gin.Context) {
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateServiceCredentialParams
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
 	for _, middleware := range siw.HandlerMiddlewares {
 		middleware(c)
 		if c.IsAborted() {
@@ -458,7 +644,7 @@ func (siw *ServerInterfaceWrapper) CreateServiceCredential(c *gin.Context) {
 		}
 	}
 
-	siw.Handler.CreateServiceCredential(c, serviceID)
+	siw.Handler.CreateServiceCredential(c, serviceID, params)
 }
 
 // DeleteServiceCredential operation middleware
@@ -498,6 +684,33 @@ func (siw *ServerInterfaceWrapper) DeleteServiceCredential(c *gin.Context) {
 // CreateTicket operation middleware
 func (siw *ServerInterfaceWrapper) CreateTicket(c *gin.Context) {
 
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateTicketParams
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
 	for _, middleware := range siw.HandlerMiddlewares {
 		middleware(c)
 		if c.IsAborted() {
@@ -505,7 +718,7 @@ func (siw *ServerInterfaceWrapper) CreateTicket(c *gin.Context) {
 		}
 	}
 
-	siw.Handler.CreateTicket(c)
+	siw.Handler.CreateTicket(c, params)
 }
 
 // CreateToken operation middleware
@@ -630,7 +843,8 @@ func (response ListAccounts5XXApplicationProblemPlusJSONResponse) VisitListAccou
 }
 
 type CreateAccountRequestObject struct {
-	Body *CreateAccountJSONRequestBody
+	Params CreateAccountParams
+	Body   *CreateAccountJSONRequestBody
 }
 
 type CreateAccountResponseObject interface {
@@ -854,7 +1068,8 @@ func (response DecideDeviceGrant5XXApplicationProblemPlusJSONResponse) VisitDeci
 }
 
 type CreateDeviceRequestObject struct {
-	Body *CreateDeviceJSONRequestBody
+	Params CreateDeviceParams
+	Body   *CreateDeviceJSONRequestBody
 }
 
 type CreateDeviceResponseObject interface {
@@ -1072,7 +1287,8 @@ func (response RotateEpoch5XXApplicationProblemPlusJSONResponse) VisitRotateEpoc
 }
 
 type CreateInvitationRequestObject struct {
-	Body *CreateInvitationJSONRequestBody
+	Params CreateInvitationParams
+	Body   *CreateInvitationJSONRequestBody
 }
 
 type CreateInvitationResponseObject interface {
@@ -1239,7 +1455,8 @@ func (response RotateSigningKeys5XXApplicationProblemPlusJSONResponse) VisitRota
 }
 
 type CreateLinkRequestObject struct {
-	Body *CreateLinkJSONRequestBody
+	Params CreateLinkParams
+	Body   *CreateLinkJSONRequestBody
 }
 
 type CreateLinkResponseObject interface {
@@ -1346,7 +1563,8 @@ func (response DeleteLink5XXApplicationProblemPlusJSONResponse) VisitDeleteLinkR
 }
 
 type CreatePremisesRequestObject struct {
-	Body *CreatePremisesJSONRequestBody
+	Params CreatePremisesParams
+	Body   *CreatePremisesJSONRequestBody
 }
 
 type CreatePremisesResponseObject interface {
@@ -1402,7 +1620,8 @@ func (response CreatePremises5XXApplicationProblemPlusJSONResponse) VisitCreateP
 }
 
 type CreateServiceRequestObject struct {
-	Body *CreateServiceJSONRequestBody
+	Params CreateServiceParams
+	Body   *CreateServiceJSONRequestBody
 }
 
 type CreateServiceResponseObject interface {
@@ -1515,6 +1734,7 @@ func (response ListServiceCredentials5XXApplicationProblemPlusJSONResponse) Visi
 
 type CreateServiceCredentialRequestObject struct {
 	ServiceID ServiceID `json:"serviceId"`
+	Params    CreateServiceCredentialParams
 	Body      *CreateServiceCredentialJSONRequestBody
 }
 
@@ -1622,7 +1842,8 @@ func (response DeleteServiceCredential5XXApplicationProblemPlusJSONResponse) Vis
 }
 
 type CreateTicketRequestObject struct {
-	Body *CreateTicketJSONRequestBody
+	Params CreateTicketParams
+	Body   *CreateTicketJSONRequestBody
 }
 
 type CreateTicketResponseObject interface {
@@ -1884,8 +2105,10 @@ func (sh *strictHandler) ListAccounts(ctx *gin.Context, params ListAccountsParam
 }
 
 // CreateAccount operation middleware
-func (sh *strictHandler) CreateAccount(ctx *gin.Context) {
+func (sh *strictHandler) CreateAccount(ctx *gin.Context, params CreateAccountParams) {
 	var request CreateAccountRequestObject
+
+	request.Params = params
 
 	var body CreateAccountJSONRequestBody
 	var err error
@@ -2020,8 +2243,10 @@ func (sh *strictHandler) DecideDeviceGrant(ctx *gin.Context) {
 }
 
 // CreateDevice operation middleware
-func (sh *strictHandler) CreateDevice(ctx *gin.Context) {
+func (sh *strictHandler) CreateDevice(ctx *gin.Context, params CreateDeviceParams) {
 	var request CreateDeviceRequestObject
+
+	request.Params = params
 
 	var body CreateDeviceJSONRequestBody
 	var err error
@@ -2156,8 +2381,10 @@ func (sh *strictHandler) RotateEpoch(ctx *gin.Context) {
 }
 
 // CreateInvitation operation middleware
-func (sh *strictHandler) CreateInvitation(ctx *gin.Context) {
+func (sh *strictHandler) CreateInvitation(ctx *gin.Context, params CreateInvitationParams) {
 	var request CreateInvitationRequestObject
+
+	request.Params = params
 
 	var body CreateInvitationJSONRequestBody
 	var err error
@@ -2264,8 +2491,10 @@ func (sh *strictHandler) RotateSigningKeys(ctx *gin.Context) {
 }
 
 // CreateLink operation middleware
-func (sh *strictHandler) CreateLink(ctx *gin.Context) {
+func (sh *strictHandler) CreateLink(ctx *gin.Context, params CreateLinkParams) {
 	var request CreateLinkRequestObject
+
+	request.Params = params
 
 	var body CreateLinkJSONRequestBody
 	var err error
@@ -2333,8 +2562,10 @@ func (sh *strictHandler) DeleteLink(ctx *gin.Context, serviceID ServiceID, accou
 }
 
 // CreatePremises operation middleware
-func (sh *strictHandler) CreatePremises(ctx *gin.Context) {
+func (sh *strictHandler) CreatePremises(ctx *gin.Context, params CreatePremisesParams) {
 	var request CreatePremisesRequestObject
+
+	request.Params = params
 
 	var body CreatePremisesJSONRequestBody
 	var err error
@@ -2375,8 +2606,10 @@ func (sh *strictHandler) CreatePremises(ctx *gin.Context) {
 }
 
 // CreateService operation middleware
-func (sh *strictHandler) CreateService(ctx *gin.Context) {
+func (sh *strictHandler) CreateService(ctx *gin.Context, params CreateServiceParams) {
 	var request CreateServiceRequestObject
+
+	request.Params = params
 
 	var body CreateServiceJSONRequestBody
 	var err error
@@ -2443,10 +2676,11 @@ func (sh *strictHandler) ListServiceCredentials(ctx *gin.Context, serviceID Serv
 }
 
 // CreateServiceCredential operation middleware
-func (sh *strictHandler) CreateServiceCredential(ctx *gin.Context, serviceID ServiceID) {
+func (sh *strictHandler) CreateServiceCredential(ctx *gin.Context, serviceID ServiceID, params CreateServiceCredentialParams) {
 	var request CreateServiceCredentialRequestObject
 
 	request.ServiceID = serviceID
+	request.Params = params
 
 	var body CreateServiceCredentialJSONRequestBody
 	var err error
@@ -2514,8 +2748,10 @@ func (sh *strictHandler) DeleteServiceCredential(ctx *gin.Context, serviceID Ser
 }
 
 // CreateTicket operation middleware
-func (sh *strictHandler) CreateTicket(ctx *gin.Context) {
+func (sh *strictHandler) CreateTicket(ctx *gin.Context, params CreateTicketParams) {
 	var request CreateTicketRequestObject
+
+	request.Params = params
 
 	var body CreateTicketJSONRequestBody
 	var err error

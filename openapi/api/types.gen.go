@@ -893,6 +893,9 @@ type DeviceID = DecimalID
 // Example: 664123086043511412
 type GatewayID = DecimalID
 
+// IdempotencyKey defines model for IdempotencyKey.
+type IdempotencyKey = string
+
 // PageSize defines model for PageSize.
 type PageSize = int32
 
@@ -987,6 +990,20 @@ type ListPremisesParams struct {
 
 	// PageToken The nextPageToken of the page before; opaque.
 	PageToken *PageToken `form:"pageToken,omitempty" json:"pageToken,omitempty"`
+}
+
+// CreatePremisesParams defines parameters for CreatePremises.
+type CreatePremisesParams struct {
+	// IdempotencyKey Drawn for this request, such as a UUID. Sent again with the same key within 24 hours, the request is answered as the first time and
+	// nothing is done twice. Quotes around it, as for a structured field, mean nothing.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// CreateTicketParams defines parameters for CreateTicket.
+type CreateTicketParams struct {
+	// IdempotencyKey Drawn for this request, such as a UUID. Sent again with the same key within 24 hours, the request is answered as the first time and
+	// nothing is done twice. Quotes around it, as for a structured field, mean nothing.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // ListRegistrationsParams defines parameters for ListRegistrations.

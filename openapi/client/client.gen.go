@@ -422,7 +422,7 @@ type ClientInterface interface {
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with POST /v1/premises (the `CreatePremises` operationId).
-	CreatePremisesWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+	CreatePremisesWithBody(ctx context.Context, params *CreatePremisesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// CreatePremises Add a premises
 	//
@@ -431,7 +431,7 @@ type ClientInterface interface {
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with POST /v1/premises (the `CreatePremises` operationId).
-	CreatePremises(ctx context.Context, body CreatePremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+	CreatePremises(ctx context.Context, params *CreatePremisesParams, body CreatePremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DeletePremises Remove a premises
 	//
@@ -466,7 +466,7 @@ type ClientInterface interface {
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with POST /v1/premises/{premisesId}/enrolments (the `CreateTicket` operationId).
-	CreateTicketWithBody(ctx context.Context, premisesID PremisesID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+	CreateTicketWithBody(ctx context.Context, premisesID PremisesID, params *CreateTicketParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// CreateTicket Make an enrolment ticket
 	//
@@ -476,7 +476,7 @@ type ClientInterface interface {
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with POST /v1/premises/{premisesId}/enrolments (the `CreateTicket` operationId).
-	CreateTicket(ctx context.Context, premisesID PremisesID, body CreateTicketJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+	CreateTicket(ctx context.Context, premisesID PremisesID, params *CreateTicketParams, body CreateTicketJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListRegistrations List one's own registrations
 	//
@@ -1226,8 +1226,8 @@ func (c *Client) ListPremises(ctx context.Context, params *ListPremisesParams, r
 // Takes any type of body and a specified content type.
 //
 // Corresponds with POST /v1/premises (the `CreatePremises` operationId).
-func (c *Client) CreatePremisesWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewCreatePremisesRequestWithBody(c.Server, contentType, body)
+func (c *Client) CreatePremisesWithBody(ctx context.Context, params *CreatePremisesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreatePremisesRequestWithBody(c.Server, params, contentType, body)
 	if err != nil {
 		return nil, err
 	}
@@ -1245,8 +1245,8 @@ func (c *Client) CreatePremisesWithBody(ctx context.Context, contentType string,
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with POST /v1/premises (the `CreatePremises` operationId).
-func (c *Client) CreatePremises(ctx context.Context, body CreatePremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewCreatePremisesRequest(c.Server, body)
+func (c *Client) CreatePremises(ctx context.Context, params *CreatePremisesParams, body CreatePremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreatePremisesRequest(c.Server, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -1320,8 +1320,8 @@ func (c *Client) RenamePremises(ctx context.Context, premisesID PremisesID, body
 // Takes any type of body and a specified content type.
 //
 // Corresponds with POST /v1/premises/{premisesId}/enrolments (the `CreateTicket` operationId).
-func (c *Client) CreateTicketWithBody(ctx context.Context, premisesID PremisesID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewCreateTicketRequestWithBody(c.Server, premisesID, contentType, body)
+func (c *Client) CreateTicketWithBody(ctx context.Context, premisesID PremisesID, params *CreateTicketParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateTicketRequestWithBody(c.Server, premisesID, params, contentType, body)
 	if err != nil {
 		return nil, err
 	}
@@ -1340,8 +1340,8 @@ func (c *Client) CreateTicketWithBody(ctx context.Context, premisesID PremisesID
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with POST /v1/premises/{premisesId}/enrolments (the `CreateTicket` operationId).
-func (c *Client) CreateTicket(ctx context.Context, premisesID PremisesID, body CreateTicketJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewCreateTicketRequest(c.Server, premisesID, body)
+func (c *Client) CreateTicket(ctx context.Context, premisesID PremisesID, params *CreateTicketParams, body CreateTicketJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateTicketRequest(c.Server, premisesID, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -2698,18 +2698,18 @@ func NewListPremisesRequest(server string, params *ListPremisesParams) (*http.Re
 }
 
 // NewCreatePremisesRequest calls the generic CreatePremises builder with application/json body
-func NewCreatePremisesRequest(server string, body CreatePremisesJSONRequestBody) (*http.Request, error) {
+func NewCreatePremisesRequest(server string, params *CreatePremisesParams, body CreatePremisesJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
 	buf, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
 	}
 	bodyReader = bytes.NewReader(buf)
-	return NewCreatePremisesRequestWithBody(server, "application/json", bodyReader)
+	return NewCreatePremisesRequestWithBody(server, params, "application/json", bodyReader)
 }
 
 // NewCreatePremisesRequestWithBody constructs an http.Request for the CreatePremises method, with any body, and a specified content type
-func NewCreatePremisesRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+func NewCreatePremisesRequestWithBody(server string, params *CreatePremisesParams, contentType string, body io.Reader) (*http.Request, error) {
 	var err error
 
 	serverURL, err := url.Parse(server)
@@ -2733,6 +2733,21 @@ func NewCreatePremisesRequestWithBody(server string, contentType string, body io
 	}
 
 	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
 
 	return req, nil
 }
@@ -2819,18 +2834,18 @@ func NewRenamePremisesRequestWithBody(server string, premisesID PremisesID, cont
 }
 
 // NewCreateTicketRequest calls the generic CreateTicket builder with application/json body
-func NewCreateTicketRequest(server string, premisesID PremisesID, body CreateTicketJSONRequestBody) (*http.Request, error) {
+func NewCreateTicketRequest(server string, premisesID PremisesID, params *CreateTicketParams, body CreateTicketJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
 	buf, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
 	}
 	bodyReader = bytes.NewReader(buf)
-	return NewCreateTicketRequestWithBody(server, premisesID, "application/json", bodyReader)
+	return NewCreateTicketRequestWithBody(server, premisesID, params, "application/json", bodyReader)
 }
 
 // NewCreateTicketRequestWithBody constructs an http.Request for the CreateTicket method, with any body, and a specified content type
-func NewCreateTicketRequestWithBody(server string, premisesID PremisesID, contentType string, body io.Reader) (*http.Request, error) {
+func NewCreateTicketRequestWithBody(server string, premisesID PremisesID, params *CreateTicketParams, contentType string, body io.Reader) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -2861,6 +2876,21 @@ func NewCreateTicketRequestWithBody(server string, premisesID PremisesID, conten
 	}
 
 	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
 
 	return req, nil
 }
@@ -3448,7 +3478,7 @@ type ClientWithResponsesInterface interface {
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/premises (the `CreatePremises` operationId).
-	CreatePremisesWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreatePremisesResponse, error)
+	CreatePremisesWithBodyWithResponse(ctx context.Context, params *CreatePremisesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreatePremisesResponse, error)
 
 	// CreatePremisesWithResponse Add a premises
 	//
@@ -3457,7 +3487,7 @@ type ClientWithResponsesInterface interface {
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/premises (the `CreatePremises` operationId).
-	CreatePremisesWithResponse(ctx context.Context, body CreatePremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*CreatePremisesResponse, error)
+	CreatePremisesWithResponse(ctx context.Context, params *CreatePremisesParams, body CreatePremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*CreatePremisesResponse, error)
 
 	// DeletePremisesWithResponse Remove a premises
 	//
@@ -3494,7 +3524,7 @@ type ClientWithResponsesInterface interface {
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/premises/{premisesId}/enrolments (the `CreateTicket` operationId).
-	CreateTicketWithBodyWithResponse(ctx context.Context, premisesID PremisesID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateTicketResponse, error)
+	CreateTicketWithBodyWithResponse(ctx context.Context, premisesID PremisesID, params *CreateTicketParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateTicketResponse, error)
 
 	// CreateTicketWithResponse Make an enrolment ticket
 	//
@@ -3504,7 +3534,7 @@ type ClientWithResponsesInterface interface {
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/premises/{premisesId}/enrolments (the `CreateTicket` operationId).
-	CreateTicketWithResponse(ctx context.Context, premisesID PremisesID, body CreateTicketJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateTicketResponse, error)
+	CreateTicketWithResponse(ctx context.Context, premisesID PremisesID, params *CreateTicketParams, body CreateTicketJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateTicketResponse, error)
 
 	// ListRegistrationsWithResponse List one's own registrations
 	//
@@ -6095,8 +6125,8 @@ func (c *ClientWithResponses) ListPremisesWithResponse(ctx context.Context, para
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/premises (the `CreatePremises` operationId).
-func (c *ClientWithResponses) CreatePremisesWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreatePremisesResponse, error) {
-	rsp, err := c.CreatePremisesWithBody(ctx, contentType, body, reqEditors...)
+func (c *ClientWithResponses) CreatePremisesWithBodyWithResponse(ctx context.Context, params *CreatePremisesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreatePremisesResponse, error) {
+	rsp, err := c.CreatePremisesWithBody(ctx, params, contentType, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -6110,8 +6140,8 @@ func (c *ClientWithResponses) CreatePremisesWithBodyWithResponse(ctx context.Con
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/premises (the `CreatePremises` operationId).
-func (c *ClientWithResponses) CreatePremisesWithResponse(ctx context.Context, body CreatePremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*CreatePremisesResponse, error) {
-	rsp, err := c.CreatePremises(ctx, body, reqEditors...)
+func (c *ClientWithResponses) CreatePremisesWithResponse(ctx context.Context, params *CreatePremisesParams, body CreatePremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*CreatePremisesResponse, error) {
+	rsp, err := c.CreatePremises(ctx, params, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -6171,8 +6201,8 @@ func (c *ClientWithResponses) RenamePremisesWithResponse(ctx context.Context, pr
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/premises/{premisesId}/enrolments (the `CreateTicket` operationId).
-func (c *ClientWithResponses) CreateTicketWithBodyWithResponse(ctx context.Context, premisesID PremisesID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateTicketResponse, error) {
-	rsp, err := c.CreateTicketWithBody(ctx, premisesID, contentType, body, reqEditors...)
+func (c *ClientWithResponses) CreateTicketWithBodyWithResponse(ctx context.Context, premisesID PremisesID, params *CreateTicketParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateTicketResponse, error) {
+	rsp, err := c.CreateTicketWithBody(ctx, premisesID, params, contentType, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -6187,8 +6217,8 @@ func (c *ClientWithResponses) CreateTicketWithBodyWithResponse(ctx context.Conte
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/premises/{premisesId}/enrolments (the `CreateTicket` operationId).
-func (c *ClientWithResponses) CreateTicketWithResponse(ctx context.Context, premisesID PremisesID, body CreateTicketJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateTicketResponse, error) {
-	rsp, err := c.CreateTicket(ctx, premisesID, body, reqEditors...)
+func (c *ClientWithResponses) CreateTicketWithResponse(ctx context.Context, premisesID PremisesID, params *CreateTicketParams, body CreateTicketJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateTicketResponse, error) {
+	rsp, err := c.CreateTicket(ctx, premisesID, params, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}

@@ -101,7 +101,7 @@ type ServerInterface interface {
 	ListPremises(c *gin.Context, params ListPremisesParams)
 	// CreatePremises Add a premises
 	// (POST /v1/premises)
-	CreatePremises(c *gin.Context)
+	CreatePremises(c *gin.Context, params CreatePremisesParams)
 	// DeletePremises Remove a premises
 	// (DELETE /v1/premises/{premisesId})
 	DeletePremises(c *gin.Context, premisesID PremisesID)
@@ -110,7 +110,7 @@ type ServerInterface interface {
 	RenamePremises(c *gin.Context, premisesID PremisesID)
 	// CreateTicket Make an enrolment ticket
 	// (POST /v1/premises/{premisesId}/enrolments)
-	CreateTicket(c *gin.Context, premisesID PremisesID)
+	CreateTicket(c *gin.Context, premisesID PremisesID, params CreateTicketParams)
 	// ListRegistrations List one's own registrations
 	// (GET /v1/registrations)
 	ListRegistrations(c *gin.Context, params ListRegistrationsParams)
@@ -905,6 +905,33 @@ func (siw *ServerInterfaceWrapper) ListPremises(c *gin.Context) {
 // CreatePremises operation middleware
 func (siw *ServerInterfaceWrapper) CreatePremises(c *gin.Context) {
 
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreatePremisesParams
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
 	for _, middleware := range siw.HandlerMiddlewares {
 		middleware(c)
 		if c.IsAborted() {
@@ -912,7 +939,7 @@ func (siw *ServerInterfaceWrapper) CreatePremises(c *gin.Context) {
 		}
 	}
 
-	siw.Handler.CreatePremises(c)
+	siw.Handler.CreatePremises(c, params)
 }
 
 // DeletePremises operation middleware
@@ -980,6 +1007,30 @@ func (siw *ServerInterfaceWrapper) CreateTicket(c *gin.Context) {
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateTicketParams
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
 	for _, middleware := range siw.HandlerMiddlewares {
 		middleware(c)
 		if c.IsAborted() {
@@ -987,7 +1038,7 @@ func (siw *ServerInterfaceWrapper) CreateTicket(c *gin.Context) {
 		}
 	}
 
-	siw.Handler.CreateTicket(c, premisesID)
+	siw.Handler.CreateTicket(c, premisesID, params)
 }
 
 // ListRegistrations operation middleware
@@ -2722,7 +2773,8 @@ func (response ListPremises5XXApplicationProblemPlusJSONResponse) VisitListPremi
 }
 
 type CreatePremisesRequestObject struct {
-	Body *CreatePremisesJSONRequestBody
+	Params CreatePremisesParams
+	Body   *CreatePremisesJSONRequestBody
 }
 
 type CreatePremisesResponseObject interface {
@@ -2886,6 +2938,7 @@ func (response RenamePremises5XXApplicationProblemPlusJSONResponse) VisitRenameP
 
 type CreateTicketRequestObject struct {
 	PremisesID PremisesID `json:"premisesId"`
+	Params     CreateTicketParams
 	Body       *CreateTicketJSONRequestBody
 }
 
@@ -4182,8 +4235,10 @@ func (sh *strictHandler) ListPremises(ctx *gin.Context, params ListPremisesParam
 }
 
 // CreatePremises operation middleware
-func (sh *strictHandler) CreatePremises(ctx *gin.Context) {
+func (sh *strictHandler) CreatePremises(ctx *gin.Context, params CreatePremisesParams) {
 	var request CreatePremisesRequestObject
+
+	request.Params = params
 
 	var body CreatePremisesJSONRequestBody
 	var err error
@@ -4294,10 +4349,11 @@ func (sh *strictHandler) RenamePremises(ctx *gin.Context, premisesID PremisesID)
 }
 
 // CreateTicket operation middleware
-func (sh *strictHandler) CreateTicket(ctx *gin.Context, premisesID PremisesID) {
+func (sh *strictHandler) CreateTicket(ctx *gin.Context, premisesID PremisesID, params CreateTicketParams) {
 	var request CreateTicketRequestObject
 
 	request.PremisesID = premisesID
+	request.Params = params
 
 	var body CreateTicketJSONRequestBody
 	var err error

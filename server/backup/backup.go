@@ -6,10 +6,12 @@ package backup
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/groupcast/groupcast/server/addresspool"
+	"github.com/groupcast/groupcast/server/keys"
 	"github.com/groupcast/groupcast/server/store"
 )
 
@@ -24,9 +26,9 @@ type Options struct {
 	File    string
 	// Force replaces the database that is there.
 	Force bool
-	// MaxStale is the service's setting.
-	MaxStale time.Duration
-	Log      *slog.Logger
+	// KEKFile holds the key-encryption key. It has to be the one that the keys in the backup are sealed with.
+	KEKFile string
+	Log     *slog.Logger
 }
 
 // Restore puts a backup in the place of the database in a data directory, which no groupcastd may be using, and makes a new life
@@ -36,7 +38,10 @@ type Options struct {
 // they end, and their members come back with their next renewals.
 func Restore(ctx context.Context, o Options) error {
 	return store.RestoreSQLite(ctx, store.Options{DataDir: o.DataDir, Logger: o.Log}, o.File, o.Force, func(st *store.Store) error {
-		_, err := begin(ctx, st, o.Log, func(w store.Watch) bool { return fresh(w, addresspool.Cooldown(o.MaxStale)) })
+		if err := keys.Check(ctx, st, o.KEKFile); err != nil {
+			return fmt.Errorf("key-encryption-key-file: %w", err)
+		}
+		_, err := begin(ctx, st, o.Log, func(w store.Watch) bool { return fresh(w, addresspool.Cooldown(w.MaxStale)) })
 		return err
 	})
 }

@@ -2,6 +2,7 @@ package backup_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -29,7 +30,7 @@ var (
 func restored(t *testing.T, file string) *storetest.DB {
 	t.Helper()
 	dir := t.TempDir()
-	require.NoError(t, backup.Restore(ctx, backup.Options{DataDir: dir, File: file, MaxStale: servertest.MaxStale, Log: quiet}))
+	require.NoError(t, backup.Restore(ctx, backup.Options{DataDir: dir, File: file, Log: quiet}))
 	return storetest.SQLiteAt(t, dir)
 }
 
@@ -140,6 +141,38 @@ func TestRotate(t *testing.T) {
 		require.NoError(t, err)
 		require.NotEqual(t, life.Epoch, again.Epoch)
 	})
+}
+
+// TestNoGenerationIsAheadOfTheClock: a life that is restored later begins at the clock, so it begins beyond this one, however short this
+// one was and however often an address changed hands in it.
+func TestNoGenerationIsAheadOfTheClock(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
+		h := servertest.On(db, db.Store).NewHome(t)
+		camera := h.Device(t, models.DeviceCamera, "camera")
+		_, err := backup.NewRotator(db.Store, quiet).Rotate(ctx)
+		require.NoError(t, err)
+		db.Advance(t, servertest.Cooldown)
+		h.Acknowledge(t)
+		begun := db.Ints(t, "SELECT max(generation) FROM addresses")[0]
+		db.Exec(t, "UPDATE addresses SET generation = generation + 3600") // handed out ever so often
+		_, err = h.Registrations.Join(ctx, camera, servertest.Source(camera, "172.168.0.5", "g"))
+		servertest.Refused(t, models.CodeUnavailable, err)
+		require.Equal(t, 1, mustBe[*models.Error](t, err).Fields["retryAfter"])
+		require.Empty(t, h.Information(t).Groups)
+		db.Advance(t, time.Hour-servertest.Cooldown-time.Minute)
+		_, err = h.Registrations.Join(ctx, camera, servertest.Source(camera, "172.168.0.5", "g"))
+		servertest.Refused(t, models.CodeUnavailable, err)
+		db.Advance(t, 2*time.Minute)
+		h.Acknowledge(t)
+		require.Equal(t, begun+3601, h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g")).Generation)
+	})
+}
+
+func mustBe[E error](t *testing.T, err error) E {
+	t.Helper()
+	e, ok := errors.AsType[E](err)
+	require.True(t, ok, "%v", err)
+	return e
 }
 
 func TestBackupsAreWholeAndPrivate(t *testing.T) {

@@ -36,7 +36,7 @@ func (s *service) invited(t testing.TB, account models.AccountID, name string) {
 	if account != "" {
 		body.AccountID = &account
 	}
-	i, err := s.admin.CreateInvitationWithResponse(t.Context(), body)
+	i, err := s.admin.CreateInvitationWithResponse(t.Context(), nil, body)
 	require.NoError(t, err)
 	require.NotNil(t, i.JSON200, "%s", i.Body)
 	r := s.do(t, http.MethodPost, "/v1/accounts", fmt.Sprintf(`{"userName":%q,"password":%q,"accountName":"x","invitation":%q}`, name, goodPassword, i.JSON200.Invitation))
@@ -84,7 +84,7 @@ func TestSignUp(t *testing.T) {
 		cookie := s.login(t, "ANNA@example.net", goodPassword)
 		r = s.do(t, http.MethodGet, "/v1/account", "", "Cookie", cookie)
 		assert.Equal(t, a, object(t, r))
-		unknown, err := s.admin.CreateInvitationWithResponse(t.Context(), adminapi.InvitationRequest{AccountID: new(models.NewAccountID())})
+		unknown, err := s.admin.CreateInvitationWithResponse(t.Context(), nil, adminapi.InvitationRequest{AccountID: new(models.NewAccountID())})
 		require.NoError(t, err)
 		assert.Equal(t, http.StatusNotFound, unknown.StatusCode())
 	}, "--sign-up", "open")
@@ -92,7 +92,7 @@ func TestSignUp(t *testing.T) {
 	assert.Equal(t, "forbidden", code(t, s.do(t, http.MethodPost, "/v1/accounts", body)), "by invitation only")
 	r := s.do(t, http.MethodPost, "/v1/accounts", strings.Replace(body, `"accountName"`, `"invitation":"made-up","accountName"`, 1))
 	assert.Equal(t, "forbidden", code(t, r))
-	i, err := s.admin.CreateInvitationWithResponse(t.Context(), adminapi.InvitationRequest{})
+	i, err := s.admin.CreateInvitationWithResponse(t.Context(), nil, adminapi.InvitationRequest{})
 	require.NoError(t, err)
 	with := strings.Replace(body, `"accountName"`, fmt.Sprintf(`"invitation":%q,"accountName"`, i.JSON200.Invitation), 1)
 	require.Equal(t, http.StatusCreated, s.do(t, http.MethodPost, "/v1/accounts", with).StatusCode)

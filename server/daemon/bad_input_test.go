@@ -289,10 +289,10 @@ func TestBadInputOfTheOperator(t *testing.T) {
 		{"empty name", `{"name":""}`, nil, 400, models.CodeBadRequest, "1 to 64 characters"},
 		{"too large", `{"name":"` + strings.Repeat("x", 20000) + `"}`, nil, 413, models.CodeTooLarge, "16384"},
 		{"unknown account", `{"accountId":"a_00000000000000000000000000","name":"x"}`, func(b string) (*http.Response, error) {
-			return s.admin.CreatePremisesWithBody(t.Context(), "application/json", strings.NewReader(b))
+			return s.admin.CreatePremisesWithBody(t.Context(), nil, "application/json", strings.NewReader(b))
 		}, 404, models.CodeNotFound, "account"},
 		{"a device twice", fmt.Sprintf(`{"premisesId":%q,"deviceId":%s,"type":"camera","name":"x"}`, h.premises, h.camera), func(b string) (*http.Response, error) {
-			return s.admin.CreateDeviceWithBody(t.Context(), "application/json", strings.NewReader(b))
+			return s.admin.CreateDeviceWithBody(t.Context(), nil, "application/json", strings.NewReader(b))
 		}, 409, models.CodeAlreadyExists, "id"},
 		{"no change", `{}`, func(b string) (*http.Response, error) {
 			return s.admin.ChangeDeviceWithBody(t.Context(), h.camera, "application/json", strings.NewReader(b))
@@ -308,7 +308,7 @@ func TestBadInputOfTheOperator(t *testing.T) {
 			send := c.send
 			if send == nil {
 				send = func(b string) (*http.Response, error) {
-					return s.admin.CreateAccountWithBody(t.Context(), "application/json", strings.NewReader(b))
+					return s.admin.CreateAccountWithBody(t.Context(), nil, "application/json", strings.NewReader(b))
 				}
 			}
 			r, err := send(c.body)

@@ -22,6 +22,7 @@ import (
 	"github.com/groupcast/groupcast/openapi"
 	"github.com/groupcast/groupcast/openapi/adminserver"
 	"github.com/groupcast/groupcast/server/accounts"
+	"github.com/groupcast/groupcast/server/addresspool"
 	"github.com/groupcast/groupcast/server/adminapi"
 	"github.com/groupcast/groupcast/server/apidocs"
 	"github.com/groupcast/groupcast/server/backup"
@@ -30,6 +31,7 @@ import (
 	"github.com/groupcast/groupcast/server/gateways"
 	"github.com/groupcast/groupcast/server/groups"
 	"github.com/groupcast/groupcast/server/httpapi"
+	"github.com/groupcast/groupcast/server/idempotency"
 	"github.com/groupcast/groupcast/server/keys"
 	"github.com/groupcast/groupcast/server/longpoll"
 	"github.com/groupcast/groupcast/server/registrations"
@@ -96,6 +98,13 @@ func Start(ctx context.Context, cfg config.Config, version string, log *slog.Log
 	if err := d.prepareSchema(ctx); err != nil {
 		return nil, err
 	}
+	changed, err := d.store.SetMaxStale(ctx, cfg.MaxStale, addresspool.Cooldown(0))
+	if err != nil {
+		return nil, err
+	}
+	if changed {
+		log.InfoContext(ctx, "max-stale has changed: every gateway is told", "max_stale", cfg.MaxStale)
+	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	kek, err := keys.LoadOrCreateKEK(cfg.KEKFile())
@@ -138,7 +147,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		Epoch:       d.store.Epoch,
 		Revisions:   d.store.RevisionsOf,
 		Information: groupService.Information,
-		Render:      httpapi.RenderInformation(d.cfg.MaxStale),
+		Render:      httpapi.RenderInformation,
 		Record:      d.store.RecordPolls,
 		MaxWaiters:  d.cfg.LongPollMaxWaiters,
 		Log:         d.log,
@@ -165,42 +174,44 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 	if err := crossOrigin.AddTrustedOrigin(issuer); err != nil {
 		return edges{}, fmt.Errorf("public-url: %w", err)
 	}
+	answers := idempotency.New(d.store, kek)
 	public, err := httpapi.New(ctx, httpapi.Options{
 		Document:       openapi.Public,
 		Authenticate:   id.access.Authenticate,
 		Nonce:          id.nonces.Current,
 		CrossOrigin:    crossOrigin,
 		Limits:         limits,
+		Answers:        answers,
 		TrustedProxies: proxies, Log: d.log, Metrics: metrics,
 	})
 	if err != nil {
 		return edges{}, fmt.Errorf("openapi.yaml: %w", err)
 	}
-	httpapi.Mount(public, httpapi.Services{
-		Registrations: registrations.New(d.store, d.hub, registrations.Options{MaxStale: d.cfg.MaxStale, AllowLoopback: d.cfg.AllowLoopback}),
+	httpapi.Mount(public, httpapi.Services{ //nolint:contextcheck // each request has its own
+		Registrations: registrations.New(d.store, d.hub, registrations.Options{AllowLoopback: d.cfg.AllowLoopback}),
 		Accounts:      accountService,
 		Users:         id.users,
 		Enrolment:     id.Enrolment,
 		Groups:        groupService,
-		Gateways:      gateways.New(d.store, d.hub, gateways.Options{MaxStale: d.cfg.MaxStale, AllowLoopback: d.cfg.AllowLoopback}),
+		Gateways:      gateways.New(d.store, d.hub, gateways.Options{AllowLoopback: d.cfg.AllowLoopback}),
 		Polls:         d.hub,
 		OAuth:         id.OAuth,
 		Keys:          ring,
 		Ready:         d.ready,
-		MaxStale:      d.cfg.MaxStale,
 		Version:       version,
 	})
 	apidocs.Register(public.Open())
 	public.ServeProblemPages()
 
-	admin, err := httpapi.New(ctx, httpapi.Options{Document: openapi.Admin, Authenticate: httpapi.Operator, Log: d.log, Metrics: metrics})
+	admin, err := httpapi.New(ctx, httpapi.Options{Document: openapi.Admin, Authenticate: httpapi.Operator, Answers: answers, Log: d.log, Metrics: metrics})
 	if err != nil {
 		return edges{}, fmt.Errorf("admin.yaml: %w", err)
 	}
 	adminserver.RegisterHandlersWithOptions(admin.Contract(),
-		adminserver.NewStrictHandlerWithOptions(adminapi.New(accountService, id.Identity, id.users, d.store, backup.NewRotator(d.store, d.log)), nil, adminserver.StrictGinServerOptions{
-			RequestErrorHandlerFunc: admin.RequestError, HandlerErrorFunc: admin.HandlerError, ResponseErrorHandlerFunc: admin.ResponseError,
-		}),
+		adminserver.NewStrictHandlerWithOptions(adminapi.New(accountService, id.Identity, id.users, d.store, backup.NewRotator(d.store, d.log)),
+			[]adminserver.StrictMiddlewareFunc{httpapi.Once[adminserver.StrictHandlerFunc](admin)}, adminserver.StrictGinServerOptions{
+				RequestErrorHandlerFunc: admin.RequestError, HandlerErrorFunc: admin.HandlerError, ResponseErrorHandlerFunc: admin.ResponseError,
+			}),
 		adminserver.GinServerOptions{ErrorHandler: admin.ParameterError})
 
 	var e edges

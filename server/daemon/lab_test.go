@@ -175,17 +175,17 @@ const (
 func (s *service) home(t testing.TB, name string) home {
 	t.Helper()
 	var h home
-	a, err := s.admin.CreateAccountWithResponse(t.Context(), adminapi.AccountRequest{Name: name})
+	a, err := s.admin.CreateAccountWithResponse(t.Context(), nil, adminapi.AccountRequest{Name: name})
 	require.NoError(t, err)
 	require.NotNil(t, a.JSON200, "%s", a.Body)
 	h.account = a.JSON200.AccountID
-	p, err := s.admin.CreatePremisesWithResponse(t.Context(), adminapi.PremisesRequest{AccountID: h.account, Name: "home"})
+	p, err := s.admin.CreatePremisesWithResponse(t.Context(), nil, adminapi.PremisesRequest{AccountID: h.account, Name: "home"})
 	require.NoError(t, err)
 	require.NotNil(t, p.JSON200, "%s", p.Body)
 	h.premises = p.JSON200.PremisesID
 	bare := false // these tests send plain tokens
 	device := func(kind models.DeviceType, name string) (models.ID, string) {
-		d, err := s.admin.CreateDeviceWithResponse(t.Context(), adminapi.DeviceRequest{PremisesID: h.premises, Type: kind, Name: name, Pop: &bare})
+		d, err := s.admin.CreateDeviceWithResponse(t.Context(), nil, adminapi.DeviceRequest{PremisesID: h.premises, Type: kind, Name: name, Pop: &bare})
 		require.NoError(t, err)
 		require.NotNil(t, d.JSON200, "%s", d.Body)
 		return d.JSON200.DeviceID, s.token(t, adminapi.TokenRequest{DeviceID: &d.JSON200.DeviceID})
@@ -195,10 +195,10 @@ func (s *service) home(t testing.TB, name string) home {
 	h.camera2, h.camera2Token = device(models.DeviceCamera, "camera2")
 	h.phone, h.phoneToken = device(models.DevicePhone, "phone")
 	service := models.ServiceID("svc-" + strings.ToLower(name))
-	sv, err := s.admin.CreateServiceWithResponse(t.Context(), adminapi.ServiceRequest{ServiceID: service, Name: name})
+	sv, err := s.admin.CreateServiceWithResponse(t.Context(), nil, adminapi.ServiceRequest{ServiceID: service, Name: name})
 	require.NoError(t, err)
 	require.NotNil(t, sv.JSON200, "%s", sv.Body)
-	l, err := s.admin.CreateLinkWithResponse(t.Context(), adminapi.LinkRequest{ServiceID: service, AccountID: h.account})
+	l, err := s.admin.CreateLinkWithResponse(t.Context(), nil, adminapi.LinkRequest{ServiceID: service, AccountID: h.account})
 	require.NoError(t, err)
 	require.NotNil(t, l.JSON200, "%s", l.Body)
 	h.upload, h.uploadToken = l.JSON200.ServiceAccountID, s.token(t, adminapi.TokenRequest{ServiceID: &service})

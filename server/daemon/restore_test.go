@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -29,7 +28,7 @@ func TestAGatewayPollsAcrossARestore(t *testing.T) {
 	assert.Contains(t, text(t, lost), `"garden"`)
 	require.NoError(t, s.Stop(context.Background()))
 	require.NoError(t, backup.Restore(t.Context(), backup.Options{
-		DataDir: dir, File: file, Force: true, MaxStale: 15 * time.Minute, Log: slog.New(slog.DiscardHandler),
+		DataDir: dir, File: file, Force: true, KEKFile: filepath.Join(dir, "kek"), Log: slog.New(slog.DiscardHandler),
 	}))
 
 	s = start(t, settings(t, dir))

@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"net/netip"
-	"time"
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/addresspool"
@@ -21,8 +20,6 @@ type Waker interface{ Wake(gatewayID models.ID) }
 
 // Options are the operator's settings that the rules of declarations depend on.
 type Options struct {
-	// MaxStale is how long a gateway goes on without an answer of ours; the pool's figures depend on it.
-	MaxStale time.Duration
 	// AllowLoopback lets LAN, range and uplink lie in 127/8 (SPEC §10).
 	AllowLoopback bool
 }
@@ -214,7 +211,7 @@ func (s *Service) Get(ctx context.Context, p models.Principal, id models.ID) (g 
 		}
 		g.AckedRevision, g.PolledAt = rows.Acked, rows.PolledAt
 		pool = addresspool.Count(addresspool.Within(rows.Addresses, g.Range), rows.Now,
-			addresspool.NewPolicy(s.opts.MaxStale, rows.Acked, rows.PolledAt, rows.Now))
+			addresspool.NewPolicy(rows.MaxStale, rows.Acked, rows.PolledAt, rows.Now))
 		return nil
 	})
 	return g, pool, err

@@ -33,6 +33,8 @@ type operation struct {
 	form *openapi3.Schema
 	// oauth tells that refusals have the form of RFC 6749 §5.2.
 	oauth bool
+	// keyed tells that it takes an Idempotency-Key.
+	keyed bool
 	// bodyRequired tells whether the body may be left out.
 	bodyRequired bool
 }
@@ -46,7 +48,7 @@ func operations(doc *openapi3.T) map[string]*operation {
 		for method, declared := range item.Operations() {
 			open := *declared
 			open.Security = openapi3.NewSecurityRequirements() // decided before, by authz
-			op := &operation{id: declared.OperationID, route: &routers.Route{
+			op := &operation{id: declared.OperationID, keyed: declared.Parameters.GetByInAndName("header", headerIdempotencyKey) != nil, route: &routers.Route{
 				Spec: doc, Path: path, PathItem: item, Method: method, Operation: &open,
 			}}
 			for _, list := range []openapi3.Parameters{item.Parameters, declared.Parameters} {

@@ -18,6 +18,7 @@ import (
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/authz"
 	"github.com/groupcast/groupcast/server/dpop"
+	"github.com/groupcast/groupcast/server/idempotency"
 	"github.com/groupcast/groupcast/server/longpoll"
 	"github.com/groupcast/groupcast/server/problem"
 )
@@ -45,6 +46,8 @@ type Options struct {
 	// CrossOrigin refuses what pages of other sites send with a user's cookie; nil if no user can log in here.
 	CrossOrigin *http.CrossOriginProtection
 	Limits      Limits
+	// Answers keeps the answers of requests that carry an Idempotency-Key.
+	Answers *idempotency.Keeper
 	// TrustedProxies are those whose X-Forwarded-For is believed.
 	TrustedProxies []netip.Prefix
 	Log            *slog.Logger
@@ -59,6 +62,7 @@ type Edge struct {
 	nonce        func() string
 	crossOrigin  *http.CrossOriginProtection
 	limits       Limits
+	answers      *idempotency.Keeper
 	rules        authz.Table
 	operations   map[string]*operation // by method and gin's path
 	log          *slog.Logger
@@ -79,7 +83,7 @@ func New(ctx context.Context, o Options) (*Edge, error) {
 		return nil, fmt.Errorf("the contract doesn't say who may do what: %w", err)
 	}
 	e := &Edge{
-		authenticate: o.Authenticate, nonce: o.Nonce, crossOrigin: o.CrossOrigin, limits: o.Limits, rules: rules, operations: operations(doc),
+		authenticate: o.Authenticate, nonce: o.Nonce, crossOrigin: o.CrossOrigin, limits: o.Limits, answers: o.Answers, rules: rules, operations: operations(doc),
 		log: o.Log, metrics: o.Metrics,
 	}
 

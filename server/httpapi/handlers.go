@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"context"
-	"time"
 
 	"github.com/oapi-codegen/nullable"
 
@@ -31,10 +30,8 @@ type Services struct {
 	OAuth         *oauth.Service
 	Keys          *keys.Ring
 	// Ready tells whether the service can do its work; its error says why not.
-	Ready func(context.Context) error
-	// MaxStale is how long a gateway goes on without an answer.
-	MaxStale time.Duration
-	Version  string
+	Ready   func(context.Context) error
+	Version string
 }
 
 // handlers answers the public contract.
@@ -44,7 +41,7 @@ var _ ginserver.StrictServerInterface = handlers{}
 
 // Mount registers the public contract at an edge.
 func Mount(e *Edge, s Services) {
-	strict := ginserver.NewStrictHandlerWithOptions(handlers{s}, nil, ginserver.StrictGinServerOptions{
+	strict := ginserver.NewStrictHandlerWithOptions(handlers{s}, []ginserver.StrictMiddlewareFunc{Once[ginserver.StrictHandlerFunc](e)}, ginserver.StrictGinServerOptions{
 		RequestErrorHandlerFunc:  e.RequestError,
 		HandlerErrorFunc:         e.HandlerError,
 		ResponseErrorHandlerFunc: e.ResponseError,

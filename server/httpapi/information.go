@@ -112,16 +112,14 @@ func (a pollAnswer) VisitGetGroupInformationResponse(w http.ResponseWriter) erro
 }
 
 // RenderInformation gives the body of group information: deterministic, so that the same revision has the same bytes.
-func RenderInformation(maxStale time.Duration) func(models.GroupInformation) ([]byte, error) {
-	return func(i models.GroupInformation) ([]byte, error) {
-		return json.Marshal(api.GroupInformation{
-			GatewayID:       i.GatewayID,
-			Epoch:           i.Epoch,
-			Revision:        strconv.FormatInt(i.Revision, 10),
-			MaxStaleSeconds: int32(maxStale / time.Second),
-			Groups:          convert(i.Groups, gatewayGroup),
-		})
-	}
+func RenderInformation(i models.GroupInformation) ([]byte, error) {
+	return json.Marshal(api.GroupInformation{
+		GatewayID:       i.GatewayID,
+		Epoch:           i.Epoch,
+		Revision:        strconv.FormatInt(i.Revision, 10),
+		MaxStaleSeconds: int32(i.MaxStale / time.Second),
+		Groups:          convert(i.Groups, gatewayGroup),
+	})
 }
 
 func gatewayGroup(g models.GatewayGroup) api.GatewayGroup {

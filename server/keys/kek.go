@@ -30,13 +30,19 @@ func (k *KEK) Format(s fmt.State, _ rune) { fmt.Fprintf(s, "key-encryption key %
 // LoadOrCreateKEK reads the key from a file that holds 32 bytes in base64, or draws one and writes it with mode 0600 if there is no
 // such file. A file that others may read is refused.
 func LoadOrCreateKEK(path string) (*KEK, error) {
-	key, err := readKEK(path)
+	kek, err := LoadKEK(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := createKEK(path); err != nil {
 			return nil, err
 		}
-		key, err = readKEK(path) // of several processes at once, one wrote it
+		return LoadKEK(path) // of several processes at once, one wrote it
 	}
+	return kek, err
+}
+
+// LoadKEK reads the key from a file that has to be there.
+func LoadKEK(path string) (*KEK, error) {
+	key, err := readKEK(path)
 	if err != nil {
 		return nil, err
 	}

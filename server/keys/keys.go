@@ -62,6 +62,37 @@ func Load(ctx context.Context, st *store.Store, kek *KEK, o Options) (*Ring, err
 	return r, nil
 }
 
+// Check tells whether the key-encryption key in a file opens all keys in a database, and changes nothing. A database that has none, because it
+// was never served, needs no file.
+func Check(ctx context.Context, st *store.Store, path string) error {
+	signing, _, err := st.SigningKeys(ctx)
+	if err != nil {
+		return fmt.Errorf("read the signing keys: %w", err)
+	}
+	sealing, err := st.SealingKeys(ctx)
+	if err != nil {
+		return fmt.Errorf("read the sealing keys: %w", err)
+	}
+	if len(signing)+len(sealing) == 0 {
+		return nil
+	}
+	kek, err := LoadKEK(path)
+	if err != nil {
+		return err
+	}
+	for _, row := range signing {
+		if _, err := openSigningKey(kek, row); err != nil {
+			return err
+		}
+	}
+	for _, row := range sealing {
+		if _, err := kek.open(sealingPurpose(row.Version), row.KeySealed); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (r *Ring) loadSealing(ctx context.Context) error {
 	rows, err := r.store.SealingKeys(ctx)
 	if err != nil {

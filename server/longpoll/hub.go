@@ -71,6 +71,7 @@ type Hub struct {
 
 	mu       sync.Mutex
 	gateways map[models.ID]*gateway
+	ahead    sync.Once // warns of a database that may have been restored
 	waiters  int
 	draining bool
 	empty    chan struct{} // closed when draining and nobody waits any more

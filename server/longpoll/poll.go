@@ -98,6 +98,10 @@ func (h *Hub) poll(ctx context.Context, r Request) (Answer, Reason, error) {
 		resync = ResyncEpoch
 	case cursor.Revision > at.Revision:
 		resync = ResyncAhead
+		h.ahead.Do(func() {
+			h.o.Log.WarnContext(ctx, "A gateway holds newer group information than the database. If the database was restored by other means than "+
+				"`groupcastd restore`, run `groupcastctl admin epoch rotate` now, or a group IP may come to two groups.", "gateway", r.Gateway.String())
+		})
 	default:
 		h.acknowledge(r.Gateway, cursor)
 		if cursor == at {

@@ -159,7 +159,7 @@ func (s *Service) create(tx *store.Tx, m member, gateway models.Gateway) (models
 		return models.Group{}, err
 	}
 	address, err := addresspool.Pick(addresspool.Within(pool.Addresses, gateway.Range), m.group.IP, m.group.Name, pool.Now,
-		addresspool.NewPolicy(s.opts.MaxStale, pool.Acked, pool.PolledAt, pool.Now))
+		addresspool.NewPolicy(pool.MaxStale, pool.Acked, pool.PolledAt, pool.Now))
 	if err != nil {
 		return models.Group{}, err
 	}

@@ -20,8 +20,6 @@ type Waker interface{ Wake(gatewayID models.ID) }
 
 // Options are the operator's settings that the rules of registrations depend on.
 type Options struct {
-	// MaxStale is how long a gateway goes on without an answer of ours; it decides when a group IP may be reused (SPEC §5).
-	MaxStale time.Duration
 	// AllowLoopback lifts the rules against 127/8 and ::1 (SPEC §10).
 	AllowLoopback bool
 }

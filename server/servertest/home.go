@@ -21,7 +21,7 @@ import (
 	"github.com/groupcast/groupcast/server/store/storetest"
 )
 
-// MaxStale is the services' setting in tests, and Cooldown what follows from it.
+// MaxStale is the setting of a new database, and Cooldown what follows from it.
 const (
 	MaxStale = 900 * time.Second
 	Cooldown = MaxStale + 60*time.Second
@@ -43,8 +43,8 @@ func On(db *storetest.DB, st *store.Store) *Services {
 	return &Services{
 		DB:            db,
 		Accounts:      accounts.New(st, woken),
-		Gateways:      gateways.New(st, woken, gateways.Options{MaxStale: MaxStale}),
-		Registrations: registrations.New(st, woken, registrations.Options{MaxStale: MaxStale}),
+		Gateways:      gateways.New(st, woken, gateways.Options{}),
+		Registrations: registrations.New(st, woken, registrations.Options{}),
 		Groups:        groups.New(st),
 		Woken:         woken,
 	}

@@ -14,6 +14,8 @@ type Pool struct {
 	Acked int64
 	// PolledAt is when it last asked; zero if never.
 	PolledAt time.Time
+	// MaxStale is how long a gateway copies without hearing from the service.
+	MaxStale time.Duration
 	Now      time.Time
 }
 
@@ -21,12 +23,12 @@ type Pool struct {
 func (tx *Tx) Pool(gatewayID models.ID) (p Pool, err error) {
 	p.Addresses, err = list(tx, func(r row) (a models.Address, err error) {
 		err = r.Scan(&a.GatewayID, addrColumn{&a.IP}, &a.State, &a.GroupID, &a.LastGroupName, &a.Generation,
-			timeColumn{&a.ReleasedAt}, &a.ReleasedRevision, &p.Acked, timeColumn{&p.PolledAt}, timeColumn{&p.Now})
+			timeColumn{&a.ReleasedAt}, &a.ReleasedRevision, &p.Acked, timeColumn{&p.PolledAt}, secsColumn{&p.MaxStale}, timeColumn{&p.Now})
 		return a, err
 	}, `
 		SELECT a.gateway_id, a.ip, a.state, coalesce(a.group_id, ''), a.last_group_name, a.generation, a.released_at, a.released_revision,
-			CASE WHEN p.epoch = (SELECT epoch FROM installation) THEN p.acked_revision ELSE 0 END, p.polled_at, {now}
-		FROM addresses a JOIN gateway_polls p ON p.gateway_id = a.gateway_id WHERE a.gateway_id = ?`, int64(gatewayID))
+			CASE WHEN p.epoch = i.epoch THEN p.acked_revision ELSE 0 END, p.polled_at, `+maxStaleInForce+`, {now}
+		FROM addresses a JOIN gateway_polls p ON p.gateway_id = a.gateway_id CROSS JOIN installation i WHERE a.gateway_id = ?`, int64(gatewayID))
 	return p, err
 }
 
@@ -63,9 +65,15 @@ func (tx *Tx) DeleteAddresses(gatewayID models.ID, ips []netip.Addr) error {
 	return err
 }
 
-// Allocate gives an address to the group that it names.
+// Allocate gives an address to the group that it names. No generation is ahead of the clock (see [generationAt]), so that a database
+// that is restored later begins beyond all that were ever handed out. Only an address that a restored database hands out again and
+// again within seconds comes there; that is CodeUnavailable.
 func (tx *Tx) Allocate(a models.Address) error {
-	_, err := tx.exec("UPDATE addresses SET state = ?, group_id = ?, last_group_name = ?, generation = ? WHERE gateway_id = ? AND ip = ?",
-		string(a.State), string(a.GroupID), a.LastGroupName, a.Generation, int64(a.GatewayID), addrText(a.IP))
+	n, err := tx.exec("UPDATE addresses SET state = ?, group_id = ?, last_group_name = ?, generation = ? WHERE gateway_id = ? AND ip = ?"+
+		" AND CAST(? AS bigint) <= "+generationAt("{now}"),
+		string(a.State), string(a.GroupID), a.LastGroupName, a.Generation, int64(a.GatewayID), addrText(a.IP), a.Generation)
+	if err == nil && n == 0 {
+		err = models.Errorf(models.CodeUnavailable, "The group IP %s was handed out just now. Try again in a second.", a.IP).With("retryAfter", 1)
+	}
 	return err
 }

@@ -86,7 +86,8 @@ func classifyPostgres(err error) failureKind {
 	var network net.Error
 	switch {
 	case errors.As(err, &network), errors.Is(err, driver.ErrBadConn), errors.Is(err, sql.ErrConnDone),
-		errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed), pgconn.Timeout(err):
+		errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed), pgconn.Timeout(err),
+		pgconn.SafeToRetry(err): // such as a connection that died between its check and its use
 		return away
 	}
 	return unknown

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"net/netip"
+	"time"
 
 	"github.com/groupcast/groupcast/models"
 )
@@ -189,7 +190,9 @@ type InformationRow struct {
 type Information struct {
 	Gateway models.Gateway
 	Epoch   string
-	Rows    []InformationRow
+	// MaxStale is how long the gateway may go by it.
+	MaxStale time.Duration
+	Rows     []InformationRow
 }
 
 // Information reads, in one statement and so as of one instant, what a gateway's group information is made of.
@@ -197,11 +200,11 @@ func (s *Store) Information(ctx context.Context, gatewayID models.ID) (i Informa
 	err = s.reading(ctx, func(tx *Tx) error {
 		i = Information{}
 		i.Rows, err = list(tx, func(r row) (v InformationRow, err error) {
-			fields := append(gatewayFields(&i.Gateway), &i.Epoch)
+			fields := append(gatewayFields(&i.Gateway), &i.Epoch, secsColumn{&i.MaxStale})
 			fields = append(append(append(fields, groupFields(&v.Group)...), registrationFields(&v.Member)...), &v.Trigger)
 			err = r.Scan(fields...)
 			return v, err
-		}, "SELECT "+gatewayColumns+", i.epoch, "+groupColumns+", "+registrationColumns+`, coalesce(d.trigger, '')
+		}, "SELECT "+gatewayColumns+", i.epoch, i.max_stale_seconds, "+groupColumns+", "+registrationColumns+`, coalesce(d.trigger, '')
 			FROM gateways CROSS JOIN installation i
 			LEFT JOIN groups g ON g.gateway_id = gateways.id
 			LEFT JOIN registrations r ON r.group_id = g.id

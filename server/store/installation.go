@@ -31,13 +31,15 @@ type Watch struct {
 	// Amnesty is how much every lease is being extended by; 0 if none is. AmnestyAfter is the last registration that was.
 	Amnesty      time.Duration
 	AmnestyAfter string
+	// MaxStale is how long a gateway may copy without hearing from the service; for a while after a change the longer of two settings.
+	MaxStale time.Duration
 }
 
-const watchColumns = "{now}, expiry_ran_at, amnesty_ms, amnesty_after"
+const watchColumns = "{now}, expiry_ran_at, amnesty_ms, amnesty_after, " + maxStaleInForce
 
 func scanWatch(r row) (w Watch, err error) {
 	var ms int64
-	err = r.Scan(timeColumn{&w.Now}, timeColumn{&w.RanAt}, &ms, &w.AmnestyAfter)
+	err = r.Scan(timeColumn{&w.Now}, timeColumn{&w.RanAt}, &ms, &w.AmnestyAfter, secsColumn{&w.MaxStale})
 	w.Amnesty = time.Duration(ms) * time.Millisecond
 	return w, err
 }

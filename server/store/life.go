@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// lifeTimeout bounds the one transaction that touches every address.
-const lifeTimeout = 5 * time.Minute
+// longTimeout bounds a transaction that touches every gateway or address.
+const longTimeout = 5 * time.Minute
 
 // Life is what beginning a new life of the database led to.
 type Life struct {
@@ -24,8 +24,8 @@ type Life struct {
 //
 //   - The epoch is a new one: gateways take the whole group information, whatever revision they had.
 //   - Every address without a group is quarantined from now on, and no group name has a claim on it.
-//   - Generations go on from the clock's seconds (see [generationAt]), which is beyond anything that was handed out since: no address
-//     changes hands every second for all of its life.
+//   - Generations go on from the clock's seconds (see [generationAt]). None that was ever handed out, in whatever life, was ahead of the
+//     clock at that time (see [Tx.Allocate]), so all that are handed out from now on are new.
 //   - Addresses that a gateway declares later begin the same way (see [Tx.InsertAddresses]).
 //
 // keep decides, from how far the replicas were with ending leases, whether groups keep their addresses. If not, they all end.
@@ -35,27 +35,35 @@ func (s *Store) BeginLife(ctx context.Context, keep func(Watch) bool) (life Life
 	if _, err := rand.Read(random); err != nil {
 		return Life{}, fmt.Errorf("draw an epoch: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, lifeTimeout)
+	err = s.long(ctx, "begin a new life of the database", func(tx *Tx) error {
+		life = Life{Epoch: hex.EncodeToString(random)}
+		return tx.beginLife(&life, keep)
+	})
+	if err != nil {
+		return Life{}, err
+	}
+	return life, nil
+}
+
+// long runs a transaction that touches every gateway, and may take minutes.
+func (s *Store) long(ctx context.Context, what string, f func(tx *Tx) error) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, longTimeout)
 	defer cancel()
 	pool := s.pools[0]
 	if s.dialect == postgresDialect { // a connection whose statements may take long
-		if pool, err = s.postgresPool(lifeTimeout); err != nil {
-			return Life{}, err
+		if pool, err = s.postgresPool(longTimeout); err != nil {
+			return err
 		}
 		defer func() { _ = pool.Close() }()
 	}
 	db, err := s.gormOn(pool)
 	if err != nil {
-		return Life{}, err
+		return err
 	}
-	err = s.transaction(ctx, db, &sql.TxOptions{}, func(tx *Tx) error {
-		life = Life{Epoch: hex.EncodeToString(random)}
-		return tx.beginLife(&life, keep)
-	})
-	if err != nil {
-		return Life{}, s.failure(ctx, fmt.Errorf("begin a new life of the database: %w", err), s.dialect.classify(err) == conflict)
+	if err := s.transaction(ctx, db, &sql.TxOptions{}, f); err != nil {
+		return s.failure(ctx, fmt.Errorf("%s: %w", what, err), s.dialect.classify(err) == conflict)
 	}
-	return life, nil
+	return nil
 }
 
 // generationAt makes a generation of a time: seconds since 2020, which the contract's 32 bits hold until 2088.

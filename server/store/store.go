@@ -117,8 +117,12 @@ func (s *Store) Ping(ctx context.Context) error {
 }
 
 // Write runs f in a transaction and commits it if f returns nil. f may run more than once, so it must not keep anything from
-// a run before. The errors that f returns come back as they are; failures of the database become CodeUnavailable.
+// a run before. The errors that f returns come back as they are; failures of the database become CodeUnavailable. Within a
+// transaction of [Store.Around] it is a part of that.
 func (s *Store) Write(ctx context.Context, f func(tx *Tx) error) error {
+	if tx := s.around(ctx); tx != nil {
+		return f(tx)
+	}
 	return s.attempt(ctx, func(ctx context.Context) error {
 		return s.transaction(ctx, s.writer, s.dialect.writing, f)
 	})
@@ -126,18 +130,48 @@ func (s *Store) Write(ctx context.Context, f func(tx *Tx) error) error {
 
 // Read runs f in a read-only transaction that sees one instant.
 func (s *Store) Read(ctx context.Context, f func(tx *Tx) error) error {
+	if tx := s.around(ctx); tx != nil {
+		return f(tx)
+	}
 	return s.attempt(ctx, func(ctx context.Context) error {
 		return s.transaction(ctx, s.reader, s.dialect.reading, f)
 	})
 }
 
+// Around runs f in one transaction, of which everything is a part that is asked of this store with f's context: all of it is
+// committed if f returns nil, and nothing else. f may run more than once. It is for what has to be recorded together with a change that
+// another package makes; that package must not tell anybody of the change before f has returned.
+func (s *Store) Around(ctx context.Context, f func(ctx context.Context, tx *Tx) error) error {
+	return s.attempt(ctx, func(ctx context.Context) error {
+		return s.transaction(ctx, s.writer, s.dialect.writing, func(tx *Tx) error {
+			return f(context.WithValue(ctx, aroundKey{}, tx), tx)
+		})
+	})
+}
+
+type aroundKey struct{}
+
+// around is the transaction that a context is within; nil if it is within none of this store.
+func (s *Store) around(ctx context.Context) *Tx {
+	if tx, ok := ctx.Value(aroundKey{}).(*Tx); ok && tx.store == s {
+		return tx
+	}
+	return nil
+}
+
 // reading runs one reading statement without a transaction.
 func (s *Store) reading(ctx context.Context, f func(tx *Tx) error) error {
+	if tx := s.around(ctx); tx != nil {
+		return f(tx)
+	}
 	return s.attempt(ctx, func(ctx context.Context) error { return f(&Tx{db: s.reader.WithContext(ctx), store: s}) })
 }
 
 // writing runs one writing statement, which is a transaction by itself.
 func (s *Store) writing(ctx context.Context, f func(tx *Tx) error) error {
+	if tx := s.around(ctx); tx != nil {
+		return f(tx)
+	}
 	return s.attempt(ctx, func(ctx context.Context) error { return f(&Tx{db: s.writer.WithContext(ctx), store: s}) })
 }
 

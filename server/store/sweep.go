@@ -2,7 +2,8 @@ package store
 
 import "context"
 
-// Sweep removes tickets, invitations, sessions, device grants, refresh tokens and counts of wrong codes that ended by themselves, and tells how many rows.
+// Sweep removes tickets, invitations, sessions, device grants, refresh tokens, counts of wrong codes and
+// kept answers that ended by themselves, and tells how many rows.
 func (s *Store) Sweep(ctx context.Context) (removed int64, err error) {
 	for _, text := range []string{
 		"DELETE FROM enrolment_tickets WHERE expires_at <= {now}",
@@ -22,5 +23,6 @@ func (s *Store) Sweep(ctx context.Context) (removed int64, err error) {
 			return removed, err
 		}
 	}
-	return removed, nil
+	answers, err := s.sweepAnswers(ctx)
+	return removed + answers, err
 }
