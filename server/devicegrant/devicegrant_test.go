@@ -23,8 +23,11 @@ func labs(t *testing.T, test func(t *testing.T, l *edgetest.Lab)) {
 func TestWhatMayAsk(t *testing.T) {
 	labs(t, func(t *testing.T, l *edgetest.Lab) {
 		for _, r := range []devicegrant.Request{
-			{ClientID: devicegrant.ClientDevice, DeviceType: models.DeviceGateway}, {ClientID: devicegrant.ClientGateway, DeviceType: models.DeviceCamera},
-			{ClientID: devicegrant.ClientApp, DeviceType: models.DevicePhone}, {ClientID: "gc-other"}, {},
+			{ClientID: devicegrant.ClientDevice, DeviceType: models.DeviceGateway},
+			{ClientID: devicegrant.ClientGateway, DeviceType: models.DeviceCamera},
+			{ClientID: devicegrant.ClientApp, DeviceType: models.DevicePhone},
+			{ClientID: "gc-other"},
+			{},
 		} {
 			_, err := l.Grants.Begin(t.Context(), r)
 			servertest.Refused(t, models.CodeBadRequest, err)

@@ -106,6 +106,9 @@ func TestAttackGuessingGroups(t *testing.T) {
 		free := netip.MustParseAddr("172.168.0.250")
 		theirGroups, _, err := l.Groups.List(context.Background(), other.Gateway, groups.Filter{}, models.Page{})
 		require.NoError(t, err)
+		cabin, err := l.Accounts.CreatePremises(context.Background(), own.Account.ID, "Cabin", true)
+		require.NoError(t, err)
+		cabinGateway := own.Import(t, accounts.NewDevice{PremisesID: cabin.ID, Type: models.DeviceGateway, Name: "g"})
 		guesser, service, gateway := l.As(t, phone), l.As(t, upload.Principal), l.As(t, own.Gateway)
 		asService := func(id models.ID, name string, ip netip.Addr) string {
 			return fmt.Sprintf(`{"type":"Service","id":"%s","destination":true,"publicIPv4":"96.114.14.140","groupName":%q,"groupIP":%q}`, id, name, ip)
@@ -120,18 +123,25 @@ func TestAttackGuessingGroups(t *testing.T) {
 			method, path     string
 			foreign, missing string // bodies, or the ends of the path
 		}{
-			{"a service guesses a name", service, "POST", "/v1/registrations",
-				asService(upload.Link.ServiceAccountID, "door", ownGroup.GroupIP), asService(upload.Link.ServiceAccountID, "attic", ownGroup.GroupIP)},
-			{"a service guesses an address", service, "POST", "/v1/registrations",
-				asService(upload.Link.ServiceAccountID, "garden", netip.MustParseAddr("172.168.0.234")), asService(upload.Link.ServiceAccountID, "garden", free)},
-			{"a service uses the id of another's link", service, "POST", "/v1/registrations",
-				asService(otherService.Link.ServiceAccountID, "door", theirGroup.GroupIP), asService(models.NewID(), "door", theirGroup.GroupIP)},
+			{
+				"a service guesses a name", service, "POST", "/v1/registrations",
+				asService(upload.Link.ServiceAccountID, "door", ownGroup.GroupIP), asService(upload.Link.ServiceAccountID, "attic", ownGroup.GroupIP),
+			},
+			{
+				"a service guesses an address", service, "POST", "/v1/registrations",
+				asService(upload.Link.ServiceAccountID, "garden", netip.MustParseAddr("172.168.0.234")), asService(upload.Link.ServiceAccountID, "garden", free),
+			},
+			{
+				"a service uses the id of another's link", service, "POST", "/v1/registrations",
+				asService(otherService.Link.ServiceAccountID, "door", theirGroup.GroupIP), asService(models.NewID(), "door", theirGroup.GroupIP),
+			},
 			{"a phone guesses a name", guesser, "POST", "/v1/registrations", asPhone("door", nil), asPhone("attic", nil)},
 			{"a phone guesses name and address", guesser, "POST", "/v1/registrations", asPhone("door", theirGroup.GroupIP), asPhone("attic", free)},
 			{"a group by its id", guesser, "GET", "/v1/groups/", string(theirGroups[0].Group.ID), string(models.NewGroupID())},
 			{"a registration by its id", guesser, "GET", "/v1/registrations/", string(member.RegistrationID), string(models.NewRegistrationID())},
 			{"the end of a registration", guesser, "DELETE", "/v1/registrations/", string(member.RegistrationID), string(models.NewRegistrationID())},
 			{"a device by its id", guesser, "GET", "/v1/devices/", theirs.Device.ID.String(), models.NewID().String()},
+			{"the groups of the account's other gateway", gateway, "GET", "/v1/gateways/", cabinGateway.Device.ID.String() + "/groups", models.NewID().String() + "/groups"},
 			{"a gateway's groups", gateway, "GET", "/v1/gateways/", other.Gateway.Device.ID.String() + "/groups", models.NewID().String() + "/groups"},
 		} {
 			t.Run(c.name, func(t *testing.T) {

@@ -3,6 +3,7 @@ package oauth_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"strings"
@@ -270,7 +271,6 @@ func TestRefreshTokensEnd(t *testing.T) {
 		}
 		l.DB.Advance(t, devicegrant.DeviceRefresh)
 		refused(t, models.CodeInvalidGrant, use(k, devicegrant.ClientDevice, ""), "expired")
-
 	})
 }
 
@@ -278,7 +278,7 @@ func TestRefreshTokensEnd(t *testing.T) {
 func TestAppsOfUsers(t *testing.T) {
 	labs(t, func(t *testing.T, l *edgetest.Lab) {
 		h := l.NewHome(t)
-		cookie := l.User(t, h.Account.ID, "anna")
+		l.User(t, h.Account.ID, "anna")
 		user := l.DB.Texts(t, "SELECT id FROM users")[0]
 		k := edgetest.NewKey(t)
 		a, err := redeem(t, l, k, devicegrant.ClientApp, granted(t, l, h, k, devicegrant.ClientApp, "gc:notify gc:devices", user))
@@ -298,7 +298,7 @@ func TestAppsOfUsers(t *testing.T) {
 		_, err = refresh(t, l, k, devicegrant.ClientApp, a.RefreshToken, "")
 		require.NoError(t, err)
 
-		cookie = l.LogIn(t, "anna")
+		cookie := l.LogIn(t, "anna")
 		r := l.Do(t, http.MethodPost, "/v1/account/password", fmt.Sprintf(`{"oldPassword":%q,"newPassword":"four other words it is"}`, edgetest.Password), "Cookie", cookie)
 		require.Equal(t, http.StatusNoContent, r.Status, r.Body)
 		assert.Equal(t, http.StatusUnauthorized, ask("/v1/groups").Status, "a new password ends the app")
@@ -435,9 +435,7 @@ func TestAttackURLsInHeaders(t *testing.T) {
 		for _, signer := range []edgetest.Key{k, thief} {
 			with := func(typ string) map[string]any {
 				all := map[string]any{"typ": typ}
-				for n, v := range header {
-					all[n] = v
-				}
+				maps.Copy(all, header)
 				return all
 			}
 			token := signer.Sign(t, with("at+jwt"), jwt.MapClaims{
