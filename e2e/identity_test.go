@@ -299,6 +299,25 @@ func TestALostKeyIsReplacedWithoutLosingTheDevice(t *testing.T) {
 		id, err := models.ParseID(fmt.Sprint(enrolled.body["deviceId"]))
 		require.NoError(t, err)
 
+		register := func(who *attacker, token string) (int, map[string]any) {
+			r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL+"/v1/registrations", strings.NewReader(fmt.Sprintf(
+				`{"type":"Device","id":"%s","destination":false,"privateIPv4":"192.168.1.5","publicIPv4":"203.0.113.1","groupName":"door"}`, id)))
+			require.NoError(t, err)
+			r.Header.Set("Content-Type", "application/json")
+			r.Header.Set("Authorization", "DPoP "+token)
+			r.Header.Set("DPoP", who.proof(t, "POST", s.URL+"/v1/registrations", token))
+			resp, err := s.HTTP.Do(r)
+			require.NoError(t, err)
+			status, _, text := taken(t, resp)
+			var m map[string]any
+			require.NoError(t, json.Unmarshal([]byte(text), &m), text)
+			return status, m
+		}
+		status, registered := register(old, access)
+		require.Equal(t, 200, status, "%v", registered)
+		_, _, before := get(t, gateway, "/v1/gateways/"+gateway.DeviceID()+"/groups")
+		require.Contains(t, before, `"door"`)
+
 		fresh := newAttacker(t, s)
 		replaced := fresh.enrol(t, h.ticket(t, adminapi.TicketRequest{DeviceID: &id}))
 		require.Equal(t, 201, replaced.status, "%v", replaced.body)
@@ -313,6 +332,17 @@ func TestALostKeyIsReplacedWithoutLosingTheDevice(t *testing.T) {
 		access = fmt.Sprint(token.body["access_token"])
 		status, _, text = fresh.resource(t, "GET", "/v1/groups", "DPoP "+access, fresh.proof(t, "GET", s.URL+"/v1/groups", access))
 		assert.Equal(t, 200, status, text)
+
+		// The registration has lived on: the gateway's information is what it was, and the new key renews it.
+		_, _, after := get(t, gateway, "/v1/gateways/"+gateway.DeviceID()+"/groups")
+		assert.Equal(t, before, after)
+		status, renewed := register(fresh, access)
+		require.Equal(t, 200, status, "%v", renewed)
+		for _, same := range []string{"registrationId", "groupIP", "generation"} {
+			assert.Equal(t, registered[same], renewed[same], same)
+		}
+		status, _ = register(old, access)
+		assert.Equal(t, 401, status, "the old key can't use the new key's token")
 	})
 }
 

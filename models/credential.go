@@ -73,7 +73,8 @@ type RefreshToken struct {
 	AccountID AccountID
 	DeviceID  ID
 	UserID    string
-	ExpiresAt time.Time
+	// ExpiresIn is how long it lives if it isn't used.
+	ExpiresIn time.Duration
 }
 
 // ServiceCredential is one of the credentials of a service: a secret, of which only the SHA-256 is kept, or public keys.

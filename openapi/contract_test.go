@@ -40,6 +40,9 @@ func TestContractRulesFind(t *testing.T) {
 		{"no permission", "      x-gc-authz:\n        kinds: [device, service]\n        scope: gc:register\n        rule: Only the caller's own registrations.\n", "", "x-gc-authz"},
 		{"a permission for nobody", "kinds: [device, service]", "kinds: []", "kinds"},
 		{"an unknown kind of caller", "kinds: [device, service]", "kinds: [device, wizard]", `"wizard"`},
+		{"fresh where no user is", "kinds: [device, service]\n", "kinds: [device, service]\n        fresh: true\n", "fresh"},
+		{"fresh that says nothing", "        fresh: true\n", "        fresh: false\n", "fresh"},
+		{"fresh without the problem that follows", "confirm-first, ", "", "needs confirm-first"},
 		{"a scope that differs", "scope: gc:register", "scope: gc:notify", "scope"},
 		{"an undeclared scope", "gc:register: Register", "gc:other: Register", "gc:register"},
 		{"no caller needed, yet not for anyone", "kinds: [anyone]", "kinds: [device]", "anyone"},
@@ -217,6 +220,14 @@ func (l *linter) permission(at string, op *openapi3.Operation, scopes []string, 
 	}
 	if anyone := len(allowed) == 1 && allowed[0] == "anyone"; open != anyone {
 		l.add("%s: `security: []` and `kinds: [anyone]` belong together", at)
+	}
+	if fresh, declared := authz["fresh"]; declared {
+		if fresh != true || !slices.Contains(allowed, any("user")) {
+			l.add("%s: x-gc-authz has fresh, which is true or absent, and for operations of a user only", at)
+		}
+		if listed, _ := op.Extensions["x-gc-problems"].([]any); !slices.Contains(listed, any("confirm-first")) {
+			l.add("%s: x-gc-authz has fresh, so that x-gc-problems needs confirm-first", at)
+		}
 	}
 	scope, _ := authz["scope"].(string)
 	if len(scopes) == 0 && scope == "" {

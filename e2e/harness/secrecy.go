@@ -22,8 +22,11 @@ import (
 // secretMembers are the members of bodies and fields of forms whose values nobody may log.
 var secretMembers = []string{
 	"accessToken", "access_token", "refresh_token", "token", "ticket", "clientSecret", "client_secret", "client_assertion", "device_code",
-	"deviceCode", "user_code", "userCode", "password", "pwd", "d",
+	"deviceCode", "user_code", "userCode", "password", "oldPassword", "newPassword", "invitation", "pwd", "d",
 }
+
+// sessionCookie is the name of the cookie that holds a user's session.
+const sessionCookie = "__Host-groupcast"
 
 // secretForms are what secrets look like whoever made them.
 var secretForms = map[string]*regexp.Regexp{
@@ -125,6 +128,20 @@ func Leaks(test, log string, service bool) []string {
 	return list
 }
 
+// Attentive is a client's way to a service within the test's process: what passes through is looked for by NoLeaks.
+func Attentive(t testing.TB, through *http.Transport) http.RoundTripper {
+	t.Helper()
+	return attentive{through, wholeTest(t)}
+}
+
+// NoLeaks fails the test if something that Leaks names stands in what a service within the test's process logged.
+func NoLeaks(t testing.TB, who, log string) {
+	t.Helper()
+	for _, what := range Leaks(wholeTest(t), log, true) {
+		t.Errorf("%s has logged %s", who, what)
+	}
+}
+
 // attentive is a transport that remembers the secrets and addresses that pass through it.
 type attentive struct {
 	*http.Transport
@@ -139,7 +156,11 @@ func (a attentive) RoundTrip(r *http.Request) (*http.Response, error) {
 			token = authorization
 		}
 		Secret("what stood in an Authorization header", token)
+		if id, secret, ok := r.BasicAuth(); ok && id != "" {
+			Secret("a client secret", secret)
+		}
 	}
+	sessions(r.Cookies())
 	Secret("a proof of possession", r.Header.Get("DPoP"))
 	var sent []byte
 	if r.GetBody != nil {
@@ -160,6 +181,7 @@ func (a attentive) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	sessions(answer.Cookies())
 	media, _, _ := mime.ParseMediaType(answer.Header.Get("Content-Type"))
 	if answer.StatusCode < 300 && media == "application/json" {
 		body, err := io.ReadAll(answer.Body)
@@ -179,6 +201,15 @@ func (a attentive) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 	}
 	return answer, nil
+}
+
+// sessions remembers the tokens of users' sessions.
+func sessions(cookies []*http.Cookie) {
+	for _, c := range cookies {
+		if c.Name == sessionCookie {
+			Secret("a session", c.Value)
+		}
+	}
 }
 
 // members remembers what a JSON object holds.

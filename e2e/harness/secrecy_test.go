@@ -1,9 +1,11 @@
 package harness_test
 
 import (
+	"encoding/base64"
 	"fmt"
 	"net/http"
 	"os/exec"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -61,6 +63,22 @@ func TestAttackSecretsInLogs(t *testing.T) {
 	require.NoError(t, err)
 	_ = answer.Body.Close()
 	harness.Destination(t, "96.114.14.140")
+	send := func(path, media, body string, header ...string) {
+		r, err := http.NewRequest(http.MethodPost, s.URL+path, strings.NewReader(body))
+		require.NoError(t, err)
+		r.Header.Set("Content-Type", media)
+		for i := 0; i+1 < len(header); i += 2 {
+			r.Header.Set(header[i], header[i+1])
+		}
+		answer, err := s.HTTP.Do(r)
+		require.NoError(t, err)
+		_ = answer.Body.Close()
+	}
+	send("/v1/login", "application/json", `{"userName":"anna","password":"her own four words"}`)
+	send("/v1/logout", "application/json", "", "Cookie", "__Host-groupcast=session-of-somebody")
+	send("/oauth/token", "application/x-www-form-urlencoded", "grant_type=client_credentials", "Authorization",
+		"Basic "+base64.StdEncoding.EncodeToString([]byte("svc-upload:secret-of-the-service")))
+	send("/oauth/token", "application/x-www-form-urlencoded", "grant_type=refresh_token&refresh_token=refreshes-a-camera")
 
 	for what, secret := range map[string]string{
 		"a token that was handed out":  token,
@@ -71,6 +89,10 @@ func TestAttackSecretsInLogs(t *testing.T) {
 		"a private key as JSON":        `{"kty":"OKP","d":"nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A"}`,
 		"a user code":                  "BCDF-GHJK",
 		"the address of a destination": "96.114.14.140",
+		"a password":                   "her own four words",
+		"a session":                    "session-of-somebody",
+		"a client secret":              "secret-of-the-service",
+		"a refresh token":              "refreshes-a-camera",
 	} {
 		assert.NotEmpty(t, printed(t, "groupcastd", `level=INFO msg="request" value=`+secret), what)
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/groupcast/groupcast/e2e/harness"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/adminapi"
 	"github.com/groupcast/groupcast/openapi/adminclient"
@@ -32,10 +33,11 @@ import (
 // service is a whole service in this process, on SQLite, with real sockets.
 type service struct {
 	*daemon.Daemon
-	cfg    config.Config
-	log    *lockedBuffer
-	client *http.Client
-	admin  *adminclient.ClientWithResponses
+	cfg       config.Config
+	log       *lockedBuffer
+	transport *http.Transport
+	client    *http.Client // what passes through it must not be logged
+	admin     *adminclient.ClientWithResponses
 }
 
 type lockedBuffer struct {
@@ -80,23 +82,25 @@ func settings(t testing.TB, dir string, args ...string) config.Config {
 // start starts a service; it is stopped at the end of the test if the test didn't.
 func start(t testing.TB, cfg config.Config) *service {
 	t.Helper()
-	s := &service{cfg: cfg, log: &lockedBuffer{}, client: &http.Client{Transport: &http.Transport{
+	s := &service{cfg: cfg, log: &lockedBuffer{}, transport: &http.Transport{
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // the certificate is the test's own
-	}, Timeout: 70 * time.Second}}
+	}}
+	s.client = &http.Client{Transport: harness.Attentive(t, s.transport), Timeout: 70 * time.Second}
 	var err error
 	s.Daemon, err = daemon.Start(t.Context(), cfg, "v1.2.3", telemetry.NewLogger(s.log, cfg.LogLevel, cfg.LogFormat))
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		s.client.CloseIdleConnections()
+		s.transport.CloseIdleConnections()
 		_ = s.Stop(context.Background()) // once more, if the test did
+		harness.NoLeaks(t, "groupcastd", s.log.String())
 		if t.Failed() {
 			t.Logf("--- log ---\n%s", s.log)
 		}
 	})
 	s.admin, err = adminclient.NewClientWithResponses("http://groupcastd", adminclient.WithHTTPClient(&http.Client{
-		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		Transport: harness.Attentive(t, &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(cfg.DataDir, daemon.SocketName))
-		}, DisableKeepAlives: true},
+		}, DisableKeepAlives: true}),
 		Timeout: 30 * time.Second,
 	}))
 	require.NoError(t, err)

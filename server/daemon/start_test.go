@@ -290,7 +290,7 @@ func TestLongPollsOverHTTP2(t *testing.T) {
 	dir := dataDir(t)
 	cert, key := certify(t, dir, "groupcast")
 	s := start(t, settings(t, dir, "--tls-cert", cert, "--tls-key", key, "--public-url", "https://localhost:8443"))
-	s.client.Transport.(*http.Transport).ForceAttemptHTTP2 = true
+	s.transport.ForceAttemptHTTP2 = true
 	h := s.home(t, "Smith")
 	groupIP := s.source(t, h, "door")
 	first := s.poll(t, h, "")

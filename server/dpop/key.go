@@ -29,7 +29,7 @@ type Key struct {
 // decode reads base64url that has one spelling only: no padding, no stray bits at the end and, what Go's decoder would skip, no
 // line breaks.
 func decode(s string) ([]byte, error) {
-	if strings.ContainsAny(s, "\r\n") {
+	if strings.IndexByte(s, '\r') >= 0 || strings.IndexByte(s, '\n') >= 0 {
 		return nil, errors.New("line break in base64url")
 	}
 	return base64.RawURLEncoding.Strict().DecodeString(s)
@@ -41,7 +41,7 @@ func decode(s string) ([]byte, error) {
 func ParseKey(jwk []byte) (Key, error) {
 	// Decoding to a map makes the decoder refuse duplicates, and lets us refuse what we don't know.
 	var members map[string]json.RawMessage
-	if err := json.Unmarshal(jwk, &members); err != nil || members == nil {
+	if err := exactly(jwk, &members); err != nil || members == nil {
 		return Key{}, errors.New("the JWK is not a JSON object with each member once")
 	}
 	var kty, crv, alg, use, x, y string
@@ -136,9 +136,18 @@ func (k Key) JWK() (string, error) {
 	return string(b), nil
 }
 
-// plainString decodes a JSON string. Unlike json.Unmarshal it takes no null for one.
+// plainString decodes a JSON string that stood in a JSON object. Unlike json.Unmarshal it takes no null for one.
 func plainString(raw []byte, to *string) bool {
-	return len(raw) > 1 && raw[0] == '"' && json.Unmarshal(raw, to) == nil
+	if len(raw) < 2 || raw[0] != '"' {
+		return false
+	}
+	for _, c := range raw {
+		if c == '\\' || c > '~' {
+			return json.Unmarshal(raw, to) == nil
+		}
+	}
+	*to = string(raw[1 : len(raw)-1]) // nothing in it has to be decoded
+	return true
 }
 
 // Verify checks a signature over what was signed, with the one algorithm that belongs to the key. signature is decoded.

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
+	stdjson "encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/go-jose/go-jose/v4/json"
 
+	"github.com/groupcast/groupcast/server/exactjson"
 	"github.com/groupcast/groupcast/server/replay"
 )
 
@@ -176,7 +178,7 @@ func parseHeader(segment string) (Key, error) {
 		return Key{}, invalid("The proof's header is not base64url without padding.")
 	}
 	var members map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &members); err != nil {
+	if err := exactly(raw, &members); err != nil {
 		return Key{}, invalid("The proof's header is not a JSON object with each member once.")
 	}
 	for name := range members {
@@ -209,9 +211,8 @@ func parseClaims(segment string) (claims, error) {
 	if err != nil {
 		return claims{}, invalid("The proof's payload is not base64url without padding.")
 	}
-	// go-jose's decoder matches names exactly and refuses a member that is given twice.
 	var c claims
-	if err := json.Unmarshal(raw, &c); err != nil {
+	if err := exactly(raw, &c); err != nil {
 		return claims{}, invalid("The proof's payload is not a JSON object with each claim once and of the right type.")
 	}
 	if c.ID == "" || len(c.ID) > MaxID {
@@ -221,6 +222,14 @@ func parseClaims(segment string) (claims, error) {
 		return claims{}, invalid("The proof needs an iat in seconds since 1970; any number does for a client without a clock.")
 	}
 	return c, nil
+}
+
+// exactly decodes JSON with names as they stand, each once, as go-jose's decoder does; the faster one does so too if the names are plain.
+func exactly(raw []byte, to any) error {
+	if exactjson.Plain(raw) {
+		return stdjson.Unmarshal(raw, to)
+	}
+	return json.Unmarshal(raw, to)
 }
 
 // targets tells whether the claimed URI is that of the request.

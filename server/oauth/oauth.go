@@ -268,7 +268,7 @@ func (s *Service) refresh(ctx context.Context, r Request, proof *dpop.Result) (A
 		life = devicegrant.AppRefresh
 	}
 	// The end moves on in steps of an hour, so that a client that asks often doesn't make the database write each time.
-	if t.ExpiresAt.Sub(s.Now()) < life-time.Hour {
+	if t.ExpiresIn < life-time.Hour {
 		if err := s.Store.ExtendRefreshToken(ctx, h, life); err != nil {
 			return Answer{}, err
 		}

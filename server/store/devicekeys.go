@@ -36,11 +36,14 @@ func (tx *Tx) PutDeviceKey(k models.DeviceKey) error {
 	return err
 }
 
+// endNow is the not_before that ends all that was issued until now. A token carries whole seconds: those of the running second have to end, too, and
+// those of a second that was ended before, in which tokens were issued since; not those of the next.
+const endNow = "(CASE WHEN not_before < ({now} / 1000 + 1) * 1000 THEN ({now} / 1000 + 1) * 1000 ELSE not_before + 1000 END)"
+
 // EndDeviceTokens ends everything that was issued for a device until now: access tokens by not_before, refresh tokens by removing
 // them.
 func (tx *Tx) EndDeviceTokens(id models.ID) error {
-	// A token carries whole seconds: those of the running second have to end too, and not those of the next.
-	if _, err := tx.exec("UPDATE devices SET not_before = ({now} / 1000 + 1) * 1000 WHERE id = ?", int64(id)); err != nil {
+	if _, err := tx.exec("UPDATE devices SET not_before = "+endNow+" WHERE id = ?", int64(id)); err != nil {
 		return err
 	}
 	_, err := tx.exec("DELETE FROM refresh_tokens WHERE device_id = ?", int64(id))

@@ -20,9 +20,11 @@ func (tx *Tx) InsertRefreshToken(hash []byte, t models.RefreshToken, life time.D
 func (s *Store) RefreshToken(ctx context.Context, hash []byte) (t models.RefreshToken, found bool, err error) {
 	err = s.reading(ctx, func(tx *Tx) error {
 		t, found, err = one(tx, func(r row) (t models.RefreshToken, err error) {
-			err = r.Scan(&t.JKT, &t.ClientID, &t.Scope, &t.AccountID, &t.DeviceID, &t.UserID, timeColumn{&t.ExpiresAt})
+			var left int64
+			err = r.Scan(&t.JKT, &t.ClientID, &t.Scope, &t.AccountID, &t.DeviceID, &t.UserID, &left)
+			t.ExpiresIn = ms(left)
 			return t, err
-		}, `SELECT jkt, client_id, scope, account_id, coalesce(device_id, 0), user_id, expires_at FROM refresh_tokens
+		}, `SELECT jkt, client_id, scope, account_id, coalesce(device_id, 0), user_id, expires_at - {now} FROM refresh_tokens
 			WHERE hash = ? AND expires_at > {now}`, blob(hash))
 		return err
 	})

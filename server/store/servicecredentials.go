@@ -56,6 +56,6 @@ func (s *Store) EndServiceTokens(ctx context.Context, id models.ServiceID) error
 }
 
 func (tx *Tx) endServiceTokens(id models.ServiceID) error {
-	_, err := tx.exec("UPDATE services SET not_before = ({now} / 1000 + 1) * 1000 WHERE id = ?", string(id))
+	_, err := tx.exec("UPDATE services SET not_before = "+endNow+" WHERE id = ?", string(id))
 	return err
 }

@@ -1,21 +1,22 @@
 package tokens
 
 import (
-	"bytes"
 	"encoding/base64"
 	"encoding/binary"
 	stdjson "encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/go-jose/go-jose/v4/json"
 	"github.com/golang-jwt/jwt/v5"
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/server/exactjson"
 	"github.com/groupcast/groupcast/server/keys"
 )
 
@@ -46,13 +47,33 @@ type Verifier struct {
 	validator *jwt.Validator
 	// header is the last one that was found good. All tokens of one key have the same, so it is hardly ever read twice.
 	header atomic.Pointer[header]
+
+	// devices are the ids that were opened last. Sealing is deterministic: each token of a device holds the same.
+	mu      sync.Mutex
+	devices *simplelru.LRU[sealed, opened]
 }
 
 type header struct{ segment, alg, kid string }
 
+// sealed are the values of a device's token that hold its ids, and opened is what they hold.
+type (
+	sealed struct{ subject, device, account string }
+	opened struct {
+		device  models.ID
+		account models.AccountID
+	}
+)
+
+// maxDevices is how many devices' ids are remembered, about 400 bytes each.
+const maxDevices = 10_000
+
 // NewVerifier makes a verifier for the tokens of the issuer with this URL.
 func NewVerifier(issuer string, ring *keys.Ring, now func() time.Time) *Verifier {
-	return &Verifier{ring: ring, validator: jwt.NewValidator(
+	devices, err := simplelru.NewLRU[sealed, opened](maxDevices, nil)
+	if err != nil {
+		panic(err) // only a size below 1 is refused
+	}
+	return &Verifier{ring: ring, devices: devices, validator: jwt.NewValidator(
 		jwt.WithIssuer(issuer),
 		jwt.WithAudience(Audience),
 		jwt.WithExpirationRequired(),
@@ -83,22 +104,23 @@ func (v *Verifier) verify(token string) (Subject, error) {
 		return Subject{}, fmt.Errorf("longer than %d bytes", MaxSize)
 	}
 	// Go's base64 skips line breaks even where it is strict, which would give one token several spellings.
-	if strings.ContainsAny(token, "\r\n") {
+	if strings.IndexByte(token, '\r') >= 0 || strings.IndexByte(token, '\n') >= 0 {
 		return Subject{}, errors.New("a line break")
 	}
-	parts := strings.Split(token, ".")
-	if len(parts) != 3 {
+	first, rest, _ := strings.Cut(token, ".")
+	second, third, ok := strings.Cut(rest, ".")
+	if !ok || strings.IndexByte(third, '.') >= 0 {
 		return Subject{}, errors.New("not three parts")
 	}
-	h, err := v.readHeader(parts[0])
+	h, err := v.readHeader(first)
 	if err != nil {
 		return Subject{}, err
 	}
-	var c claims
-	if err := readPayload(parts[1], &c); err != nil {
+	c, err := readPayload(second)
+	if err != nil {
 		return Subject{}, err
 	}
-	signature, err := decode(parts[2])
+	signature, err := strict.DecodeString(third)
 	if err != nil {
 		return Subject{}, errors.New("the signature is not base64url without padding")
 	}
@@ -107,10 +129,10 @@ func (v *Verifier) verify(token string) (Subject, error) {
 	if !ok || key.Alg != h.alg {
 		return Subject{}, errors.New("unknown kid")
 	}
-	if err := jwt.GetSigningMethod(key.Alg).Verify(token[:len(parts[0])+1+len(parts[1])], signature, key.Key); err != nil {
+	if err := jwt.GetSigningMethod(key.Alg).Verify(token[:len(first)+1+len(second)], signature, key.Key); err != nil {
 		return Subject{}, err
 	}
-	if err := v.validator.Validate(&c); err != nil {
+	if err := v.validator.Validate(c); err != nil {
 		return Subject{}, err
 	}
 	s := Subject{Kind: c.Kind, Scopes: strings.Fields(c.Scope), IssuedAt: c.IssuedAt.Time, ExpiresAt: c.ExpiresAt.Time}
@@ -124,23 +146,42 @@ func (v *Verifier) verify(token string) (Subject, error) {
 	if c.Kind == models.KindUser {
 		return s, v.user(&s, c)
 	}
-	id, err := v.ring.Open(claimDevice, Audience, c.Device)
-	if err != nil || len(id) != 8 {
-		return Subject{}, fmt.Errorf("%s: %w", claimDevice, keys.ErrSealed)
-	}
-	account, err := v.ring.Open(claimAccount, Audience, c.Account)
+	ids, err := v.device(sealed{c.Subject, c.Device, c.Account})
 	if err != nil {
-		return Subject{}, fmt.Errorf("%s: %w", claimAccount, err)
+		return Subject{}, err
 	}
-	s.Device, s.Account, s.Premises = models.ID(binary.BigEndian.Uint64(id)), models.AccountID(account), c.Premises
-	if handle, err := deviceHandle(v.ring, s.Device); err != nil || handle != c.Subject {
-		return Subject{}, errors.New("sub is not the device's")
-	}
+	s.Device, s.Account, s.Premises = ids.device, ids.account, c.Premises
 	return s, nil
 }
 
+// device opens what is sealed in a device's token. The signature has been verified, so strangers push nobody out of the memory.
+func (v *Verifier) device(from sealed) (opened, error) {
+	v.mu.Lock()
+	known, ok := v.devices.Get(from)
+	v.mu.Unlock()
+	if ok {
+		return known, nil
+	}
+	id, err := v.ring.Open(claimDevice, Audience, from.device)
+	if err != nil || len(id) != 8 {
+		return opened{}, fmt.Errorf("%s: %w", claimDevice, keys.ErrSealed)
+	}
+	account, err := v.ring.Open(claimAccount, Audience, from.account)
+	if err != nil {
+		return opened{}, fmt.Errorf("%s: %w", claimAccount, err)
+	}
+	ids := opened{models.ID(binary.BigEndian.Uint64(id)), models.AccountID(account)}
+	if handle, err := deviceHandle(v.ring, ids.device); err != nil || handle != from.subject {
+		return opened{}, errors.New("sub is not the device's")
+	}
+	v.mu.Lock()
+	v.devices.Add(from, ids)
+	v.mu.Unlock()
+	return ids, nil
+}
+
 // user opens what is sealed in a user's token.
-func (v *Verifier) user(s *Subject, c claims) error {
+func (v *Verifier) user(s *Subject, c *claims) error {
 	account, err := v.ring.Open(claimAccount, Audience, c.Account)
 	if err != nil {
 		return fmt.Errorf("%s: %w", claimAccount, err)
@@ -157,23 +198,15 @@ func (v *Verifier) user(s *Subject, c claims) error {
 	return nil
 }
 
-// strict refuses padding, and trailing bits that would give one token several spellings.
+// strict refuses padding, and trailing bits that would give one token several spellings. Line breaks it skips; there are none left.
 var strict = base64.RawURLEncoding.Strict()
-
-// decode reads base64url that has one spelling only.
-func decode(segment string) ([]byte, error) {
-	if strings.ContainsAny(segment, "\r\n") { // which the decoder would skip
-		return nil, errors.New("line break")
-	}
-	return strict.DecodeString(segment)
-}
 
 // readHeader accepts alg, kid and typ, each once and a string: no crit, b64, jku, jwk or x5u.
 func (v *Verifier) readHeader(segment string) (*header, error) {
 	if h := v.header.Load(); h != nil && h.segment == segment {
 		return h, nil
 	}
-	raw, err := decode(segment)
+	raw, err := strict.DecodeString(segment)
 	if err != nil {
 		return nil, errors.New("header: not base64url without padding")
 	}
@@ -209,52 +242,41 @@ func (v *Verifier) readHeader(segment string) (*header, error) {
 	return h, nil
 }
 
-// readPayload reads the claims. It refuses names that stand twice, and names with capitals, which other decoders take for the ones
-// we know.
-func readPayload(segment string, c *claims) error {
-	raw, err := decode(segment)
-	if err != nil {
-		return errors.New("payload: not base64url without padding")
-	}
-	if !plainNames(raw) {
-		return errors.New("payload: a claim stands twice or is not ours")
-	}
-	if err := stdjson.Unmarshal(raw, c); err != nil {
-		return errors.New("payload: a claim has the wrong type")
-	}
-	return nil
+// received is the payload as mint writes it: with one list of audiences and whole seconds. The library's types for them take other forms
+// too, and decode each a second time for that.
+type received struct {
+	claims
+	Audience  []string `json:"aud"`
+	ExpiresAt *int64   `json:"exp"`
+	NotBefore *int64   `json:"nbf"`
+	IssuedAt  *int64   `json:"iat"`
 }
 
-// plainNames tells whether the names of all members, at whatever depth, are different, without capitals and escapes. Then
-// encoding/json, which is several times faster than go-jose's decoder, reads them exactly as they stand.
-func plainNames(object []byte) bool {
-	var seen [32][]byte
-	n := 0
-	for i := 0; i < len(object); i++ {
-		if object[i] != '"' {
-			continue
-		}
-		begin, odd := i+1, false
-		for i++; i < len(object) && object[i] != '"'; i++ {
-			odd = odd || object[i] == '\\' || object[i] >= 'A' && object[i] <= 'Z' || object[i] > '~'
-			if object[i] == '\\' {
-				i++
-			}
-		}
-		if i >= len(object) {
-			return false
-		}
-		if !bytes.HasPrefix(bytes.TrimLeft(object[i+1:], " \t\r\n"), []byte(":")) {
-			continue // a value
-		}
-		name := object[begin:i]
-		if odd || n == len(seen) || slices.ContainsFunc(seen[:n], func(b []byte) bool { return bytes.Equal(b, name) }) {
-			return false
-		}
-		seen[n] = name
-		n++
+// readPayload reads the claims. It refuses names that stand twice, and names with capitals, which other decoders take for the ones
+// we know.
+func readPayload(segment string) (*claims, error) {
+	raw, err := strict.DecodeString(segment)
+	if err != nil {
+		return nil, errors.New("payload: not base64url without padding")
 	}
-	return true
+	if !exactjson.Plain(raw) {
+		return nil, errors.New("payload: a claim stands twice or is not ours")
+	}
+	var r received
+	if err := stdjson.Unmarshal(raw, &r); err != nil {
+		return nil, errors.New("payload: a claim has the wrong type")
+	}
+	c := &r.claims
+	c.RegisteredClaims.Audience = r.Audience
+	c.RegisteredClaims.ExpiresAt, c.RegisteredClaims.NotBefore, c.RegisteredClaims.IssuedAt = date(r.ExpiresAt), date(r.NotBefore), date(r.IssuedAt)
+	return c, nil
+}
+
+func date(seconds *int64) *jwt.NumericDate {
+	if seconds == nil {
+		return nil
+	}
+	return &jwt.NumericDate{Time: time.Unix(*seconds, 0)}
 }
 
 // object reads a JSON object with each member once; go-jose's decoder refuses duplicates and matches names exactly.
