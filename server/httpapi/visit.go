@@ -114,12 +114,15 @@ func (e *Edge) Serve(s Site) error {
 		switch {
 		case !slices.Contains(pageMethods, p.Method):
 			return fmt.Errorf("page %s: browsers don't send %s", p.Path, p.Method)
-		case p.Operation != "" && p.Rule == nil && ok:
+		case p.Operation != "" && p.Rule == nil && ok && (rule.Public || slices.Contains(rule.Kinds, models.KindUser)):
 			full.rule = rule
 		case p.Operation == "" && p.Rule != nil && (p.Rule.Public || slices.Equal(p.Rule.Kinds, []models.Kind{models.KindUser})):
 			full.rule = *p.Rule
 		default:
 			return fmt.Errorf("page %s %s: nobody would be allowed to come: give the operation that it does, or a rule for users", p.Method, p.Path)
+		}
+		if full.rule.Fresh && p.Does == "" {
+			return fmt.Errorf("page %s %s: say what it does, for who has to type the password first", p.Method, p.Path)
 		}
 		e.pages[p.Method+" "+p.Path] = full
 		e.engine.Handle(p.Method, p.Path, e.visit)

@@ -18,8 +18,7 @@ const (
 
 func (p site) loginPage(v *httpapi.Visit) error {
 	done := ""
-	switch v.Request.URL.Query().Get(queryDone) {
-	case "logged-out":
+	if v.Request.URL.Query().Get(queryDone) == "logged-out" {
 		done = "You are logged out."
 	}
 	return p.loginForm(v, http.StatusOK, view{Done: done}, v.Request.URL.Query().Get(fieldNext), "")

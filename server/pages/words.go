@@ -16,8 +16,13 @@ type typeWords struct {
 }
 
 var deviceTypes = []typeWords{
-	{models.DeviceCamera, "Camera"}, {models.DeviceGateway, "Gateway"}, {models.DeviceReceiver, "Receiver"}, {models.DevicePhone, "Phone"},
-	{models.DeviceTablet, "Tablet"}, {models.DeviceLaptop, "Laptop"}, {models.DeviceOther, "Other device"},
+	{models.DeviceCamera, "Camera"},
+	{models.DeviceGateway, "Gateway"},
+	{models.DeviceReceiver, "Receiver"},
+	{models.DevicePhone, "Phone"},
+	{models.DeviceTablet, "Tablet"},
+	{models.DeviceLaptop, "Laptop"},
+	{models.DeviceOther, "Other device"},
 }
 
 func kindWords(t models.DeviceType) string {
