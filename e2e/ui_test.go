@@ -66,6 +66,9 @@ func TestUI(t *testing.T) {
 	assert.Equal(t, []string{
 		"sign-up", "log-in", "approval by keyboard", "refusal", "end", "account", "old session", "phone and dark", "another site",
 	}, passed)
+	for _, secret := range append(w.secrets, "four words are enough", "not the right words") {
+		assert.NotContains(t, e.Log(), secret)
+	}
 }
 
 // uiWorld is everybody but the person with the browser.
@@ -75,6 +78,8 @@ type uiWorld struct {
 	// ended gives what the device that asks printed in the end, and deviceFile is where it keeps its credential.
 	ended      <-chan outcome
 	deviceFile string
+	// secrets are what must not stand in the service's log.
+	secrets []string
 }
 
 func (w *uiWorld) answer(t *testing.T, name, value string) string {
@@ -84,6 +89,7 @@ func (w *uiWorld) answer(t *testing.T, name, value string) string {
 		r, err := w.Admin.CreateInvitationWithResponse(t.Context(), adminapi.InvitationRequest{AccountID: &w.account})
 		require.NoError(t, err)
 		require.NotNil(t, r.JSON200, "%s", r.Body)
+		w.secrets = append(w.secrets, r.JSON200.Invitation)
 		return r.JSON200.Invitation
 	case "enrol":
 		w.deviceFile = filepath.Join(t.TempDir(), "credential")
@@ -102,6 +108,7 @@ func (w *uiWorld) answer(t *testing.T, name, value string) string {
 		require.NoError(t, err)
 		m := regexp.MustCompile(`^open ` + regexp.QuoteMeta(w.URL) + `/device and type ([A-Z]{4}-[A-Z]{4})\n$`).FindStringSubmatch(first)
 		require.NotNil(t, m, first)
+		w.secrets = append(w.secrets, m[1], strings.ReplaceAll(m[1], "-", ""))
 		ended := make(chan outcome, 1)
 		w.ended = ended
 		go func() {
@@ -112,6 +119,7 @@ func (w *uiWorld) answer(t *testing.T, name, value string) string {
 	case "enrolled":
 		return w.told(t, <-w.ended, w.deviceFile)
 	case "ticket":
+		w.secrets = append(w.secrets, value)
 		file := filepath.Join(t.TempDir(), "credential")
 		cmd := exec.Command(harness.Bin(t, "groupcastctl"), "--server", w.URL, "enrol", "--out", file, "--ticket-file", "-")
 		cmd.Stdin = strings.NewReader(value)

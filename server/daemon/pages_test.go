@@ -429,6 +429,39 @@ func TestAttackApproveWithAStaleSession(t *testing.T) {
 	assert.Equal(t, "/device?done=refuse", to)
 }
 
+// TestAnAppAtTheApprovalPage is something that would act for the person: it has no place, and the page says what it is.
+func TestAnAppAtTheApprovalPage(t *testing.T) {
+	s := start(t, settings(t, dataDir(t)))
+	s.invited(t, "", "anna")
+	b := browser{service: s, cookie: s.login(t, "anna", goodPassword)}
+	begin := func(fields url.Values) string {
+		r := s.do(t, http.MethodPost, "/oauth/device_authorization", fields.Encode(), "Content-Type", "application/x-www-form-urlencoded")
+		require.Equal(t, http.StatusOK, r.StatusCode)
+		return object(t, r)["user_code"].(string)
+	}
+	_, page := b.form(t, "/device", "user_code", begin(url.Values{"client_id": {"gc-device"}}))
+	assert.Contains(t, page, "You have no premises yet")
+	assert.NotContains(t, page, `value="approve"`)
+	app := begin(url.Values{"client_id": {"gc-app"}, "scope": {"gc:groups"}})
+	_, page = b.form(t, "/device", "user_code", app)
+	assert.Contains(t, page, "An app, which would act in your name")
+	assert.Contains(t, page, "see who receives what")
+	assert.NotContains(t, page, "rename your devices", "it didn't ask for that")
+	assert.NotContains(t, page, "Where it is")
+	for _, decision := range []string{"", "maybe"} {
+		status, _ := b.form(t, "/device/decision", "user_code", app, "decision", decision)
+		assert.Equal(t, http.StatusBadRequest, status)
+	}
+	status, page := b.form(t, "/device/decision", "user_code", app, "decision", "approve", "name", strings.Repeat("x", 65))
+	assert.Equal(t, http.StatusBadRequest, status)
+	assert.Contains(t, page, "longer than 64")
+	status, page = b.form(t, "/device/decision", "user_code", app, "decision", "approve", "account", "a_other")
+	assert.Equal(t, http.StatusBadRequest, status, "what no form of ours has")
+	assert.Contains(t, page, "There is no such field here")
+	status, to := b.form(t, "/device/decision", "user_code", app, "decision", "approve")
+	assert.Equal(t, http.StatusSeeOther, status, to)
+}
+
 // TestAttackGuessingUserCodes is row 5 of the threat model at the page, and that a link can't use up somebody's tries.
 func TestAttackGuessingUserCodes(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
