@@ -16,6 +16,7 @@ import (
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/adminapi"
+	"github.com/groupcast/groupcast/server/devicegrant"
 	"github.com/groupcast/groupcast/server/pages"
 	"github.com/groupcast/groupcast/server/users"
 )
@@ -475,7 +476,7 @@ func TestAttackGuessingUserCodes(t *testing.T) {
 		}
 		_, page := b.get(t, "/device?user_code="+url.QueryEscape(`"><script>`))
 		assert.NotContains(t, page, "<script")
-		hits, limited := 0, 0
+		hits, wrong, limited := 0, 0, 0
 		for i := range 1000 {
 			guess := fmt.Sprintf("BBBB-BB%c%c", "BCDFGHJKLMNPQRSTVWXZ"[i/20%20], "BCDFGHJKLMNPQRSTVWXZ"[i%20])
 			path, fields := "/device", []string{"user_code", guess}
@@ -484,6 +485,7 @@ func TestAttackGuessingUserCodes(t *testing.T) {
 			}
 			switch status, _ := b.form(t, path, fields...); status {
 			case http.StatusNotFound:
+				wrong++
 			case http.StatusTooManyRequests:
 				limited++
 			default:
@@ -494,10 +496,15 @@ func TestAttackGuessingUserCodes(t *testing.T) {
 			}
 		}
 		assert.Zero(t, hits)
+		assert.Equal(t, devicegrant.MaxWrong, wrong)
 		assert.Equal(t, 50, limited)
 		r := b.send(t, http.MethodPost, "/device", "user_code="+code, "Content-Type", "application/x-www-form-urlencoded")
 		assert.Equal(t, http.StatusTooManyRequests, r.StatusCode, "even the right one")
 		assert.NotEmpty(t, r.Header.Get("Retry-After"))
+		s.invited(t, h.account, "berta")
+		b.cookie = s.login(t, "berta", goodPassword)
+		status, _ := b.form(t, "/device", "user_code", code)
+		assert.Equal(t, http.StatusOK, status, "others of the household go on")
 	}, "--rate-limit-source", "0", "--rate-limit-principal", "0")
 }
 
