@@ -126,6 +126,10 @@ rounds: ## 64 clients on 25 addresses for ROUNDS (1000; 8 minutes), and CHECKS (
 interop: ## Clients generated from the contract, in Go and TypeScript, against a running service; needs node 20
 	@.ci/interop
 
+.PHONY: ui-test
+ui-test: ## The pages in a real headless Chromium; needs node 20, installs Chromium with apt-get
+	@.ci/ui-test
+
 .PHONY: api-breaking
 api-breaking: ## Fail if the contract breaks clients of the last release
 	@.ci/breaking

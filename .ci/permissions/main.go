@@ -38,6 +38,10 @@ then the object is looked up among what belongs to the caller. What doesn't exis
 
 A kind that isn't marked may not call the operation, whatever its scopes are. *fresh* lets a user in who typed the password within the last
 five minutes. A scope counts for access tokens; a session has all scopes of a user.
+
+The pages for account holders (` + "`/login`, `/device`, `/account`" + `) do these operations by these rules. What has no operation here is approving a
+device that shows a code: a user with a fresh session may, for premises of the own account, and types the password for that very
+approval if the device is in another network.
 `
 
 func main() {

@@ -54,8 +54,8 @@ func (p *program) enrol() *cobra.Command {
 			return p.enrolled(c)
 		},
 	}
-	cmd.Long = `Make a key and have it enrolled: with a single-use ticket (--ticket-file), or with a code that the operator approves ("groupcastctl
-admin approve"). The key and what the service answered go into a file that only its owner can read; give it to the other commands with --token-file.`
+	cmd.Long = `Make a key and have it enrolled: with a single-use ticket (--ticket-file), or with a code that the account holder approves at
+the service's page /device (or the operator for them: "groupcastctl admin approve"). The key and what the service answered go into a file that only its owner can read; give it to the other commands with --token-file.`
 	f := cmd.Flags()
 	f.StringVar(&out, "out", "", "the credential `FILE` to write")
 	f.StringVar(&ticketFile, "ticket-file", "", "`FILE` with the ticket; - is standard input")

@@ -170,11 +170,13 @@ type DeviceAuthorization struct {
 	ExpiresIn int32 `json:"expires_in"`
 
 	// Interval Seconds between two requests for the token.
-	Interval        int32  `json:"interval"`
-	UserCode        string `json:"user_code"`
+	Interval int32  `json:"interval"`
+	UserCode string `json:"user_code"`
+
+	// VerificationURI The page where the account holder logs in, types the code, sees what asks and approves or refuses.
 	VerificationURI string `json:"verification_uri"`
 
-	// VerificationURIComplete With the code in it, for a QR code.
+	// VerificationURIComplete The same page with the code filled in, for a QR code; the account holder still compares it with what the device shows.
 	VerificationURIComplete *string `json:"verification_uri_complete,omitempty"`
 }
 

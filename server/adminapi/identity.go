@@ -79,7 +79,7 @@ func (h *Handlers) DecideDeviceGrant(ctx context.Context, r adminserver.DecideDe
 	if err != nil {
 		return nil, err
 	}
-	g, err := h.identity.Grants.Decide(ctx, devicegrant.Approver{AccountID: p.AccountID, UserID: operatorID}, r.Body.UserCode, devicegrant.Decision{
+	g, err := h.identity.Grants.Decide(ctx, devicegrant.Approver{AccountID: p.AccountID, UserID: operatorID, Fresh: true, Typed: true}, r.Body.UserCode, devicegrant.Decision{
 		Approve: r.Body.Approve, PremisesID: p.ID, Name: value(r.Body.Name),
 	})
 	if err != nil {

@@ -34,6 +34,7 @@ import (
 	"github.com/groupcast/groupcast/server/idempotency"
 	"github.com/groupcast/groupcast/server/keys"
 	"github.com/groupcast/groupcast/server/longpoll"
+	"github.com/groupcast/groupcast/server/pages"
 	"github.com/groupcast/groupcast/server/registrations"
 	"github.com/groupcast/groupcast/server/store"
 	"github.com/groupcast/groupcast/server/telemetry"
@@ -187,8 +188,9 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 	if err != nil {
 		return edges{}, fmt.Errorf("openapi.yaml: %w", err)
 	}
+	registrationService := registrations.New(d.store, d.hub, registrations.Options{AllowLoopback: d.cfg.AllowLoopback})
 	httpapi.Mount(public, httpapi.Services{ //nolint:contextcheck // each request has its own
-		Registrations: registrations.New(d.store, d.hub, registrations.Options{AllowLoopback: d.cfg.AllowLoopback}),
+		Registrations: registrationService,
 		Accounts:      accountService,
 		Users:         id.users,
 		Enrolment:     id.Enrolment,
@@ -202,6 +204,12 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 	})
 	apidocs.Register(public.Open())
 	public.ServeProblemPages()
+	if err := pages.Register(public, pages.Services{
+		Users: id.users, Accounts: accountService, Grants: id.Grants, Enrolment: id.Enrolment, Groups: groupService,
+		Registrations: registrationService, URL: issuer,
+	}); err != nil {
+		return edges{}, err
+	}
 
 	admin, err := httpapi.New(ctx, httpapi.Options{Document: openapi.Admin, Authenticate: httpapi.Operator, Answers: answers, Log: d.log, Metrics: metrics})
 	if err != nil {

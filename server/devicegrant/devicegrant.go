@@ -129,6 +129,18 @@ func (s *Service) Begin(ctx context.Context, r Request) (Begun, error) {
 type Approver struct {
 	AccountID models.AccountID
 	UserID    string
+	// From is where the approver is.
+	From netip.Addr
+	// Fresh says that the password was typed within the last minutes, and Typed that it was typed for this very decision. An operator,
+	// who has none, has both.
+	Fresh, Typed bool
+}
+
+// MustConfirm tells whether the approver has to type the password for an approval: always if that was long ago, and for this very decision
+// if the device is in another network than the approver. Who was talked into typing a stranger's code gets a second look at it.
+func (a Approver) MustConfirm(g models.DeviceGrant) bool {
+	elsewhere := g.SourcePrefix == "" || g.SourcePrefix != prefix(a.From)
+	return !a.Fresh || elsewhere && !a.Typed
 }
 
 // Pending tells what asks with this user code, in whatever spelling it was typed. A code that nobody asks with is CodeNotFound; after
@@ -154,7 +166,8 @@ type Decision struct {
 	Name string
 }
 
-// Decide approves or refuses, once. A premises of another account is CodeNotFound.
+// Decide approves or refuses, once. A premises of another account is CodeNotFound; an approval that the password is missing for is
+// CodeConfirmFirst, and the grant goes on waiting.
 func (s *Service) Decide(ctx context.Context, a Approver, typed string, d Decision) (g models.DeviceGrant, err error) {
 	var refusal error
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
@@ -163,6 +176,10 @@ func (s *Service) Decide(ctx context.Context, a Approver, typed string, d Decisi
 		}
 		status := models.GrantRefused
 		if d.Approve {
+			if a.MustConfirm(g) {
+				refusal = models.Errorf(models.CodeConfirmFirst, "Type your password to approve this.")
+				return nil
+			}
 			status = models.GrantApproved
 			if g.ClientID != ClientApp {
 				p, found, err := tx.Premises(d.PremisesID)

@@ -110,7 +110,7 @@ func newLab(t testing.TB, db *storetest.DB, st *store.Store, kekFile, issuer str
 	})
 	registry := prometheus.NewRegistry()
 	hub := longpoll.New(longpoll.Options{
-		Epoch: st.Epoch, Revisions: st.RevisionsOf, Information: l.Groups.Information, Render: httpapi.RenderInformation(servertest.MaxStale),
+		Epoch: st.Epoch, Revisions: st.RevisionsOf, Information: l.Groups.Information, Render: httpapi.RenderInformation,
 		Record: st.RecordPolls, MaxWaiters: 10, Log: log, Metrics: registry,
 	})
 	edge, err := httpapi.New(ctx, httpapi.Options{
@@ -120,7 +120,7 @@ func newLab(t testing.TB, db *storetest.DB, st *store.Store, kekFile, issuer str
 	require.NoError(t, err)
 	httpapi.Mount(edge, httpapi.Services{
 		Registrations: l.Registrations, Accounts: l.Accounts, Users: l.Users, Enrolment: l.Enrolment, Groups: l.Groups, Gateways: l.Gateways, Polls: hub,
-		OAuth: l.OAuth, Keys: ring, Ready: st.Ping, MaxStale: servertest.MaxStale, Version: "test",
+		OAuth: l.OAuth, Keys: ring, Ready: st.Ping, Version: "test",
 	})
 	server.Config.Handler, err = edge.Handler()
 	require.NoError(t, err)

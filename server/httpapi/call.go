@@ -24,6 +24,9 @@ type call struct {
 	// limited tells that the answer has the headers of a limit, and remaining what they say.
 	limited   bool
 	remaining int
+	// page and visit are nil if no page was meant.
+	page  *servedPage
+	visit *Visit
 }
 
 type callKey struct{}

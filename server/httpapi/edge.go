@@ -64,7 +64,8 @@ type Edge struct {
 	limits       Limits
 	answers      *idempotency.Keeper
 	rules        authz.Table
-	operations   map[string]*operation // by method and gin's path
+	operations   map[string]*operation  // by method and gin's path
+	pages        map[string]*servedPage // likewise
 	log          *slog.Logger
 	metrics      *Metrics
 }
@@ -83,7 +84,8 @@ func New(ctx context.Context, o Options) (*Edge, error) {
 		return nil, fmt.Errorf("the contract doesn't say who may do what: %w", err)
 	}
 	e := &Edge{
-		authenticate: o.Authenticate, nonce: o.Nonce, crossOrigin: o.CrossOrigin, limits: o.Limits, answers: o.Answers, rules: rules, operations: operations(doc),
+		authenticate: o.Authenticate, nonce: o.Nonce, crossOrigin: o.CrossOrigin, limits: o.Limits, answers: o.Answers,
+		rules: rules, operations: operations(doc), pages: map[string]*servedPage{},
 		log: o.Log, metrics: o.Metrics,
 	}
 
@@ -143,6 +145,10 @@ func (e *Edge) identify(c *gin.Context) {
 	info := &call{id: strings.ToLower(rand.Text()), remote: remote.Unmap().WithZone("")}
 	if op := e.operations[c.Request.Method+" "+c.FullPath()]; op != nil {
 		info.operation = op.id
+	}
+	if p := e.pages[c.Request.Method+" "+c.FullPath()]; p != nil {
+		info.page = p
+		info.visit = &Visit{Writer: c.Writer, Page: &p.Page, Remote: info.remote, ID: info.id}
 	}
 	c.Request = c.Request.WithContext(withCall(c.Request.Context(), info))
 	c.Header("X-Request-Id", info.id)
@@ -251,6 +257,10 @@ func (e *Edge) refuse(c *gin.Context, err error) {
 		e.log.Warn("a request could not be served", "request", info.id, "operation", info.operation, "error", err)
 	}
 	e.challenge(c, refusal)
+	if info.page != nil {
+		e.refusePage(c, info, refusal)
+		return
+	}
 	if op := e.operations[c.Request.Method+" "+c.FullPath()]; op != nil && op.oauth {
 		problem.WriteOAuth(c.Writer, refusal, info.id)
 		return

@@ -90,6 +90,17 @@ var catalogue = map[models.Code]row{
 // Status is the HTTP status of a code; a code that the catalogue doesn't know is a fault of ours, 500.
 func Status(code models.Code) int { return lookup(code).status }
 
+// Wait is how many seconds to wait before trying again may help; 0 if waiting doesn't.
+func Wait(e *models.Error) int {
+	if wait, ok := e.Fields[RetryAfter].(int); ok {
+		return wait
+	}
+	return lookup(e.Code).retryAfter
+}
+
+// Title says in a few words what a code means.
+func Title(code models.Code) string { return lookup(code).title }
+
 func lookup(code models.Code) row {
 	if r, ok := catalogue[code]; ok {
 		return r
@@ -172,11 +183,7 @@ func write(w http.ResponseWriter, e *models.Error, instance, media string, more 
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	h.Del("ETag")
-	wait, ok := e.Fields[RetryAfter].(int)
-	if !ok {
-		wait = lookup(e.Code).retryAfter
-	}
-	if wait > 0 {
+	if wait := Wait(e); wait > 0 {
 		h.Set("Retry-After", strconv.Itoa(wait))
 	}
 	w.WriteHeader(status)

@@ -58,6 +58,9 @@ func New(st *store.Store, a *accounts.Service, h *passwords.Hasher, d *passwords
 	return &Service{store: st, accounts: a, hasher: h, delays: d, signUp: s}
 }
 
+// SignUp says who may create an account here.
+func (s *Service) SignUp() SignUp { return s.signUp }
+
 // NewUser is who signs up.
 type NewUser struct {
 	Name     string
