@@ -136,7 +136,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 	groupService := groups.New(d.store)
 	d.hub = longpoll.New(longpoll.Options{
 		Epoch:       d.store.Epoch,
-		Revisions:   d.store.RevisionsOf,
+		Standings:   d.store.StandingsOf,
 		Information: groupService.Information,
 		Render:      httpapi.RenderInformation(d.cfg.MaxStale),
 		Record:      d.store.RecordPolls,
@@ -171,6 +171,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		Nonce:          id.nonces.Current,
 		CrossOrigin:    crossOrigin,
 		Limits:         limits,
+		Refused:        id.refusals.Add,
 		TrustedProxies: proxies, Log: d.log, Metrics: metrics,
 	})
 	if err != nil {

@@ -14,8 +14,10 @@ import (
 
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/gin-gonic/gin"
+	"github.com/golang-jwt/jwt/v5"
 
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/server/audit"
 	"github.com/groupcast/groupcast/server/authz"
 	"github.com/groupcast/groupcast/server/dpop"
 	"github.com/groupcast/groupcast/server/longpoll"
@@ -45,6 +47,8 @@ type Options struct {
 	// CrossOrigin refuses what pages of other sites send with a user's cookie; nil if no user can log in here.
 	CrossOrigin *http.CrossOriginProtection
 	Limits      Limits
+	// Refused is told of every request that somebody was not allowed; nil tells nobody.
+	Refused func(by audit.Caller, operation string, why models.Code)
 	// TrustedProxies are those whose X-Forwarded-For is believed.
 	TrustedProxies []netip.Prefix
 	Log            *slog.Logger
@@ -59,6 +63,7 @@ type Edge struct {
 	nonce        func() string
 	crossOrigin  *http.CrossOriginProtection
 	limits       Limits
+	refused      func(by audit.Caller, operation string, why models.Code)
 	rules        authz.Table
 	operations   map[string]*operation // by method and gin's path
 	log          *slog.Logger
@@ -79,7 +84,7 @@ func New(ctx context.Context, o Options) (*Edge, error) {
 		return nil, fmt.Errorf("the contract doesn't say who may do what: %w", err)
 	}
 	e := &Edge{
-		authenticate: o.Authenticate, nonce: o.Nonce, crossOrigin: o.CrossOrigin, limits: o.Limits, rules: rules, operations: operations(doc),
+		authenticate: o.Authenticate, nonce: o.Nonce, crossOrigin: o.CrossOrigin, limits: o.Limits, refused: o.Refused, rules: rules, operations: operations(doc),
 		log: o.Log, metrics: o.Metrics,
 	}
 
@@ -247,11 +252,31 @@ func (e *Edge) refuse(c *gin.Context, err error) {
 		e.log.Warn("a request could not be served", "request", info.id, "operation", info.operation, "error", err)
 	}
 	e.challenge(c, refusal)
-	if op := e.operations[c.Request.Method+" "+c.FullPath()]; op != nil && op.oauth {
+	op := e.operations[c.Request.Method+" "+c.FullPath()]
+	if op != nil && e.refused != nil && denied(c, refusal) && !audit.Noted(c.Request.Context()) {
+		e.refused(callerOf(c), op.id, refusal.Code)
+	}
+	if op != nil && op.oauth {
 		problem.WriteOAuth(c.Writer, refusal, info.id)
 		return
 	}
 	problem.Write(c.Writer, refusal, info.id)
+}
+
+// denied tells whether a refusal is one that the audit log keeps: somebody wanted what is not theirs to do. What is a step of a protocol, or a
+// token that ended with its time, is none; nor is a read without a good token, which tells of nobody.
+func denied(c *gin.Context, refusal *models.Error) bool {
+	reads := c.Request.Method == http.MethodGet || c.Request.Method == http.MethodHead
+	switch refusal.Code {
+	case models.CodeForbidden, models.CodeNotFound, models.CodeContradictsToken:
+		return !reads || callOf(c).principal != nil
+	case models.CodeUnauthenticated:
+		proof, isProof := errors.AsType[*dpop.Error](refusal.Cause)
+		return !reads && !errors.Is(refusal.Cause, jwt.ErrTokenExpired) && (!isProof || proof.Code != dpop.UseNonce)
+	case models.CodeCrossSite, models.CodeInvalidClient, models.CodeInvalidGrant, models.CodeInvalidDPoPProof, models.CodeUnauthorizedClient:
+		return true
+	}
+	return false
 }
 
 // statusClientGone is what the log and the metrics show when nobody waited for the answer.

@@ -30,19 +30,21 @@ func TestSchemaIsChecked(t *testing.T) {
 		require.NotEmpty(t, status)
 		for i, m := range status {
 			require.True(t, m.Applied, m.Name)
-			require.EqualValues(t, i+1, m.Version)
+			if i > 0 {
+				require.Greater(t, m.Version, status[i-1].Version)
+			}
 			require.False(t, m.AppliedAt.IsZero())
 			require.True(t, strings.HasSuffix(m.Name, ".sql"))
 		}
 		require.NoError(t, db.Migrate(ctx), "again changes nothing")
-		last := len(status)
+		last := status[len(status)-1].Version
 
 		db.Exec(t, fmt.Sprintf("DELETE FROM goose_db_version WHERE version_id = %d", last))
 		err = db.CheckSchema(ctx)
 		if last == 1 {
 			require.ErrorContains(t, err, "no schema yet")
 		} else {
-			require.ErrorContains(t, err, fmt.Sprintf("has schema version %d and this groupcastd needs %d", last-1, last))
+			require.ErrorContains(t, err, fmt.Sprintf("has schema version %d and this groupcastd needs %d", status[len(status)-2].Version, last))
 		}
 		require.ErrorContains(t, err, "groupcastd migrate up")
 		insert := "INSERT INTO goose_db_version (version_id, is_applied) VALUES (99, true)"
