@@ -181,6 +181,12 @@ func (h *Hub) await(ctx context.Context, r Request, w *waiter, at Cursor, draini
 			}
 			a, err := h.answer(ctx, r.Gateway, now)
 			a.Close = why == Draining
+			switch {
+			case now.Epoch != at.Epoch:
+				a.Resync = ResyncEpoch
+			case now.Revision < at.Revision:
+				a.Resync = ResyncAhead
+			}
 			return a, why, err
 		case why == Changed:
 			h.metrics.emptyWakes.Inc() // the hint was for nothing; go on waiting
