@@ -254,6 +254,7 @@ func TestARestoredDatabaseWakesEverybody(t *testing.T) {
 		require.True(t, p.isDone())
 		assert.Equal(t, longpoll.Cursor{Epoch: "e2", Revision: 3}, p.answer.Cursor)
 		assert.Equal(t, "e2.3", string(p.answer.Body))
+		assert.Equal(t, longpoll.ResyncEpoch, p.answer.Resync, "without it the gateway would take it for an old answer")
 	})
 }
 

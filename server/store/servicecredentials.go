@@ -45,6 +45,6 @@ func (tx *Tx) DeleteServiceCredential(service models.ServiceID, id string) (foun
 
 // EndServiceTokens ends every token that was issued for a service until now.
 func (tx *Tx) EndServiceTokens(id models.ServiceID) error {
-	_, err := tx.exec("UPDATE services SET not_before = ({now} / 1000 + 1) * 1000 WHERE id = ?", string(id))
+	_, err := tx.exec("UPDATE services SET not_before = "+nextNotBefore+" WHERE id = ?", string(id))
 	return err
 }
