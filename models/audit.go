@@ -29,9 +29,21 @@ type AuditRow struct {
 	// Source is the network of the caller.
 	Source    netip.Prefix
 	RequestID string
+	// Count is how many refusals it stands for; 1 for everything else.
+	Count int64
 	// Seq is its place in the hash chain, from 1; 0 until it is sealed, which takes about a second. Hash is the chain's hash there, in hex.
 	Seq  int64
 	Hash string
+}
+
+// AuditFilter chooses rows. What is empty chooses all.
+type AuditFilter struct {
+	AccountID AccountID
+	// Actor and Action are as rows have them.
+	Actor  string
+	Action string
+	// Since is the first time and Until the first one too late.
+	Since, Until time.Time
 }
 
 // AuditHead is a place in the hash chain: its last row and the hash there.

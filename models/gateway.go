@@ -86,6 +86,14 @@ func Hosts(p netip.Prefix) AddrRange {
 	return AddrRange{First: r.First.Next(), Last: r.Last.Prev()}
 }
 
+// Standing is where a gateway stands: what its polls are answered by.
+type Standing struct {
+	// Revision is that of its group information.
+	Revision int64
+	// NotBefore ends every token that was issued earlier; zero if none was withdrawn.
+	NotBefore time.Time
+}
+
 // Poll says that a gateway asked for its group information and, by the cursor it sent, what it holds: its acknowledgement.
 type Poll struct {
 	GatewayID ID

@@ -1,6 +1,9 @@
 package models
 
-import "slices"
+import (
+	"slices"
+	"time"
+)
 
 // Kind says what a caller is (SPEC §8).
 type Kind string
@@ -28,6 +31,8 @@ type Principal struct {
 	Fresh  bool
 	// Session is the digest of the session's token; nil for an app's access token.
 	Session []byte
+	// IssuedAt and ExpiresAt are the access token's; zero for a session and an operator.
+	IssuedAt, ExpiresAt time.Time
 }
 
 // HasScope tells whether the token was granted the scope.

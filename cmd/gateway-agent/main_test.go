@@ -108,18 +108,18 @@ func TestTheCommandLine(t *testing.T) {
 		stdout string
 		stderr string
 	}{
-		"nothing":         {nil, exitUsage, "", "gateway-agent run "},
-		"unknown command": {[]string{"fly"}, exitUsage, "", `there is no command "fly"`},
-		"help":            {[]string{"--help"}, exitOK, "gateway-agent run ", ""},
-		"help of run":     {[]string{"run", "-h"}, exitOK, "-lan-prefix PREFIX", ""},
-		"version":         {[]string{"version"}, exitOK, "gateway-agent devel linux/", ""},
-		"unknown flag":    {[]string{"run", "--lan-adress", "x"}, exitUsage, "", "-lan-adress"},
-		"argument":        {[]string{"run", "now"}, exitUsage, "", `no argument "now"`},
-		"bad value":       {[]string{"run", "--lan-prefix", "x"}, exitUsage, "", "lan-prefix (--lan-prefix)"},
-		"what is missing": {[]string{"run"}, exitUsage, "", "uplink-address: give"},
-		"no agent":        {[]string{"status", "--state-dir", "/does/not/exist"}, exitFault, "", "is it running"},
+		"nothing":          {nil, exitUsage, "", "gateway-agent run "},
+		"unknown command":  {[]string{"fly"}, exitUsage, "", `there is no command "fly"`},
+		"help":             {[]string{"--help"}, exitOK, "gateway-agent run ", ""},
+		"help of run":      {[]string{"run", "-h"}, exitOK, "-lan-prefix PREFIX", ""},
+		"version":          {[]string{"version"}, exitOK, "gateway-agent devel linux/", ""},
+		"unknown flag":     {[]string{"run", "--lan-adress", "x"}, exitUsage, "", "-lan-adress"},
+		"argument":         {[]string{"run", "now"}, exitUsage, "", `no argument "now"`},
+		"bad value":        {[]string{"run", "--lan-prefix", "x"}, exitUsage, "", "lan-prefix (--lan-prefix)"},
+		"what is missing":  {[]string{"run"}, exitUsage, "", "uplink-address: give"},
+		"no agent":         {[]string{"status", "--state-dir", "/does/not/exist"}, exitFault, "", "is it running"},
 		"guard of nothing": {[]string{"guard"}, exitUsage, "", "group-range or lan-address: give one"},
-		"bad watch":       {[]string{"status", "--watch=maybe"}, exitUsage, "", "watch"},
+		"bad watch":        {[]string{"status", "--watch=maybe"}, exitUsage, "", "watch"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			code, stdout, stderr := finish(t, test.args...)

@@ -26,10 +26,7 @@ type operator struct {
 
 func (p *program) admin() *cobra.Command {
 	o := &operator{program: p}
-	admin := &cobra.Command{Use: "admin", Short: "Bootstrap accounts and mint tokens, on the host of the service"}
-	admin.PersistentFlags().StringVar(&o.dataDir, "data-dir", "", "data directory `DIR` of the groupcastd on this host")
-	describeVariable(admin.PersistentFlags().Lookup("data-dir"))
-	admin.AddCommand(
+	return o.group("admin", "Bootstrap accounts and mint tokens, on the host of the service",
 		group("account", "Accounts, the tenants", o.accountCreate(), o.accountList()),
 		group("premises", "Homes and buildings", o.premisesCreate()),
 		group("device", "Cameras, gateways, receivers, phones", o.deviceCreate(), o.deviceSet(), o.deviceDelete()),
@@ -40,7 +37,14 @@ func (p *program) admin() *cobra.Command {
 		group("keys", "The keys that sign tokens", o.keysList(), o.keysRotate()),
 		group("epoch", "This life of the database", o.epochRotate()),
 	)
-	return admin
+}
+
+// group makes the commands that reach the service on this host.
+func (o *operator) group(use, short string, commands ...*cobra.Command) *cobra.Command {
+	g := group(use, short, commands...)
+	g.PersistentFlags().StringVar(&o.dataDir, "data-dir", "", "data directory `DIR` of the groupcastd on this host")
+	describeVariable(g.PersistentFlags().Lookup("data-dir"))
+	return g
 }
 
 func group(use, short string, commands ...*cobra.Command) *cobra.Command {

@@ -213,3 +213,23 @@ func (o *operator) showKeys(all *adminapi.SigningKeyList) error {
 		return report.Table(o.out, []string{"KID", "ALG", "STATE", "SINCE", "UNTIL"}, rows)
 	})
 }
+
+func (o *operator) invite() *cobra.Command {
+	var account, file string
+	cmd := o.command("invite", "Make an invitation to sign up", cobra.NoArgs,
+		func(ctx context.Context, c *adminclient.ClientWithResponses, _ []string) error {
+			r, err := c.CreateInvitationWithResponse(ctx, nil, adminapi.InvitationRequest{AccountID: given(models.AccountID(account))})
+			if err != nil {
+				return err
+			}
+			i, err := refusal.Value(r.JSON200, r, r.HTTPResponse.Header)
+			if err != nil {
+				return err
+			}
+			return o.secret(file, i.Invitation, i)
+		})
+	cmd.Long = "Make an invitation, good once and for 7 days: for a new account or, with --account, for a further user of that account."
+	cmd.Flags().StringVar(&account, "account", "", "`ID` of the account that the user belongs to")
+	cmd.Flags().StringVar(&file, "out", "", "write the invitation to this `FILE` instead of standard output")
+	return cmd
+}

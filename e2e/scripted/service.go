@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -165,6 +166,7 @@ func (s *Service) GetGroupInformation(ctx context.Context, r ginserver.GetGroupI
 		if etag != fmt.Sprintf("%q", p.Cursor) {
 			answer := ginserver.GetGroupInformation200JSONResponse{Body: info}
 			answer.Headers.ETag = etag
+			answer.Headers.GroupcastResync = resync(p.Cursor, info)
 			return answer, nil
 		}
 		select {
@@ -177,6 +179,21 @@ func (s *Service) GetGroupInformation(ctx context.Context, r ginserver.GetGroupI
 			return nil, ctx.Err()
 		}
 	}
+}
+
+// resync says why an answer doesn't follow what was asked about; nil if it does.
+func resync(cursor string, info api.GroupInformation) *string {
+	epoch, revision, ok := strings.Cut(cursor, ".")
+	asked, _ := strconv.ParseInt(revision, 10, 64)
+	is, _ := strconv.ParseInt(info.Revision, 10, 64)
+	why := "unknown-epoch"
+	switch {
+	case !ok || epoch == info.Epoch && asked <= is:
+		return nil
+	case epoch == info.Epoch:
+		why = "ahead"
+	}
+	return &why
 }
 
 // Pipe is a listener whose connections never leave the process, so that a test in a synctest bubble can speak real HTTP.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -216,13 +217,17 @@ func (p *Poller) poll(ctx context.Context, held Held) (Answer, error) {
 		if err == nil && etag != `"`+info.Cursor()+`"` {
 			err = errors.New("its ETag is not its epoch and revision")
 		}
+		if err == nil && a.header.Get(resyncHeader) == "" && !follows(held.Cursor, info) {
+			err = errors.New("it is older than what is held, or of another life of the server's database, and the server doesn't say why: an answer from a cache, or " +
+				"one that was recorded")
+		}
 		if err != nil {
 			p.counts.refused.Add(1)
 			// The server may know another declaration, for example an older one from a backup.
 			p.declared = false
 			return Answer{}, fmt.Errorf("refused, the last good one stays in force: %w", err)
 		}
-		if why := a.header.Get("Groupcast-Resync"); why != "" {
+		if why := a.header.Get(resyncHeader); why != "" {
 			p.config.Log.Warn("the server did not know the cursor and sent everything", "why", why)
 		}
 		if epoch, _, ok := strings.Cut(held.Cursor, "."); ok && epoch != info.Epoch {
@@ -234,6 +239,20 @@ func (p *Poller) poll(ctx context.Context, held Held) (Answer, error) {
 		p.declared = false
 	}
 	return Answer{}, a.failure()
+}
+
+// resyncHeader is where a server says why it answers with something that doesn't follow what was asked about.
+const resyncHeader = "Groupcast-Resync"
+
+// follows tells whether a snapshot is what is held or newer, in the same life of the server's database. The server never sends anything else
+// without saying so: it can't know whether another answer was kept and played again.
+func follows(cursor string, info *Information) bool {
+	epoch, revision, ok := strings.Cut(cursor, ".")
+	if !ok {
+		return true // nothing is held
+	}
+	n, err := strconv.ParseInt(revision, 10, 64)
+	return err == nil && epoch == info.Epoch && info.Revision >= n
 }
 
 // Counts says how the polls went since the start.

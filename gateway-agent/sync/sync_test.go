@@ -577,6 +577,57 @@ func TestWhatIsNotAnAnswerToTheQuestionIsRefused(t *testing.T) {
 	}
 }
 
+// Whoever plays an answer again that was once true, such as a cache in between, changes nothing: members that left since stay out.
+func TestAttackAnOlderAnswerIsPlayedAgain(t *testing.T) {
+	played := func(info api.GroupInformation, resync string) scripted.Fault {
+		body, err := json.Marshal(info)
+		require.NoError(t, err)
+		return func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method != http.MethodGet {
+				return false
+			}
+			w.Header().Set("Content-Type", "application/json")
+			w.Header().Set("ETag", fmt.Sprintf(`"%s.%s"`, info.Epoch, info.Revision))
+			if resync != "" {
+				w.Header().Set("Groupcast-Resync", resync)
+			}
+			_, _ = w.Write(body)
+			return true
+		}
+	}
+	for name, c := range map[string]struct {
+		info   api.GroupInformation
+		resync string
+		taken  bool
+	}{
+		"an older revision":              {information("e1", 5), "", false},
+		"another life":                   {information("e0", 99), "", false},
+		"a restore that the server says": {information("e0", 3), "unknown-epoch", true},
+		"a cursor ahead, as it says":     {information("e1", 5), "ahead", true},
+		"a newer one":                    {information("e1", 12), "", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, "e1.7", func(t *testing.T, v *conversation) {
+				synctest.Wait()
+				v.service.SetFault(played(c.info, c.resync))
+				time.Sleep(2 * time.Minute)
+				cursor := c.info.Epoch + "." + c.info.Revision
+				if c.taken {
+					assert.Contains(t, v.versions(), cursor)
+					return
+				}
+				assert.NotContains(t, v.versions(), cursor)
+				assert.Contains(t, v.log.String(), "older than what is held")
+				v.service.SetFault(nil)
+				v.service.Set(information("e1", 9))
+				time.Sleep(31 * time.Second)
+				synctest.Wait()
+				assert.Contains(t, v.versions(), "e1.9", "what is true is taken again")
+			})
+		})
+	}
+}
+
 func TestTheServersCertificateIsChecked(t *testing.T) {
 	service := scripted.New(information("e1", 7), token)
 	server := httptest.NewTLSServer(service.Handler())

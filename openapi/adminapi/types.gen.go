@@ -122,7 +122,9 @@ type AuditPage struct {
 
 // AuditReport defines model for AuditReport.
 type AuditReport struct {
-	Broken bool `json:"broken"`
+	// Base The last row that was removed because of its age, as SEQ.HASH; 0. if none was.
+	Base   string `json:"base"`
+	Broken bool   `json:"broken"`
 
 	// Head The end of the part that is as it was sealed.
 	Head string `json:"head"`
@@ -147,7 +149,10 @@ type AuditRow struct {
 	Actor     string  `json:"actor"`
 
 	// At RFC 3339 with milliseconds.
-	At     string  `json:"at"`
+	At string `json:"at"`
+
+	// Count How many refusals that are alike the row stands for; absent for one.
+	Count  *int32  `json:"count,omitempty"`
 	ID     string  `json:"id"`
 	Object *string `json:"object,omitempty"`
 
@@ -579,6 +584,18 @@ type ListAuditParams struct {
 
 	// AccountID Only the rows of this account.
 	AccountID *AccountID `form:"accountId,omitempty" json:"accountId,omitempty"`
+
+	// Actor Only what this one did, as rows have it, for example device/664123086043511412.
+	Actor *string `form:"actor,omitempty" json:"actor,omitempty"`
+
+	// Action Only this action, for example device.remove.
+	Action *string `form:"action,omitempty" json:"action,omitempty"`
+
+	// Since Only rows from this time on, RFC 3339.
+	Since *time.Time `form:"since,omitempty" json:"since,omitempty"`
+
+	// Until Only rows from before this time, RFC 3339.
+	Until *time.Time `form:"until,omitempty" json:"until,omitempty"`
 }
 
 // VerifyAuditParams defines parameters for VerifyAudit.

@@ -125,7 +125,7 @@ type ClientInterface interface {
 
 	// VerifyAudit Verify the hash chain of the audit log
 	//
-	// Reads the whole log. Note the head somewhere else and give it as anchor the next time: then also a chain that was cut off or
+	// Reads all that is kept of the log, from the base on. Note the head somewhere else and give it as anchor the next time: then also a chain that was cut off or
 	// written anew is found.
 	//
 	// Corresponds with GET /admin/audit/verify (the `VerifyAudit` operationId).
@@ -460,7 +460,7 @@ func (c *Client) ListAudit(ctx context.Context, params *ListAuditParams, reqEdit
 
 // VerifyAudit Verify the hash chain of the audit log
 //
-// Reads the whole log. Note the head somewhere else and give it as anchor the next time: then also a chain that was cut off or
+// Reads all that is kept of the log, from the base on. Note the head somewhere else and give it as anchor the next time: then also a chain that was cut off or
 // written anew is found.
 //
 // Corresponds with GET /admin/audit/verify (the `VerifyAudit` operationId).
@@ -1186,6 +1186,54 @@ func NewListAuditRequest(server string, params *ListAuditParams) (*http.Request,
 		if params.AccountID != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "accountId", *params.AccountID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Actor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "actor", *params.Actor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Action != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "action", *params.Action, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Since != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "since", *params.Since, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Until != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "until", *params.Until, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
 				return nil, err
 			} else {
 				for _, qp := range strings.Split(queryFrag, "&") {
@@ -2108,7 +2156,7 @@ type ClientWithResponsesInterface interface {
 
 	// VerifyAuditWithResponse Verify the hash chain of the audit log
 	//
-	// Reads the whole log. Note the head somewhere else and give it as anchor the next time: then also a chain that was cut off or
+	// Reads all that is kept of the log, from the base on. Note the head somewhere else and give it as anchor the next time: then also a chain that was cut off or
 	// written anew is found.
 	//
 	// Returns a wrapper object for the known response body format(s).
@@ -3579,7 +3627,7 @@ func (c *ClientWithResponses) ListAuditWithResponse(ctx context.Context, params 
 
 // VerifyAuditWithResponse Verify the hash chain of the audit log
 //
-// Reads the whole log. Note the head somewhere else and give it as anchor the next time: then also a chain that was cut off or
+// Reads all that is kept of the log, from the base on. Note the head somewhere else and give it as anchor the next time: then also a chain that was cut off or
 // written anew is found.
 //
 // Returns a wrapper object for the known response body format(s).

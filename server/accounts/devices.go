@@ -174,11 +174,11 @@ func (s *Service) DeleteDevice(ctx context.Context, account models.AccountID, id
 		if err != nil {
 			return err
 		}
-		if changed, err = registrations.EndOwned(tx, store.Owner{Device: id}); err != nil {
+		if changed, err = registrations.EndOwned(ctx, tx, store.Owner{Device: id}); err != nil {
 			return err
 		}
 		if d.Type == models.DeviceGateway {
-			if err := deleteGateway(tx, id); err != nil {
+			if err := deleteGateway(ctx, tx, id); err != nil {
 				return err
 			}
 			changed = append(changed, id) // whoever waits for its group information hears that it is gone
@@ -199,8 +199,29 @@ func (s *Service) DeleteDevice(ctx context.Context, account models.AccountID, id
 	return nil
 }
 
+// EndDeviceTokens ends every token of a device, and what still waits with one.
+func (s *Service) EndDeviceTokens(ctx context.Context, id models.ID) error {
+	err := s.store.Write(ctx, func(tx *store.Tx) error {
+		d, found, err := tx.Device(id)
+		if err != nil || !found { // then its tokens are gone as well
+			return err
+		}
+		if err := tx.EndDeviceTokens(id); err != nil {
+			return err
+		}
+		return audit.Note(ctx, tx, audit.Entry{Account: d.AccountID, Action: audit.TokenRevoke, Object: audit.OfDevice(id)})
+	})
+	if err == nil {
+		s.TokensEnded(id)
+	}
+	return err
+}
+
+// TokensEnded is called after the commit that ended a device's tokens: what waits with one hears of it at once.
+func (s *Service) TokensEnded(id models.ID) { s.waker.Wake(id) }
+
 // deleteGateway ends a gateway's groups and removes it with its addresses.
-func deleteGateway(tx *store.Tx, id models.ID) error {
+func deleteGateway(ctx context.Context, tx *store.Tx, id models.ID) error {
 	gateway, found, err := tx.LockGateway(id)
 	if err != nil || !found {
 		return err
@@ -209,7 +230,7 @@ func deleteGateway(tx *store.Tx, id models.ID) error {
 	if err != nil {
 		return err
 	}
-	if _, err := registrations.EndGroups(tx, gateway, groups); err != nil {
+	if err := registrations.EndGroups(ctx, tx, gateway, groups); err != nil {
 		return err
 	}
 	return tx.DeleteGateway(id)

@@ -117,7 +117,7 @@ func (s *Service) DeleteLink(ctx context.Context, service models.ServiceID, acco
 		if !found {
 			return models.NotFound()
 		}
-		if changed, err = registrations.EndOwned(tx, store.Owner{Service: service, ServiceAccountID: link.ServiceAccountID}); err != nil {
+		if changed, err = registrations.EndOwned(ctx, tx, store.Owner{Service: service, ServiceAccountID: link.ServiceAccountID}); err != nil {
 			return err
 		}
 		err = tx.DeleteLink(link)

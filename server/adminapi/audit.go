@@ -2,7 +2,7 @@ package adminapi
 
 import (
 	"context"
-	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -25,7 +25,10 @@ func (h *Handlers) CreateInvitation(ctx context.Context, r adminserver.CreateInv
 
 // ListAudit lists the audit log.
 func (h *Handlers) ListAudit(ctx context.Context, r adminserver.ListAuditRequestObject) (adminserver.ListAuditResponseObject, error) {
-	rows, next, err := audit.List(ctx, h.store, value(r.Params.AccountID), models.Page{Size: int(value(r.Params.PageSize)), Token: value(r.Params.PageToken)})
+	filter := models.AuditFilter{
+		AccountID: value(r.Params.AccountID), Actor: value(r.Params.Actor), Action: value(r.Params.Action), Since: value(r.Params.Since), Until: value(r.Params.Until),
+	}
+	rows, next, err := audit.List(ctx, h.store, filter, models.Page{Size: int(value(r.Params.PageSize)), Token: value(r.Params.PageToken)})
 	if err != nil {
 		return nil, err
 	}
@@ -44,18 +47,24 @@ func auditRow(a models.AuditRow) adminapi.AuditRow {
 	if a.Source.IsValid() {
 		row.Source = orNil(a.Source.String())
 	}
+	if a.Count > 1 {
+		row.Count = orNil(int32(min(a.Count, math.MaxInt32)))
+	}
 	if a.Seq > 0 {
 		row.Seq = orNil(strconv.FormatInt(a.Seq, 10))
 	}
 	return row
 }
 
-func orNil(s string) *string {
-	if s == "" {
+func orNil[T comparable](v T) *T {
+	var zero T
+	if v == zero {
 		return nil
 	}
-	return &s
+	return &v
 }
+
+func place(h models.AuditHead) string { return strconv.FormatInt(h.Seq, 10) + "." + h.Hash }
 
 // VerifyAudit verifies the hash chain of the audit log.
 func (h *Handlers) VerifyAudit(ctx context.Context, r adminserver.VerifyAuditRequestObject) (adminserver.VerifyAuditResponseObject, error) {
@@ -73,7 +82,7 @@ func (h *Handlers) VerifyAudit(ctx context.Context, r adminserver.VerifyAuditReq
 		return nil, err
 	}
 	answer := adminserver.VerifyAudit200JSONResponse{
-		Head: fmt.Sprintf("%d.%s", report.Head.Seq, report.Head.Hash), Unsealed: int32(min(report.Unsealed, 1<<31-1)), Waiting: int32(report.Waiting / time.Second),
+		Head: place(report.Head), Base: place(report.Base), Unsealed: int32(min(report.Unsealed, 1<<31-1)), Waiting: int32(report.Waiting / time.Second),
 	}
 	if b := report.Break; b != nil {
 		answer.Broken, answer.What, answer.Row = true, &b.What, orNil(string(b.ID))

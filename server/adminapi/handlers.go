@@ -11,6 +11,7 @@ import (
 	"github.com/groupcast/groupcast/openapi/adminapi"
 	"github.com/groupcast/groupcast/openapi/adminserver"
 	"github.com/groupcast/groupcast/server/accounts"
+	"github.com/groupcast/groupcast/server/audit"
 	"github.com/groupcast/groupcast/server/backup"
 	"github.com/groupcast/groupcast/server/devicegrant"
 	"github.com/groupcast/groupcast/server/enrolment"
@@ -180,7 +181,7 @@ func (h *Handlers) mint(ctx context.Context, r adminapi.TokenRequest, life time.
 		if err != nil {
 			return "", err
 		}
-		return h.identity.Issuer.Service(s, tokens.Grant{Life: life})
+		return h.issued(ctx, "", audit.OfService(s.ID), func() (string, error) { return h.identity.Issuer.Service(s, tokens.Grant{Life: life}) })
 	}
 	d, err := h.accounts.Device(ctx, "", *r.DeviceID)
 	if err != nil {
@@ -189,7 +190,21 @@ func (h *Handlers) mint(ctx context.Context, r adminapi.TokenRequest, life time.
 	if err := bareToken(d); err != nil {
 		return "", err
 	}
-	return h.identity.Issuer.Device(d, tokens.Grant{Life: life})
+	return h.issued(ctx, d.AccountID, audit.OfDevice(d.ID), func() (string, error) { return h.identity.Issuer.Device(d, tokens.Grant{Life: life}) })
+}
+
+// issued mints a token that stands in the audit log.
+func (h *Handlers) issued(ctx context.Context, account models.AccountID, whose audit.Object, mint func() (string, error)) (token string, err error) {
+	err = h.store.Write(ctx, func(tx *store.Tx) error {
+		if token, err = mint(); err != nil {
+			return err
+		}
+		return audit.Note(ctx, tx, audit.Entry{Account: account, Action: audit.TokenIssue, Object: whose})
+	})
+	if err != nil {
+		return "", err
+	}
+	return token, nil
 }
 
 func account(a accounts.Account) adminapi.Account {

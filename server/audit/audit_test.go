@@ -98,13 +98,13 @@ func TestARowSaysWhatHappened(t *testing.T) {
 			audit.Entry{Actor: audit.By(camera), Account: "a_1", Action: audit.GroupJoin, Object: audit.OfGroup("g_1"), Source: netip.MustParseAddr("::ffff:198.51.100.7"), RequestID: "req-1"},
 			audit.Entry{Actor: audit.By(service), Account: "a_2", Action: audit.Request, Object: audit.OfDevice(42), Refused: models.CodeForbidden, Source: netip.MustParseAddr("2001:db8::7")},
 			audit.Entry{Action: audit.Login, Refused: models.CodeUnauthenticated},
-			audit.Entry{Actor: audit.System, Account: "a_1", Action: audit.GroupExpire, Object: audit.OfRegistration("r_1")},
+			audit.Entry{Actor: audit.System, Account: "a_1", Action: audit.GroupExpire, Object: audit.OfMember(models.Registration{ID: "r_1", GroupID: "g_1"})},
 			audit.Entry{Actor: audit.By(models.Principal{Kind: models.KindOperator}), Action: audit.ServiceCreate, Object: audit.OfService("svc")},
 			audit.Entry{Actor: audit.By(models.Principal{}), Action: audit.AccountCreate, Object: audit.OfAccount("a_3")},
 			audit.Entry{Actor: audit.By(models.Principal{Kind: models.KindGateway, Device: models.Device{ID: 9}}), Action: audit.GatewayDeclare, Object: audit.OfPremises("p_1")},
 		)
 		seal(t, db.Store)
-		rows, next, err := audit.List(t.Context(), db.Store, "", models.Page{})
+		rows, next, err := audit.List(t.Context(), db.Store, models.AuditFilter{}, models.Page{})
 		require.NoError(t, err)
 		assert.Empty(t, next)
 		require.Len(t, rows, 7)
@@ -124,23 +124,23 @@ func TestARowSaysWhatHappened(t *testing.T) {
 			"1|device/664123086043511412|a_1|group.join|group/g_1|ok||198.51.100.0/24|req-1",
 			"2|service/svc-upload|a_2|request|device/42|refused|forbidden|2001:db8::/64|",
 			"3|anonymous||login||refused|unauthenticated||",
-			"4|system|a_1|group.expire|registration/r_1|ok|||",
+			"4|system|a_1|group.expire|group/g_1/registration/r_1|ok|||",
 			"5|operator||service.create|service/svc|ok|||",
 			"6|anonymous||account.create|account/a_3|ok|||",
 			"7|gateway/9||gateway.declare|premises/p_1|ok|||",
 		}, got)
 
-		mine, _, err := audit.List(t.Context(), db.Store, "a_1", models.Page{})
+		mine, _, err := audit.List(t.Context(), db.Store, models.AuditFilter{AccountID: "a_1"}, models.Page{})
 		require.NoError(t, err)
 		require.Len(t, mine, 2, "an account sees its own")
 		assert.Equal(t, "group.expire", mine[0].Action)
-		page, next, err := audit.List(t.Context(), db.Store, "", models.Page{Size: 3})
+		page, next, err := audit.List(t.Context(), db.Store, models.AuditFilter{}, models.Page{Size: 3})
 		require.NoError(t, err)
 		assert.Equal(t, rows[:3], page)
-		page, _, err = audit.List(t.Context(), db.Store, "", models.Page{Size: 4, Token: next})
+		page, _, err = audit.List(t.Context(), db.Store, models.AuditFilter{}, models.Page{Size: 4, Token: next})
 		require.NoError(t, err)
 		assert.Equal(t, rows[3:], page)
-		_, _, err = audit.List(t.Context(), db.Store, "", models.Page{Token: "x"})
+		_, _, err = audit.List(t.Context(), db.Store, models.AuditFilter{}, models.Page{Token: "x"})
 		require.Error(t, err)
 	})
 }
@@ -224,7 +224,7 @@ func TestAttackTheEndOfTheChain(t *testing.T) {
 		whole := verify(t, db.Store, models.AuditHead{}).Head
 		hash := func(seq int64) string {
 			var h string
-			rows, _, err := audit.List(t.Context(), db.Store, "", models.Page{})
+			rows, _, err := audit.List(t.Context(), db.Store, models.AuditFilter{}, models.Page{})
 			require.NoError(t, err)
 			for _, r := range rows {
 				if r.Seq == seq {
@@ -256,7 +256,7 @@ func TestAttackTheEndOfTheChain(t *testing.T) {
 		assert.Nil(t, verify(t, db.Store, models.AuditHead{Seq: 6, Hash: six}).Break, "an anchor before the change is still good")
 
 		// A row put behind the end by hand stops the sealer, and Verify says why.
-		db.Exec(t, "INSERT INTO audit_rows SELECT 'e_forged', at, actor, account_id, action, object, result, reason, source, request_id, 9, hash FROM audit_rows WHERE seq = 8")
+		db.Exec(t, "INSERT INTO audit_rows SELECT 'e_forged', at, actor, account_id, action, object, result, reason, source, request_id, 9, hash, 1 FROM audit_rows WHERE seq = 8")
 		r = verify(t, db.Store, models.AuditHead{})
 		require.NotNil(t, r.Break)
 		assert.EqualValues(t, 9, r.Break.Seq)

@@ -23,6 +23,9 @@ func encode(a models.AuditRow) []byte {
 	for _, field := range []string{string(a.ID), a.Actor, string(a.AccountID), a.Action, a.Object, a.Result, a.Reason, source, a.RequestID} {
 		b = appendText(b, field)
 	}
+	if a.Count != 1 { // a row that stands for one has the encoding from before there was a count
+		b = binary.BigEndian.AppendUint64(b, uint64(a.Count))
+	}
 	return b
 }
 

@@ -14,7 +14,7 @@ import (
 func TestTheEncodingIsFrozen(t *testing.T) {
 	row := models.AuditRow{
 		ID: "e_01", At: time.UnixMilli(1_700_000_000_123), Actor: "device/664123086043511412", AccountID: "a_01", Action: "group.join",
-		Object: "group/g_01", Result: "refused", Reason: "not-found", Source: netip.MustParsePrefix("198.51.100.0/24"), RequestID: "r1", Seq: 7,
+		Object: "group/g_01", Result: "refused", Reason: "not-found", Source: netip.MustParsePrefix("198.51.100.0/24"), RequestID: "r1", Count: 1, Seq: 7,
 	}
 	const want = "21fa1fd8bb2c8992e072af89099ab08e2fa8c2a1bfdfb06585244c933b71cb8a" // computed by hand in another language
 	if got := next("00ff", row); got != want {
@@ -30,6 +30,7 @@ func TestTheEncodingIsInjective(t *testing.T) {
 			ID: models.AuditID(text.Draw(r, "id")), At: time.UnixMilli(rapid.Int64Range(0, 2).Draw(r, "at")), Actor: text.Draw(r, "actor"),
 			AccountID: models.AccountID(text.Draw(r, "account")), Action: text.Draw(r, "action"), Object: text.Draw(r, "object"),
 			Result: text.Draw(r, "result"), Reason: text.Draw(r, "reason"), RequestID: text.Draw(r, "request"), Seq: rapid.Int64Range(1, 2).Draw(r, "seq"),
+			Count:  rapid.Int64Range(1, 3).Draw(r, "count"),
 			Source: rapid.SampledFrom([]netip.Prefix{{}, netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8::/64")}).Draw(r, "source"),
 		}
 	})

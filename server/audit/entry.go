@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"strconv"
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/store"
@@ -49,8 +50,29 @@ func OfService(id models.ServiceID) Object { return Object{"service/" + string(i
 // OfGroup names one life of a group.
 func OfGroup(id models.GroupID) Object { return Object{"group/" + string(id)} }
 
-// OfRegistration names a member's lease.
-func OfRegistration(id models.RegistrationID) Object { return Object{"registration/" + string(id)} }
+// OfMember names a member's lease in one life of a group.
+func OfMember(r models.Registration) Object {
+	return Object{"group/" + string(r.GroupID) + "/registration/" + string(r.ID)}
+}
+
+// OfCredential names a credential of a service.
+func OfCredential(s models.ServiceID, id string) Object {
+	return Object{"service/" + string(s) + "/credential/" + id}
+}
+
+// OfKey names a signing key by its public kid.
+func OfKey(kid string) Object { return Object{"key/" + kid} }
+
+// OfOperation names an operation of the contract.
+func OfOperation(id string) Object { return Object{"operation/" + id} }
+
+// OfChain names a place in the audit log's own chain.
+func OfChain(at models.AuditHead) Object {
+	return Object{"audit/" + strconv.FormatInt(at.Seq, 10) + "." + at.Hash}
+}
+
+// OfEpoch names a life of the database.
+func OfEpoch(epoch string) Object { return Object{"epoch/" + epoch} }
 
 // OfUser is somebody who logs in.
 func OfUser(id string) Object { return Object{"user/" + id} }
@@ -72,6 +94,7 @@ var (
 	PremisesChange   = Action{"premises.change"}
 	PremisesRemove   = Action{"premises.remove"}
 	TicketCreate     = Action{"ticket.create"}
+	TicketRedeem     = Action{"ticket.redeem"}
 	DeviceEnrol      = Action{"device.enrol"}
 	DeviceApprove    = Action{"device.approve"}
 	DeviceDeny       = Action{"device.deny"}
@@ -79,18 +102,26 @@ var (
 	DeviceRemove     = Action{"device.remove"}
 	DeviceKeyReplace = Action{"device.key.replace"}
 	ServiceCreate    = Action{"service.create"}
-	ServiceChange    = Action{"service.change"}
+	CredentialCreate = Action{"credential.create"}
+	CredentialRemove = Action{"credential.remove"}
 	LinkPut          = Action{"link.put"}
 	LinkEnd          = Action{"link.end"}
 	TokenIssue       = Action{"token.issue"}
 	TokenRevoke      = Action{"token.revoke"}
-	KeyRotate        = Action{"key.rotate"}
+	KeyCreate        = Action{"key.create"} // it is published, and will sign later
+	KeyRotate        = Action{"key.rotate"} // it signs from now on
+	KeyRemove        = Action{"key.remove"}
 	GatewayDeclare   = Action{"gateway.declare"}
+	GroupCreate      = Action{"group.create"}
 	GroupJoin        = Action{"group.join"}
 	GroupMove        = Action{"group.move"}
 	GroupLeave       = Action{"group.leave"}
 	GroupExpire      = Action{"group.expire"}
-	Request          = Action{"request"} // any other request, for its refusal
+	GroupEnd         = Action{"group.end"}
+	LifeBegin        = Action{"life.begin"}   // the database was restored, or its epoch rotated
+	AuditPrune       = Action{"audit.prune"}  // rows that were older than audit-retention are gone
+	Request          = Action{"request"}      // any other request, for its refusal
+	RequestMore      = Action{"request.more"} // refusals of more kinds than are told apart
 )
 
 // Entry is what a row tells.
@@ -105,6 +136,8 @@ type Entry struct {
 	Source netip.Addr
 	// RequestID is the id that the edge gave the request.
 	RequestID string
+	// Count is how many refusals that are alike this is; 0 is 1.
+	Count int64
 }
 
 // What is text in an Entry has a form that no token, secret or address has: a code is letters, and a request id is short.
@@ -113,29 +146,40 @@ var (
 	requestIDForm = regexp.MustCompile(`^[0-9A-Za-z_-]{0,40}$`)
 )
 
-// Record writes a row in the transaction. It is sealed after commit.
-func Record(tx *store.Tx, e Entry) error {
+// Record writes rows in the transaction, with one statement, or none if there are none. They are sealed after commit.
+func Record(tx *store.Tx, entries ...Entry) error {
+	rows := make([]models.AuditRow, len(entries))
+	for i, e := range entries {
+		var err error
+		if rows[i], err = e.row(); err != nil {
+			return err
+		}
+	}
+	if err := tx.InsertAuditRows(rows); err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	return nil
+}
+
+func (e Entry) row() (models.AuditRow, error) {
 	if e.Action.text == "" {
-		return fmt.Errorf("audit: an entry without an action")
+		return models.AuditRow{}, fmt.Errorf("audit: an entry without an action")
 	}
 	if !requestIDForm.MatchString(e.RequestID) {
-		return fmt.Errorf("audit: the request id is not one of ours")
+		return models.AuditRow{}, fmt.Errorf("audit: the request id is not one of ours")
 	}
 	row := models.AuditRow{
 		ID: models.NewAuditID(), Actor: e.Actor.text, AccountID: e.Account, Action: e.Action.text, Object: e.Object.text, Result: "ok",
-		Source: models.SourcePrefix(e.Source), RequestID: e.RequestID,
+		Source: models.SourcePrefix(e.Source), RequestID: e.RequestID, Count: max(e.Count, 1),
 	}
 	if row.Actor == "" {
 		row.Actor = "anonymous"
 	}
 	if e.Refused != "" {
 		if !codeForm.MatchString(string(e.Refused)) {
-			return fmt.Errorf("audit: the reason of a refusal is not a code")
+			return models.AuditRow{}, fmt.Errorf("audit: the reason of a refusal is not a code")
 		}
 		row.Result, row.Reason = "refused", string(e.Refused)
 	}
-	if err := tx.InsertAuditRow(row); err != nil {
-		return fmt.Errorf("audit: %w", err)
-	}
-	return nil
+	return row, nil
 }

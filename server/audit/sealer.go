@@ -85,24 +85,29 @@ func (s *Sealer) sealBatch(ctx context.Context) (n int, err error) {
 		if n = len(rows); n == 0 {
 			return nil
 		}
-		end := head
-		for i := range rows {
-			rows[i].Seq = end.Seq + 1
-			rows[i].Hash = next(end.Hash, rows[i])
-			end = models.AuditHead{Seq: rows[i].Seq, Hash: rows[i].Hash}
-		}
-		moved, err := tx.MoveAuditHead(head, end)
-		if err != nil {
-			return err
-		}
-		if !moved {
-			return errOutrun
-		}
-		changed, err := tx.SealAuditRows(rows)
-		if err == nil && changed != int64(n) {
-			err = fmt.Errorf("audit: %d of %d rows were sealed already, though the chain had not moved: run groupcastctl audit verify", int64(n)-changed, n)
-		}
-		return err
+		return chain(tx, head, rows)
 	})
 	return n, err
+}
+
+// chain seals rows at the end of the chain.
+func chain(tx *store.Tx, head models.AuditHead, rows []models.AuditRow) error {
+	end := head
+	for i := range rows {
+		rows[i].Seq = end.Seq + 1
+		rows[i].Hash = next(end.Hash, rows[i])
+		end = models.AuditHead{Seq: rows[i].Seq, Hash: rows[i].Hash}
+	}
+	moved, err := tx.MoveAuditHead(head, end)
+	if err != nil {
+		return err
+	}
+	if !moved {
+		return errOutrun
+	}
+	changed, err := tx.SealAuditRows(rows)
+	if n := int64(len(rows)); err == nil && changed != n {
+		err = fmt.Errorf("audit: %d of %d rows were sealed already, though the chain had not moved: run groupcastctl audit verify", n-changed, n)
+	}
+	return err
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/groupcast/groupcast/server/addresspool"
+	"github.com/groupcast/groupcast/server/audit"
 	"github.com/groupcast/groupcast/server/keys"
 	"github.com/groupcast/groupcast/server/store"
 )
@@ -70,7 +71,9 @@ func (r *Rotator) Rotate(ctx context.Context) (store.Life, error) {
 }
 
 func begin(ctx context.Context, st *store.Store, log *slog.Logger, keep func(store.Watch) bool) (store.Life, error) {
-	life, err := st.BeginLife(ctx, keep)
+	life, err := st.BeginLife(ctx, keep, func(tx *store.Tx, life store.Life) error {
+		return audit.Note(ctx, tx, audit.Entry{Action: audit.LifeBegin, Object: audit.OfEpoch(life.Epoch)})
+	})
 	if err == nil {
 		log.WarnContext(ctx, "the database begins a new life: all group IPs without a group are in quarantine", "epoch", life.Epoch, "ended_groups", life.Groups)
 	}

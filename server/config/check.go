@@ -16,6 +16,8 @@ const (
 	minStale = 30 * time.Second
 	maxStale = 24 * time.Hour
 	maxDrain = time.Minute
+	// minRetention leaves the time to look at the log before it is gone.
+	minRetention = 24 * time.Hour
 )
 
 // CheckStorage tells everything that keeps the database from being opened, each with its key.
@@ -83,6 +85,9 @@ func (c Config) Check() error {
 	}
 	if c.RateLimitPrincipal < 0 {
 		fault("rate-limit-principal", "give a number of requests a minute, or 0 for no limit")
+	}
+	if c.AuditRetention != 0 && c.AuditRetention < minRetention {
+		fault("audit-retention", "%s is less than %s: give more, or 0 to keep everything", c.AuditRetention, minRetention)
 	}
 	if c.SigningAlg != "EdDSA" && c.SigningAlg != "ES256" && c.SigningAlg != "RS256" {
 		fault("signing-alg", "%q is neither EdDSA, ES256 nor RS256", c.SigningAlg)

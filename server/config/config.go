@@ -44,6 +44,7 @@ type Config struct {
 	SignUp               string
 	RateLimitSource      int
 	RateLimitPrincipal   int
+	AuditRetention       time.Duration
 
 	MaxStale           time.Duration
 	LongPollMaxWaiters int
@@ -76,6 +77,8 @@ func define(fs *pflag.FlagSet, c *Config) {
 	fs.StringVar(&c.SignUp, "sign-up", "invite", "`open|invite|closed`: who may create an account")
 	fs.IntVar(&c.RateLimitSource, "rate-limit-source", 120000, "requests a minute from one network (/24, or /64 for IPv6); 0: any number")
 	fs.IntVar(&c.RateLimitPrincipal, "rate-limit-principal", 30000, "requests a minute of one device, service or user; 0: any number")
+
+	fs.DurationVar(&c.AuditRetention, "audit-retention", 400*24*time.Hour, "how long audit rows are kept, 24h at least; 0: for ever")
 
 	fs.DurationVar(&c.MaxStale, "max-stale", 900*time.Second, "how long gateways go on copying without an answer")
 	fs.IntVar(&c.LongPollMaxWaiters, "long-poll-max-waiters", 10000, "how many long polls may wait at once")

@@ -73,6 +73,7 @@ external-issuers: /etc/issuers.json
 sign-up: open
 rate-limit-source: 7
 rate-limit-principal: 8
+audit-retention: 48h
 max-stale: 60s
 long-poll-max-waiters: 5
 drain-time: 1s
@@ -89,7 +90,7 @@ func TestFileVariablesAndFlagsMeanTheSame(t *testing.T) {
 		Listen: "0.0.0.0:8443", PublicURL: "https://groupcast.example", TLSCert: "/etc/cert.pem", TLSKey: "/etc/key.pem", BehindProxy: true,
 		TrustedProxies: []string{"10.0.0.0/8", "192.0.2.1"}, DataDir: "/data", DatabaseURL: "postgres://u:p@h/d", DatabaseMaxConns: 20, Migrate: true,
 		KeyEncryptionKeyFile: "/run/credentials/kek", SigningAlg: "ES256", ExternalIssuers: "/etc/issuers.json",
-		SignUp: "open", RateLimitSource: 7, RateLimitPrincipal: 8, MaxStale: time.Minute, LongPollMaxWaiters: 5, DrainTime: time.Second,
+		SignUp: "open", RateLimitSource: 7, RateLimitPrincipal: 8, AuditRetention: 48 * time.Hour, MaxStale: time.Minute, LongPollMaxWaiters: 5, DrainTime: time.Second,
 		AllowLoopback: true, MetricsListen: "", LogLevel: slog.LevelWarn, LogFormat: "json",
 	}, fromFile)
 

@@ -146,7 +146,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 	groupService := groups.New(d.store)
 	d.hub = longpoll.New(longpoll.Options{
 		Epoch:       d.store.Epoch,
-		Revisions:   d.store.RevisionsOf,
+		Standings:   d.store.StandingsOf,
 		Information: groupService.Information,
 		Render:      httpapi.RenderInformation,
 		Record:      d.store.RecordPolls,
@@ -183,6 +183,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		CrossOrigin:    crossOrigin,
 		Limits:         limits,
 		Answers:        answers,
+		Refused:        id.refusals.Add,
 		TrustedProxies: proxies, Log: d.log, Metrics: metrics,
 	})
 	if err != nil {

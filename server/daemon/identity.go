@@ -32,7 +32,9 @@ type identity struct {
 	access httpapi.Access
 	nonces *dpop.Nonces
 	users  *users.Service
-	run    []func(context.Context)
+	// refusals is where the public edge notes them.
+	refusals *audit.Refusals
+	run      []func(context.Context)
 }
 
 func (d *Daemon) newIdentity(ctx context.Context, issuer string, ring *keys.Ring, kek *keys.KEK, accts *accounts.Service) (identity, error) {
@@ -68,12 +70,17 @@ func (d *Daemon) newIdentity(ctx context.Context, issuer string, ring *keys.Ring
 		Issuer: issuer, Store: d.store, Accounts: accts, Enrolment: tickets, Grants: grants, Tokens: tokenIssuer, Verifier: cache, Proofs: proofs,
 		Used: used, Users: people, Now: time.Now, Log: d.log,
 	})
+	refusals := audit.NewRefusals(d.store, time.Now, d.log)
 	return identity{
+		refusals: refusals,
 		Identity: adminapi.Identity{Issuer: tokenIssuer, OAuth: service, Enrolment: tickets, Grants: grants, Keys: ring},
 		access:   httpapi.Access{Tokens: cache, Proofs: proofs, Accounts: accts, Users: people},
 		users:    people,
 		nonces:   nonces,
-		run:      []func(context.Context){used.Run, service.Run, d.maintainKeys(ring), audit.NewSealer(d.store, d.log).Run},
+		run: []func(context.Context){
+			used.Run, service.Run, d.maintainKeys(ring), audit.NewSealer(d.store, d.log).Run,
+			audit.NewPruner(d.store, d.cfg.AuditRetention, d.log).Run, refusals.Run,
+		},
 	}, nil
 }
 

@@ -177,7 +177,8 @@ func TestARemovedGatewayIsToldSo(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, http.StatusNoContent, d.StatusCode(), "%s", d.Body)
 	r := <-answered
-	assert.Equal(t, 404, r.StatusCode, "an empty snapshot would be wrong")
+	assert.Equal(t, 401, r.StatusCode, "an empty snapshot would be wrong")
+	assert.Equal(t, "unauthenticated", code(t, r))
 	assert.Equal(t, 401, s.poll(t, h, "").StatusCode)
 }
 

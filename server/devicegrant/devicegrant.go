@@ -285,11 +285,19 @@ func (s *Service) Redeem(ctx context.Context, deviceCode, clientID string, key d
 			refusal = models.Errorf(models.CodeInvalidGrant, "The device code was used.")
 			return err
 		}
-		if r, err = s.admit(tx, g.DeviceGrant, key, jwk); err != nil || !r.Device.ID.Valid() {
+		if r, err = s.admit(tx, g.DeviceGrant, key, jwk); err != nil {
 			return err
 		}
-		return audit.Note(ctx, tx, audit.Entry{Account: g.AccountID, Action: audit.DeviceEnrol, Object: audit.OfDevice(r.Device.ID)})
+		if !r.Device.ID.Valid() {
+			return audit.Note(ctx, tx, audit.Entry{Account: g.AccountID, Action: audit.TokenIssue, Object: audit.OfUser(r.UserID)})
+		}
+		return audit.Note(ctx, tx,
+			audit.Entry{Account: g.AccountID, Action: audit.DeviceEnrol, Object: audit.OfDevice(r.Device.ID)},
+			audit.Entry{Account: g.AccountID, Action: audit.TokenIssue, Object: audit.OfDevice(r.Device.ID)})
 	})
+	if err == nil && r.Device.ID.Valid() {
+		s.enrolment.TokensEnded(r.Device.ID) // those from before, if it enrolled again
+	}
 	if err == nil {
 		err = refusal
 	}

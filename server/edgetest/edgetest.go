@@ -110,7 +110,7 @@ func newLab(t testing.TB, db *storetest.DB, st *store.Store, kekFile, issuer str
 	})
 	registry := prometheus.NewRegistry()
 	hub := longpoll.New(longpoll.Options{
-		Epoch: st.Epoch, Revisions: st.RevisionsOf, Information: l.Groups.Information, Render: httpapi.RenderInformation,
+		Epoch: st.Epoch, Standings: st.StandingsOf, Information: l.Groups.Information, Render: httpapi.RenderInformation,
 		Record: st.RecordPolls, MaxWaiters: 10, Log: log, Metrics: registry,
 	})
 	edge, err := httpapi.New(ctx, httpapi.Options{

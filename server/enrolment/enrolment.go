@@ -127,8 +127,13 @@ func (s *Service) Enrol(ctx context.Context, r Request) (Enrolled, error) {
 		if t.DeviceID != 0 {
 			action = audit.DeviceKeyReplace
 		}
-		return audit.Note(ctx, tx, audit.Entry{Account: d.AccountID, Action: action, Object: audit.OfDevice(d.ID)})
+		return audit.Note(ctx, tx,
+			audit.Entry{Account: d.AccountID, Action: audit.TicketRedeem, Object: audit.OfPremises(d.PremisesID)},
+			audit.Entry{Account: d.AccountID, Action: action, Object: audit.OfDevice(d.ID)})
 	})
+	if err == nil {
+		s.TokensEnded(d.ID) // those from before its key was replaced
+	}
 	return Enrolled{Device: d, ClientID: ClientPrefix + r.Key.Thumbprint}, err
 }
 
@@ -168,6 +173,9 @@ func (s *Service) Admit(tx *store.Tx, replaces models.ID, n accounts.NewDevice, 
 	}
 	return d, err
 }
+
+// TokensEnded is to be called after the commit of a transaction that Admit was a step of.
+func (s *Service) TokensEnded(id models.ID) { s.accounts.TokensEnded(id) }
 
 // Key reads the key of a device by its client id.
 func (s *Service) Key(ctx context.Context, thumbprint string) (models.DeviceKey, bool, error) {

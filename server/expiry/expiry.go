@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/server/audit"
 	"github.com/groupcast/groupcast/server/registrations"
 	"github.com/groupcast/groupcast/server/store"
 )
@@ -155,7 +156,7 @@ func (r *Reaper) end(ctx context.Context, due []store.Place) (ended int, err err
 			if len(over) == 0 { // renewed, or another replica was first
 				return errNothingOver
 			}
-			all, err := registrations.End(tx, gateway, over)
+			all, err := registrations.End(ctx, tx, gateway, over, audit.GroupExpire)
 			n = len(all)
 			return err
 		})

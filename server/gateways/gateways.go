@@ -12,6 +12,7 @@ import (
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/addresspool"
+	"github.com/groupcast/groupcast/server/audit"
 	"github.com/groupcast/groupcast/server/store"
 )
 
@@ -81,7 +82,7 @@ func (s *Service) Declare(ctx context.Context, p models.Principal, d Declaration
 		return models.Gateway{}, models.Pool{}, err
 	}
 	declared.AccountID, declared.PremisesID = p.AccountID, p.PremisesID
-	err = s.store.Write(ctx, func(tx *store.Tx) error { return s.declare(tx, declared) })
+	err = s.store.Write(ctx, func(tx *store.Tx) error { return s.declare(ctx, tx, declared) })
 	if err != nil && !errors.Is(err, errUnchanged) {
 		return models.Gateway{}, models.Pool{}, err
 	}
@@ -93,7 +94,7 @@ func (s *Service) Declare(ctx context.Context, p models.Principal, d Declaration
 
 // declare changes the gateway if the declaration is new. The premises is locked first, so that two gateways can't declare
 // overlapping LANs at the same moment.
-func (s *Service) declare(tx *store.Tx, declared models.Gateway) error {
+func (s *Service) declare(ctx context.Context, tx *store.Tx, declared models.Gateway) error {
 	premises, found, err := tx.LockPremises(declared.PremisesID)
 	if err != nil {
 		return err
@@ -123,7 +124,10 @@ func (s *Service) declare(tx *store.Tx, declared models.Gateway) error {
 	if err := changeRange(tx, declared); err != nil {
 		return err
 	}
-	return tx.SetDeclaration(declared)
+	if err := tx.SetDeclaration(declared); err != nil {
+		return err
+	}
+	return audit.Note(ctx, tx, audit.Entry{Account: old.AccountID, Action: audit.GatewayDeclare, Object: audit.OfDevice(declared.ID)})
 }
 
 // checkNeighbours refuses a LAN that overlaps that of another gateway of the premises: a camera's gateway must be unambiguous.

@@ -144,6 +144,6 @@ func (a Access) principal(ctx context.Context, s tokens.Subject) (p models.Princ
 		return models.Principal{}, unauthenticated("The access token has been withdrawn or is outdated: get a new one.").
 			Because(errors.New("the row has another kind or premises, or is younger than the token"))
 	}
-	p.Scopes = s.Scopes
+	p.Scopes, p.IssuedAt, p.ExpiresAt = s.Scopes, s.IssuedAt, s.ExpiresAt
 	return p, nil
 }

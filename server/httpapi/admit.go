@@ -96,11 +96,7 @@ func (e *Edge) admit(c *gin.Context) {
 		e.refuse(c, err)
 		return
 	}
-	by := audit.Caller{Source: callOf(c).remote, RequestID: callOf(c).id}
-	if p := callOf(c).principal; p != nil {
-		by.Principal = *p
-	}
-	c.Request = c.Request.WithContext(audit.WithCaller(c.Request.Context(), by))
+	c.Request = c.Request.WithContext(audit.WithCaller(c.Request.Context(), callerOf(c)))
 	if err := e.validate(c, op); err != nil {
 		e.refuse(c, err)
 		return

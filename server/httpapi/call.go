@@ -7,6 +7,7 @@ import (
 	"github.com/gin-gonic/gin"
 
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/server/audit"
 )
 
 // call is what the edge knows of one request. It travels in the request's context.
@@ -41,6 +42,16 @@ func callOf(ctx context.Context) *call {
 		return c
 	}
 	return &call{}
+}
+
+// callerOf is whom the audit log names.
+func callerOf(ctx context.Context) audit.Caller {
+	c := callOf(ctx)
+	by := audit.Caller{Source: c.remote, RequestID: c.id}
+	if c.principal != nil {
+		by.Principal = *c.principal
+	}
+	return by
 }
 
 // caller gives what a handler needs: a context that may outlive the handler (a gin.Context is used again for another request), and

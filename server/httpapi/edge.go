@@ -14,8 +14,10 @@ import (
 
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/gin-gonic/gin"
+	"github.com/golang-jwt/jwt/v5"
 
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/server/audit"
 	"github.com/groupcast/groupcast/server/authz"
 	"github.com/groupcast/groupcast/server/dpop"
 	"github.com/groupcast/groupcast/server/idempotency"
@@ -48,6 +50,8 @@ type Options struct {
 	Limits      Limits
 	// Answers keeps the answers of requests that carry an Idempotency-Key.
 	Answers *idempotency.Keeper
+	// Refused is told of every request that somebody was not allowed; nil tells nobody.
+	Refused func(by audit.Caller, operation string, why models.Code)
 	// TrustedProxies are those whose X-Forwarded-For is believed.
 	TrustedProxies []netip.Prefix
 	Log            *slog.Logger
@@ -63,6 +67,7 @@ type Edge struct {
 	crossOrigin  *http.CrossOriginProtection
 	limits       Limits
 	answers      *idempotency.Keeper
+	refused      func(by audit.Caller, operation string, why models.Code)
 	rules        authz.Table
 	operations   map[string]*operation  // by method and gin's path
 	pages        map[string]*servedPage // likewise
@@ -84,7 +89,7 @@ func New(ctx context.Context, o Options) (*Edge, error) {
 		return nil, fmt.Errorf("the contract doesn't say who may do what: %w", err)
 	}
 	e := &Edge{
-		authenticate: o.Authenticate, nonce: o.Nonce, crossOrigin: o.CrossOrigin, limits: o.Limits, answers: o.Answers,
+		authenticate: o.Authenticate, nonce: o.Nonce, crossOrigin: o.CrossOrigin, limits: o.Limits, answers: o.Answers, refused: o.Refused,
 		rules: rules, operations: operations(doc), pages: map[string]*servedPage{},
 		log: o.Log, metrics: o.Metrics,
 	}
@@ -257,15 +262,39 @@ func (e *Edge) refuse(c *gin.Context, err error) {
 		e.log.Warn("a request could not be served", "request", info.id, "operation", info.operation, "error", err)
 	}
 	e.challenge(c, refusal)
+	op := e.operations[c.Request.Method+" "+c.FullPath()]
+	wanted := op
+	if info.page != nil {
+		wanted = info.page.op
+	}
+	if wanted != nil && e.refused != nil && denied(c, refusal) && !audit.Noted(c.Request.Context()) {
+		e.refused(callerOf(c), wanted.id, refusal.Code)
+	}
 	if info.page != nil {
 		e.refusePage(c, info, refusal)
 		return
 	}
-	if op := e.operations[c.Request.Method+" "+c.FullPath()]; op != nil && op.oauth {
+	if op != nil && op.oauth {
 		problem.WriteOAuth(c.Writer, refusal, info.id)
 		return
 	}
 	problem.Write(c.Writer, refusal, info.id)
+}
+
+// denied tells whether a refusal is one that the audit log keeps: somebody wanted what is not theirs to do. What is a step of a protocol, or a
+// token that ended with its time, is none; nor is a read without a good token, which tells of nobody.
+func denied(c *gin.Context, refusal *models.Error) bool {
+	reads := c.Request.Method == http.MethodGet || c.Request.Method == http.MethodHead
+	switch refusal.Code {
+	case models.CodeForbidden, models.CodeNotFound, models.CodeContradictsToken:
+		return !reads || callOf(c).principal != nil
+	case models.CodeUnauthenticated:
+		proof, isProof := errors.AsType[*dpop.Error](refusal.Cause)
+		return !reads && !errors.Is(refusal.Cause, jwt.ErrTokenExpired) && (!isProof || proof.Code != dpop.UseNonce)
+	case models.CodeCrossSite, models.CodeInvalidClient, models.CodeInvalidGrant, models.CodeInvalidDPoPProof, models.CodeUnauthorizedClient:
+		return true
+	}
+	return false
 }
 
 // statusClientGone is what the log and the metrics show when nobody waited for the answer.

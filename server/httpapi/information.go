@@ -23,7 +23,7 @@ func (h handlers) GetGroupInformation(ctx context.Context, r ginserver.GetGroupI
 	if p.Device.ID != r.GatewayID {
 		return nil, models.NotFound() // somebody else's gateway looks like none
 	}
-	req := longpoll.Request{Gateway: r.GatewayID}
+	req := longpoll.Request{Gateway: r.GatewayID, IssuedAt: p.IssuedAt, ExpiresAt: p.ExpiresAt}
 	conditional := r.Params.IfNoneMatch != nil
 	switch {
 	case conditional:

@@ -9,6 +9,7 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 
+	"github.com/groupcast/groupcast/server/audit"
 	"github.com/groupcast/groupcast/server/store"
 )
 
@@ -126,7 +127,12 @@ func (r *Ring) change(ctx context.Context, decide func([]store.SigningKey, time.
 		if err != nil {
 			return err
 		}
-		if err := r.apply(tx, keys, decide(keys, now)); err != nil {
+		p := decide(keys, now)
+		if p.empty() {
+			rows = keys
+			return nil
+		}
+		if err := r.apply(ctx, tx, keys, p); err != nil {
 			return err
 		}
 		rows, _, err = tx.SigningKeys()
@@ -138,7 +144,11 @@ func (r *Ring) change(ctx context.Context, decide func([]store.SigningKey, time.
 	return r.use(rows)
 }
 
-func (r *Ring) apply(tx *store.Tx, keys []store.SigningKey, p plan) error {
+func (r *Ring) apply(ctx context.Context, tx *store.Tx, keys []store.SigningKey, p plan) error {
+	var entries []audit.Entry
+	note := func(did audit.Action, kid string) {
+		entries = append(entries, audit.Entry{Action: did, Object: audit.OfKey(kid)})
+	}
 	if p.next != "" || p.make == store.SigningKeyActive {
 		for _, k := range keys {
 			if k.State == store.SigningKeyActive {
@@ -152,6 +162,7 @@ func (r *Ring) apply(tx *store.Tx, keys []store.SigningKey, p plan) error {
 		if err := tx.SetSigningKeyState(p.next, store.SigningKeyActive); err != nil {
 			return err
 		}
+		note(audit.KeyRotate, p.next)
 	}
 	if p.make != "" {
 		row, err := newSigningKey(r.kek, r.alg, p.make)
@@ -161,13 +172,17 @@ func (r *Ring) apply(tx *store.Tx, keys []store.SigningKey, p plan) error {
 		if err := tx.InsertSigningKey(row); err != nil {
 			return err
 		}
+		if note(audit.KeyCreate, row.KID); p.make == store.SigningKeyActive {
+			note(audit.KeyRotate, row.KID)
+		}
 	}
 	for _, kid := range p.gone {
 		if err := tx.DeleteSigningKey(kid); err != nil {
 			return err
 		}
+		note(audit.KeyRemove, kid)
 	}
-	return nil
+	return audit.Note(ctx, tx, entries...)
 }
 
 // use opens the keys and takes them into use.

@@ -41,8 +41,8 @@ const (
 type Options struct {
 	// Epoch reads the name of this life of the database.
 	Epoch func(context.Context) (string, error)
-	// Revisions reads the revisions of those of the gateways that exist.
-	Revisions func(context.Context, []models.ID) (map[models.ID]int64, error)
+	// Standings reads where those of the gateways stand that exist.
+	Standings func(context.Context, []models.ID) (map[models.ID]models.Standing, error)
 	// Information reads a gateway's group information, whole.
 	Information func(context.Context, models.ID) (models.GroupInformation, error)
 	// Render makes the bytes that are served; the same information has to give the same bytes.
@@ -92,10 +92,11 @@ type gateway struct {
 
 // waiter is one request that waits.
 type waiter struct {
-	gateway models.ID
-	cursor  Cursor
-	wake    chan struct{} // look at the database
-	finish  chan Reason   // answer now, with what is there
+	gateway  models.ID
+	cursor   Cursor
+	issuedAt time.Time
+	wake     chan struct{} // look at the database
+	finish   chan Reason   // answer now, with what is there
 }
 
 // New makes a hub. Run has to run for as long as it is used.
@@ -110,7 +111,8 @@ func New(o Options) *Hub {
 	}
 }
 
-// Wake says that a gateway's group information has changed. It is called after commit and never blocks.
+// Wake says that a gateway's group information has changed, that it is gone, or that its tokens were withdrawn. It is called after commit and
+// never blocks.
 func (h *Hub) Wake(id models.ID) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -152,7 +154,8 @@ func (h *Hub) Run(ctx context.Context) {
 	wg.Wait()
 }
 
-// lookForAll wakes everyone whose gateway is no longer where its cursor is: what a hint would have done, had it come.
+// lookForAll wakes everyone whose gateway is no longer where its cursor is, is gone, or whose token was withdrawn: what a hint would have
+// done, had it come.
 func (h *Hub) lookForAll(ctx context.Context) {
 	ids := h.waiting()
 	if len(ids) == 0 {
@@ -161,9 +164,9 @@ func (h *Hub) lookForAll(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	epoch, err := h.currentEpoch(ctx, true)
-	var revisions map[models.ID]int64
+	var standings map[models.ID]models.Standing
 	if err == nil {
-		revisions, err = h.o.Revisions(ctx, ids)
+		standings, err = h.o.Standings(ctx, ids)
 	}
 	if err != nil {
 		if ctx.Err() == nil {
@@ -178,9 +181,9 @@ func (h *Hub) lookForAll(ctx context.Context) {
 		if g == nil {
 			continue
 		}
-		revision, exists := revisions[id]
+		at, exists := standings[id]
 		for _, w := range g.waiters {
-			if exists && w.cursor.Epoch == epoch && revision <= w.cursor.Revision {
+			if exists && w.cursor.Epoch == epoch && at.Revision <= w.cursor.Revision && !w.issuedAt.Before(at.NotBefore) {
 				continue
 			}
 			if len(w.wake) == 0 {
@@ -225,7 +228,8 @@ func (h *Hub) gatewayLocked(id models.ID) *gateway {
 
 // join makes the caller a waiter. It is refused while the hub drains or is full; superseding an older waiter of the same gateway
 // always has room.
-func (h *Hub) join(id models.ID, c Cursor) (w *waiter, draining, full bool) {
+func (h *Hub) join(r Request, c Cursor) (w *waiter, draining, full bool) {
+	id := r.Gateway
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.draining {
@@ -237,7 +241,7 @@ func (h *Hub) join(id models.ID, c Cursor) (w *waiter, draining, full bool) {
 		return nil, false, true
 	}
 	g = h.gatewayLocked(id)
-	w = &waiter{gateway: id, cursor: c, wake: make(chan struct{}, 1), finish: make(chan Reason, 1)}
+	w = &waiter{gateway: id, cursor: c, issuedAt: r.IssuedAt, wake: make(chan struct{}, 1), finish: make(chan Reason, 1)}
 	if supersedes {
 		oldest := g.waiters[0]
 		h.removeLocked(g, oldest)
@@ -326,21 +330,24 @@ func (h *Hub) currentEpoch(ctx context.Context, fresh bool) (string, error) {
 	return epoch, nil
 }
 
-// current reads where a gateway's group information stands.
-func (h *Hub) current(ctx context.Context, id models.ID) (Cursor, error) {
+// current reads where a gateway's group information stands, for a request that still may know.
+func (h *Hub) current(ctx context.Context, r Request) (Cursor, error) {
 	epoch, err := h.currentEpoch(ctx, false)
 	if err != nil {
 		return Cursor{}, err
 	}
-	revisions, err := h.o.Revisions(ctx, []models.ID{id})
+	standings, err := h.o.Standings(ctx, []models.ID{r.Gateway})
 	if err != nil {
 		return Cursor{}, fmt.Errorf("read the revision: %w", err)
 	}
-	revision, ok := revisions[id]
-	if !ok {
-		return Cursor{}, models.NotFound()
+	at, ok := standings[r.Gateway]
+	switch {
+	case !ok:
+		return Cursor{}, removed()
+	case r.IssuedAt.Before(at.NotBefore):
+		return Cursor{}, models.Errorf(models.CodeUnauthenticated, "The access token was withdrawn while this waited: get a new one.")
 	}
-	return Cursor{Epoch: epoch, Revision: revision}, nil
+	return Cursor{Epoch: epoch, Revision: at.Revision}, nil
 }
 
 // snapshot gives the snapshot of a state or of a newer one. It is built once, however many ask.

@@ -26,6 +26,8 @@ type database struct {
 	mu        sync.Mutex
 	epoch     string
 	revisions map[models.ID]int64
+	notBefore time.Time
+	looks     int // at standings
 	fault     error
 	builds    int
 	polls     []models.Poll
@@ -48,7 +50,7 @@ func inLab(t *testing.T, change func(*longpoll.Options), test func(t *testing.T,
 		reg := prometheus.NewRegistry()
 		o := longpoll.Options{
 			Epoch:       func(context.Context) (string, error) { return db.read(func() string { return db.epoch }) },
-			Revisions:   db.readRevisions,
+			Standings:   db.readStandings,
 			Information: db.information,
 			Render: func(i models.GroupInformation) ([]byte, error) {
 				return fmt.Appendf(nil, "%s.%d", i.Epoch, i.Revision), nil
@@ -77,13 +79,14 @@ func (d *database) read(f func() string) (string, error) {
 	return f(), d.fault
 }
 
-func (d *database) readRevisions(_ context.Context, ids []models.ID) (map[models.ID]int64, error) {
+func (d *database) readStandings(_ context.Context, ids []models.ID) (map[models.ID]models.Standing, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	found := map[models.ID]int64{}
+	d.looks++
+	found := map[models.ID]models.Standing{}
 	for _, id := range ids {
 		if n, ok := d.revisions[id]; ok {
-			found[id] = n
+			found[id] = models.Standing{Revision: n, NotBefore: d.notBefore}
 		}
 	}
 	return found, d.fault
@@ -251,6 +254,7 @@ func TestARestoredDatabaseWakesEverybody(t *testing.T) {
 		require.True(t, p.isDone())
 		assert.Equal(t, longpoll.Cursor{Epoch: "e2", Revision: 3}, p.answer.Cursor)
 		assert.Equal(t, "e2.3", string(p.answer.Body))
+		assert.Equal(t, longpoll.ResyncEpoch, p.answer.Resync, "without it the gateway would take it for an old answer")
 	})
 }
 
@@ -413,7 +417,7 @@ func TestAReadErrorIsAnError(t *testing.T) {
 	})
 }
 
-func TestARemovedGatewayIsNotFound(t *testing.T) {
+func TestARemovedGatewayIsUnauthenticated(t *testing.T) {
 	inLab(t, nil, func(t *testing.T, l *lab) {
 		p := l.start(t.Context(), "e1.7", 30*time.Second)
 		l.db.change(func() { delete(l.db.revisions, gateway) })
@@ -422,7 +426,8 @@ func TestARemovedGatewayIsNotFound(t *testing.T) {
 		require.True(t, p.isDone())
 		var e *models.Error
 		require.ErrorAs(t, p.err, &e)
-		assert.Equal(t, models.CodeNotFound, e.Code)
+		assert.Equal(t, models.CodeUnauthenticated, e.Code)
+		assert.EqualValues(t, 1, l.metric(t, "groupcast_longpoll_answers_total", "token_ended"))
 	})
 }
 
@@ -527,5 +532,94 @@ func TestAnAcknowledgementSurvivesAFault(t *testing.T) {
 		require.NoError(t, l.Flush(t.Context()))
 		require.Len(t, l.db.polls, 1)
 		assert.EqualValues(t, 7, l.db.polls[0].Revision)
+	})
+}
+
+// startWith polls in the background with a token.
+func (l *lab) startWith(ctx context.Context, r longpoll.Request) *pending {
+	cursor := "e1.7"
+	p := &pending{done: make(chan struct{})}
+	r.Gateway, r.Cursor, r.Wait = gateway, &cursor, longpoll.MaxWait
+	began := time.Now()
+	go func() {
+		defer close(p.done)
+		p.answer, p.err = l.Poll(ctx, r)
+		p.took = time.Since(began)
+	}()
+	synctest.Wait()
+	return p
+}
+
+func refusedAsEnded(t *testing.T, p *pending) {
+	t.Helper()
+	require.True(t, p.isDone())
+	var e *models.Error
+	require.ErrorAs(t, p.err, &e)
+	assert.Equal(t, models.CodeUnauthenticated, e.Code)
+	assert.Zero(t, p.answer, "an empty snapshot would be wrong")
+}
+
+// A token that is withdrawn ends what waits with it: at once where the hint comes, with the next look of all where it is lost.
+func TestAttackAWaitOutlivesItsToken(t *testing.T) {
+	for name, hint := range map[string]bool{"with a hint": true, "without one": false} {
+		t.Run(name, func(t *testing.T) {
+			inLab(t, nil, func(t *testing.T, l *lab) {
+				old := l.startWith(t.Context(), longpoll.Request{IssuedAt: time.Now()})
+				time.Sleep(500 * time.Millisecond)
+				withdrawn := time.Now()
+				l.db.change(func() { l.db.notBefore = withdrawn })
+				fresh := l.startWith(t.Context(), longpoll.Request{IssuedAt: withdrawn})
+				if hint {
+					l.Wake(gateway)
+				} else {
+					require.False(t, old.isDone())
+					time.Sleep(2 * time.Second)
+				}
+				synctest.Wait()
+				refusedAsEnded(t, old)
+				assert.False(t, fresh.isDone(), "that of a newer token goes on")
+				<-fresh.done
+				require.NoError(t, fresh.err)
+			})
+		})
+	}
+}
+
+func TestAttackAWaitOutlivesTheExpiry(t *testing.T) {
+	inLab(t, nil, func(t *testing.T, l *lab) {
+		p := l.startWith(t.Context(), longpoll.Request{IssuedAt: time.Now(), ExpiresAt: time.Now().Add(7 * time.Second)})
+		<-p.done
+		refusedAsEnded(t, p)
+		assert.Equal(t, 7*time.Second, p.took)
+		// The verifier's leeway lets a token that has just expired ask, but not wait.
+		p = l.startWith(t.Context(), longpoll.Request{IssuedAt: time.Now(), ExpiresAt: time.Now().Add(-time.Second)})
+		refusedAsEnded(t, p)
+	})
+}
+
+// All that wait are looked after with one question every two seconds, whatever ends them.
+func TestOneLookIsForAll(t *testing.T) {
+	inLab(t, nil, func(t *testing.T, l *lab) {
+		l.db.change(func() {
+			for i := range 50 {
+				l.db.revisions[gateway+models.ID(i)] = 7
+			}
+		})
+		cursor := "e1.7"
+		var wg sync.WaitGroup
+		for i := range 50 {
+			wg.Go(func() {
+				_, err := l.Poll(t.Context(), longpoll.Request{Gateway: gateway + models.ID(i), Cursor: &cursor, Wait: 30 * time.Second, IssuedAt: time.Now()})
+				assert.NoError(t, err)
+			})
+		}
+		synctest.Wait()
+		var before, after int
+		l.db.change(func() { before = l.db.looks })
+		time.Sleep(20 * time.Second)
+		synctest.Wait()
+		l.db.change(func() { after = l.db.looks })
+		assert.Equal(t, 10, after-before)
+		wg.Wait()
 	})
 }

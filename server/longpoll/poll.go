@@ -2,6 +2,7 @@ package longpoll
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/groupcast/groupcast/models"
@@ -21,6 +22,7 @@ const (
 	Resync     Reason = "resync"     // the cursor was not usable
 	Gone       Reason = "client_gone"
 	Refused    Reason = "overloaded"
+	Ended      Reason = "token_ended" // the token expired or was withdrawn, or the gateway is gone
 	Failed     Reason = "error"
 )
 
@@ -40,6 +42,9 @@ type Request struct {
 	Wait time.Duration
 	// Full wants the snapshot even if nothing changed.
 	Full bool
+	// IssuedAt and ExpiresAt are those of the token that asks. A wait ends with the token: when it expires, when it is withdrawn, when the
+	// gateway is removed.
+	IssuedAt, ExpiresAt time.Time
 }
 
 // Answer is what a poll is answered with.
@@ -58,17 +63,32 @@ type Answer struct {
 
 // Poll answers at once if the gateway doesn't have the newest group information, else when that changes or the wait is over. Its
 // cursor is recorded as an acknowledgement. An error is an error: there is no answer without having asked the database.
+// CodeUnauthenticated is a token that has ended.
 func (h *Hub) Poll(ctx context.Context, r Request) (Answer, error) {
 	a, why, err := h.poll(ctx, r)
+	if refusal, ok := errors.AsType[*models.Error](err); ok && refusal.Code == models.CodeNotFound {
+		err = removed() // between two looks
+	}
 	switch {
 	case err == nil || why == Refused:
 	case ctx.Err() != nil:
 		why = Gone
+	case ended(err):
+		why = Ended
 	default:
 		why = Failed
 	}
 	h.metrics.answers.WithLabelValues(string(why)).Inc()
 	return a, err
+}
+
+func ended(err error) bool {
+	refusal, ok := errors.AsType[*models.Error](err)
+	return ok && refusal.Code == models.CodeUnauthenticated
+}
+
+func removed() error {
+	return models.Errorf(models.CodeUnauthenticated, "The gateway of this token was removed. Enrol it again.")
 }
 
 func (h *Hub) poll(ctx context.Context, r Request) (Answer, Reason, error) {
@@ -81,11 +101,11 @@ func (h *Hub) poll(ctx context.Context, r Request) (Answer, Reason, error) {
 	var w *waiter
 	var draining, full bool
 	if known && r.Wait > 0 {
-		if w, draining, full = h.join(r.Gateway, cursor); w != nil {
+		if w, draining, full = h.join(r, cursor); w != nil {
 			defer h.leave(w)
 		}
 	}
-	at, err := h.current(ctx, r.Gateway)
+	at, err := h.current(ctx, r)
 	if err != nil {
 		return Answer{}, "", err
 	}
@@ -140,6 +160,8 @@ func (h *Hub) await(ctx context.Context, r Request, w *waiter, at Cursor, draini
 	}
 	timer := time.NewTimer(r.Wait + upTo(r.Wait/16))
 	defer timer.Stop()
+	end, stop := r.expiry()
+	defer stop()
 	for {
 		why := Changed
 		select {
@@ -149,8 +171,10 @@ func (h *Hub) await(ctx context.Context, r Request, w *waiter, at Cursor, draini
 		case why = <-w.finish:
 		case <-timer.C:
 			why = TimedOut
+		case <-end:
+			return Answer{}, "", models.Errorf(models.CodeUnauthenticated, "The access token expired while this waited: get a new one.")
 		}
-		now, err := h.current(ctx, r.Gateway)
+		now, err := h.current(ctx, r)
 		if err != nil {
 			return Answer{}, "", err
 		}
@@ -161,6 +185,12 @@ func (h *Hub) await(ctx context.Context, r Request, w *waiter, at Cursor, draini
 			}
 			a, err := h.answer(ctx, r.Gateway, now)
 			a.Close = why == Draining
+			switch {
+			case now.Epoch != at.Epoch:
+				a.Resync = ResyncEpoch
+			case now.Revision < at.Revision:
+				a.Resync = ResyncAhead
+			}
 			return a, why, err
 		case why == Changed:
 			h.metrics.emptyWakes.Inc() // the hint was for nothing; go on waiting
@@ -170,6 +200,15 @@ func (h *Hub) await(ctx context.Context, r Request, w *waiter, at Cursor, draini
 			return a, why, err
 		}
 	}
+}
+
+// expiry gives what fires when the request's token expires; nil if it doesn't.
+func (r Request) expiry() (end <-chan time.Time, stop func()) {
+	if r.ExpiresAt.IsZero() {
+		return nil, func() {}
+	}
+	t := time.NewTimer(time.Until(r.ExpiresAt))
+	return t.C, func() { t.Stop() }
 }
 
 // slowDown lets a gateway that waits, and was told a change less than 50 ms ago, wait out the rest, so that a burst of changes

@@ -6,6 +6,8 @@ import (
 	"encoding/base64"
 
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/server/audit"
+	"github.com/groupcast/groupcast/server/store"
 )
 
 // CreateCredential gives a service a credential: with a key set the service signs assertions itself; without one a secret is drawn, which
@@ -18,7 +20,12 @@ func (s *Service) CreateCredential(ctx context.Context, service models.ServiceID
 	} else if _, err := parseKeySet([]byte(jwks)); err != nil {
 		return c, "", models.Errorf(models.CodeBadRequest, "jwks can't be taken: %s.", err.Error())
 	}
-	c, err = s.Store.InsertServiceCredential(ctx, c)
+	err = s.Store.Write(ctx, func(tx *store.Tx) error {
+		if c, err = tx.InsertServiceCredential(c); err != nil {
+			return err
+		}
+		return audit.Note(ctx, tx, audit.Entry{Action: audit.CredentialCreate, Object: audit.OfCredential(service, c.ID)})
+	})
 	if s.Store.IsReference(err) {
 		return c, "", models.Errorf(models.CodeNotFound, "There is no service %s. Create it first.", service)
 	}
@@ -35,11 +42,16 @@ func (s *Service) ServiceCredentials(ctx context.Context, service models.Service
 
 // DeleteCredential takes a credential from a service. The service's tokens end with it.
 func (s *Service) DeleteCredential(ctx context.Context, service models.ServiceID, id string) error {
-	found, err := s.Store.DeleteServiceCredential(ctx, service, id)
-	if err == nil && !found {
-		err = models.Errorf(models.CodeNotFound, "The service %s has no such credential.", service)
-	}
-	return err
+	return s.Store.Write(ctx, func(tx *store.Tx) error {
+		found, err := tx.DeleteServiceCredential(service, id)
+		if err == nil && !found {
+			err = models.Errorf(models.CodeNotFound, "The service %s has no such credential.", service)
+		}
+		if err != nil {
+			return err
+		}
+		return audit.Note(ctx, tx, audit.Entry{Action: audit.CredentialRemove, Object: audit.OfCredential(service, id)})
+	})
 }
 
 // draw gives 256 random bits.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/accounts"
+	"github.com/groupcast/groupcast/server/audit"
 	"github.com/groupcast/groupcast/server/devicegrant"
 	"github.com/groupcast/groupcast/server/dpop"
 	"github.com/groupcast/groupcast/server/enrolment"
@@ -438,9 +439,9 @@ func (s *Service) Revoke(ctx context.Context, r Revocation) error {
 		}
 		switch {
 		case c.service != nil && subject.Kind == models.KindService && subject.Service == c.service.ID:
-			return s.Store.EndServiceTokens(ctx, c.service.ID)
+			return s.endService(ctx, c.service.ID)
 		case c.device != nil && subject.Device == c.device.ID:
-			return s.endDevice(ctx, c.device.ID)
+			return s.Accounts.EndDeviceTokens(ctx, c.device.ID)
 		}
 		return nil
 	}
@@ -451,13 +452,28 @@ func (s *Service) Revoke(ctx context.Context, r Revocation) error {
 		return models.Errorf(models.CodeInvalidClient, "Prove possession of the key that the token is bound to, in the header DPoP.")
 	}
 	if tokenErr == nil && subject.JKT == proof.Thumbprint && subject.Device.Valid() {
-		return s.endDevice(ctx, subject.Device)
+		return s.Accounts.EndDeviceTokens(ctx, subject.Device)
 	}
-	return s.Store.DeleteRefreshToken(ctx, hash(r.Token), proof.Thumbprint)
+	return s.Store.Write(ctx, func(tx *store.Tx) error {
+		t, found, err := tx.DeleteRefreshToken(hash(r.Token), proof.Thumbprint)
+		if err != nil || !found {
+			return err
+		}
+		e := audit.Entry{Account: t.AccountID, Action: audit.TokenRevoke, Object: audit.OfDevice(t.DeviceID)}
+		if t.UserID != "" {
+			e.Object = audit.OfUser(t.UserID)
+		}
+		return audit.Note(ctx, tx, e)
+	})
 }
 
-func (s *Service) endDevice(ctx context.Context, id models.ID) error {
-	return s.Store.Write(ctx, func(tx *store.Tx) error { return tx.EndDeviceTokens(id) })
+func (s *Service) endService(ctx context.Context, id models.ServiceID) error {
+	return s.Store.Write(ctx, func(tx *store.Tx) error {
+		if err := tx.EndServiceTokens(id); err != nil {
+			return err
+		}
+		return audit.Note(ctx, tx, audit.Entry{Action: audit.TokenRevoke, Object: audit.OfService(id)})
+	})
 }
 
 // use marks a jti as used.

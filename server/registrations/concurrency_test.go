@@ -263,17 +263,17 @@ func TestStatements(t *testing.T) {
 			statements := h.DB.Statements(f)
 			require.Len(t, statements, want, "%s: %q", what, statements)
 		}
-		count(10, "create a group", func() { a = h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g")) })
+		count(11, "create a group", func() { a = h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g")) })
 		for i := range 20 {
 			phone := h.Device(t, models.DevicePhone, fmt.Sprint(i))
 			r := servertest.Destination(phone, "198.51.100.9", "g")
 			var d registrations.Answer
-			count(6, "join", func() { d = h.Join(t, phone, r) })
+			count(7, "join", func() { d = h.Join(t, phone, r) })
 			r.PublicIPv4 = servertest.Addr("198.51.100.10")
-			count(5, "move", func() { h.Join(t, phone, r) })
+			count(6, "move", func() { h.Join(t, phone, r) })
 			count(1, "renew", func() { h.Join(t, phone, r) })
 			if i%2 == 0 {
-				count(4, "leave", func() { h.Leave(t, phone, d.RegistrationID) })
+				count(5, "leave", func() { h.Leave(t, phone, d.RegistrationID) })
 			}
 			count(1, "group information", func() { h.Information(t) })
 			count(1, "authenticate", func() {
@@ -285,6 +285,6 @@ func TestStatements(t *testing.T) {
 				require.NoError(t, err)
 			})
 		}
-		count(8, "end a group", func() { h.Leave(t, camera, a.RegistrationID) })
+		count(9, "end a group", func() { h.Leave(t, camera, a.RegistrationID) })
 	})
 }

@@ -1,21 +1,37 @@
 package registrations
 
 import (
+	"context"
 	"maps"
 	"slices"
 
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/server/audit"
 	"github.com/groupcast/groupcast/server/store"
 )
 
 // End removes members of a gateway's groups, and with its last source each group: then its destinations' registrations end too
 // and its group IP goes into quarantine (SPEC §5). The gateway is one that the transaction has locked. It gives all the
-// registrations that ended, which may be none.
-func End(tx *store.Tx, gateway models.Gateway, ids []models.RegistrationID) ([]models.Registration, error) {
+// registrations that ended, which may be none. why is what the audit log says of those that were named: GroupLeave or GroupExpire; of a
+// group that ends it says so once, for all its members.
+func End(ctx context.Context, tx *store.Tx, gateway models.Gateway, ids []models.RegistrationID, why audit.Action) ([]models.Registration, error) {
 	ended, err := tx.DeleteRegistrations(ids)
+	if err != nil || len(ended) == 0 {
+		return nil, err
+	}
+	entries := make([]audit.Entry, 0, len(ended))
+	for _, r := range ended {
+		entries = append(entries, audit.Entry{Account: r.AccountID, Action: why, Object: audit.OfMember(r)})
+	}
+	ended, over, err := endWithout(tx, gateway, ended)
 	if err != nil {
 		return nil, err
 	}
+	return ended, audit.Note(ctx, tx, append(entries, endings(over)...)...)
+}
+
+// endWithout ends the groups that have no source any more after some registrations ended, and gives all that ended.
+func endWithout(tx *store.Tx, gateway models.Gateway, ended []models.Registration) (all []models.Registration, over []models.Group, err error) {
 	var lostSource []models.GroupID
 	for _, r := range ended {
 		if r.Key.Role == models.RoleSource && !slices.Contains(lostSource, r.GroupID) {
@@ -23,18 +39,34 @@ func End(tx *store.Tx, gateway models.Gateway, ids []models.RegistrationID) ([]m
 		}
 	}
 	if len(lostSource) == 0 {
-		return ended, nil
+		return ended, nil, nil
 	}
-	over, err := tx.GroupsWithoutSource(lostSource)
+	over, err = tx.GroupsWithoutSource(lostSource)
 	if err != nil || len(over) == 0 {
-		return ended, err
+		return ended, nil, err
 	}
-	rest, err := EndGroups(tx, gateway, over)
-	return append(ended, rest...), err
+	rest, err := endGroups(tx, gateway, over)
+	return append(ended, rest...), over, err
 }
 
-// EndGroups ends whole groups of a gateway that the transaction has locked, and gives the registrations that ended.
-func EndGroups(tx *store.Tx, gateway models.Gateway, groups []models.Group) ([]models.Registration, error) {
+// EndGroups ends whole groups of a gateway that the transaction has locked.
+func EndGroups(ctx context.Context, tx *store.Tx, gateway models.Gateway, groups []models.Group) error {
+	if _, err := endGroups(tx, gateway, groups); err != nil {
+		return err
+	}
+	return audit.Note(ctx, tx, endings(groups)...)
+}
+
+// endings are what the audit log says of groups that end.
+func endings(groups []models.Group) []audit.Entry {
+	entries := make([]audit.Entry, len(groups))
+	for i, g := range groups {
+		entries[i] = audit.Entry{Account: g.AccountID, Action: audit.GroupEnd, Object: audit.OfGroup(g.ID)}
+	}
+	return entries
+}
+
+func endGroups(tx *store.Tx, gateway models.Gateway, groups []models.Group) ([]models.Registration, error) {
 	ids := make([]models.GroupID, len(groups))
 	for i, g := range groups {
 		ids[i] = g.ID
@@ -44,7 +76,7 @@ func EndGroups(tx *store.Tx, gateway models.Gateway, groups []models.Group) ([]m
 
 // EndOwned ends all registrations of an owner and gives the gateways whose group information changed. It locks them one after
 // another in the order of their ids.
-func EndOwned(tx *store.Tx, owner store.Owner) ([]models.ID, error) {
+func EndOwned(ctx context.Context, tx *store.Tx, owner store.Owner) ([]models.ID, error) {
 	places, err := tx.PlacesOf(owner)
 	if err != nil {
 		return nil, err
@@ -59,7 +91,7 @@ func EndOwned(tx *store.Tx, owner store.Owner) ([]models.ID, error) {
 		if !found { // it is gone since, and its groups with it
 			continue
 		}
-		if _, err := End(tx, gateway, at[id]); err != nil {
+		if _, err := End(ctx, tx, gateway, at[id], audit.GroupLeave); err != nil {
 			return nil, err
 		}
 	}

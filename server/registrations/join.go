@@ -8,6 +8,7 @@ import (
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/addresspool"
+	"github.com/groupcast/groupcast/server/audit"
 	"github.com/groupcast/groupcast/server/gateways"
 	"github.com/groupcast/groupcast/server/store"
 )
@@ -69,12 +70,13 @@ func (s *Service) change(ctx context.Context, m member) (joined store.Renewed, c
 		if err != nil {
 			return err
 		}
-		v := m.registration
+		v, did := m.registration, audit.GroupJoin
 		v.GroupID, v.AccountID = group.ID, group.AccountID
 		if v.ID = own.ID; own.ID != "" {
 			if store.Unmoved(own, v) {
 				return errUnchanged
 			}
+			did = audit.GroupMove
 			err = tx.MoveRegistration(v)
 		} else {
 			v.ID = models.NewRegistrationID()
@@ -91,7 +93,14 @@ func (s *Service) change(ctx context.Context, m member) (joined store.Renewed, c
 		state, err := tx.PutLease(v, m.lease)
 		joined = store.Renewed{ID: v.ID, GroupIP: group.IP, Generation: group.Generation, State: state}
 		changed = group.GatewayID
-		return err
+		if err != nil {
+			return err
+		}
+		entries := []audit.Entry{{Account: v.AccountID, Action: did, Object: audit.OfMember(v)}}
+		if m.isSource() && v.Number == 1 { // the first one of all
+			entries = append([]audit.Entry{{Account: v.AccountID, Action: audit.GroupCreate, Object: audit.OfGroup(v.GroupID)}}, entries...)
+		}
+		return audit.Note(ctx, tx, entries...)
 	})
 	return joined, changed, err
 }

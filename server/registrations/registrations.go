@@ -101,13 +101,11 @@ func (s *Service) Leave(ctx context.Context, p models.Principal, id models.Regis
 		if !found { // or somebody else ended it while we waited for the gateway
 			return models.NotFound()
 		}
-		if _, err := End(tx, gateway, []models.RegistrationID{id}); err != nil {
+		if _, err := End(ctx, tx, gateway, []models.RegistrationID{id}, audit.GroupLeave); err != nil {
 			return err
 		}
-		if group.State, err = tx.State(group.ID); err != nil || p.Kind != models.KindUser {
-			return err
-		}
-		return audit.Note(ctx, tx, audit.Entry{Account: p.AccountID, Action: audit.GroupLeave, Object: audit.OfRegistration(id)})
+		group.State, err = tx.State(group.ID)
+		return err
 	})
 	if err != nil {
 		return netip.Addr{}, 0, err

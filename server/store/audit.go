@@ -8,11 +8,11 @@ import (
 	"github.com/groupcast/groupcast/models"
 )
 
-const auditColumns = "id, at, actor, account_id, action, object, result, reason, source, request_id, coalesce(seq, 0), coalesce(hash, '')"
+const auditColumns = "id, at, actor, account_id, action, object, result, reason, source, request_id, count, coalesce(seq, 0), coalesce(hash, '')"
 
 func scanAuditRow(r row) (a models.AuditRow, err error) {
 	err = r.Scan(&a.ID, timeColumn{&a.At}, &a.Actor, &a.AccountID, &a.Action, &a.Object, &a.Result, &a.Reason, prefixColumn{&a.Source}, &a.RequestID,
-		&a.Seq, &a.Hash)
+		&a.Count, &a.Seq, &a.Hash)
 	return a, err
 }
 
@@ -23,22 +23,71 @@ func prefixText(p netip.Prefix) string {
 	return p.String()
 }
 
-// InsertAuditRow adds a row that is not sealed yet. The database fills in when.
-func (tx *Tx) InsertAuditRow(a models.AuditRow) error {
-	_, err := tx.exec(`
-		INSERT INTO audit_rows (id, at, actor, account_id, action, object, result, reason, source, request_id)
-		VALUES (?, {now}, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		string(a.ID), a.Actor, string(a.AccountID), a.Action, a.Object, a.Result, a.Reason, prefixText(a.Source), a.RequestID)
-	return err
+// maxAuditRows keeps a statement below the number of parameters that SQLite takes.
+const maxAuditRows = 1000
+
+// InsertAuditRows adds rows that are not sealed yet, as few statements as can be. The database fills in when.
+func (tx *Tx) InsertAuditRows(rows []models.AuditRow) error {
+	for len(rows) > 0 {
+		batch := rows[:min(len(rows), maxAuditRows)]
+		rows = rows[len(batch):]
+		args := make([]any, 0, 10*len(batch))
+		for _, a := range batch {
+			args = append(args, string(a.ID), a.Actor, string(a.AccountID), a.Action, a.Object, a.Result, a.Reason, prefixText(a.Source), a.RequestID, a.Count)
+		}
+		_, err := tx.exec(`INSERT INTO audit_rows (id, at, actor, account_id, action, object, result, reason, source, request_id, count)
+			VALUES `+tuples("(?, {now}, ?, ?, ?, ?, ?, ?, ?, ?, ?)", len(batch)), args...)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // AuditHead reads the end of the hash chain.
 func (tx *Tx) AuditHead() (models.AuditHead, error) {
-	h, _, err := one(tx, func(r row) (h models.AuditHead, err error) {
-		err = r.Scan(&h.Seq, &h.Hash)
-		return h, err
-	}, "SELECT seq, hash FROM audit_head")
-	return h, err
+	c, err := tx.AuditChain()
+	return c.Head, err
+}
+
+// AuditChain is where the kept part of the hash chain begins and ends.
+type AuditChain struct {
+	// Base is the last row that was removed because of its age; the kept part begins after it.
+	Base, Head models.AuditHead
+	Now        time.Time
+}
+
+// AuditChain reads where the hash chain begins and ends.
+func (tx *Tx) AuditChain() (AuditChain, error) {
+	return tx.auditChain("SELECT base_seq, base_hash, seq, hash, {now} FROM audit_head")
+}
+
+// LockAuditChain is AuditChain, and keeps others from moving either end until commit.
+func (tx *Tx) LockAuditChain() (AuditChain, error) {
+	return tx.auditChain("UPDATE audit_head SET seq = seq RETURNING base_seq, base_hash, seq, hash, {now}")
+}
+
+func (tx *Tx) auditChain(text string) (AuditChain, error) {
+	c, _, err := one(tx, func(r row) (c AuditChain, err error) {
+		err = r.Scan(&c.Base.Seq, &c.Base.Hash, &c.Head.Seq, &c.Head.Hash, timeColumn{&c.Now})
+		return c, err
+	}, text)
+	return c, err
+}
+
+// AuditRow reads one row.
+func (tx *Tx) AuditRow(id models.AuditID) (models.AuditRow, bool, error) {
+	return one(tx, scanAuditRow, "SELECT "+auditColumns+" FROM audit_rows WHERE id = ?", string(id))
+}
+
+// RemoveAuditRows removes the rows of the chain up to a place, which becomes the base, and counts them.
+func (tx *Tx) RemoveAuditRows(base models.AuditHead) (int64, error) {
+	n, err := tx.exec("DELETE FROM audit_rows WHERE seq <= ?", base.Seq)
+	if err != nil {
+		return n, err
+	}
+	_, err = tx.exec("UPDATE audit_head SET base_seq = ?, base_hash = ?", base.Seq, base.Hash)
+	return n, err
 }
 
 // HasUnsealedAuditRows tells whether there is anything to seal.
@@ -98,16 +147,28 @@ func (tx *Tx) AuditTail() (AuditTail, error) {
 	return t, err
 }
 
-// AuditRows reads up to limit rows, newest first, sealed or not, of one account or of all if it is empty, and with ids before the given
-// one if that is not empty.
-func (s *Store) AuditRows(ctx context.Context, account models.AccountID, before string, limit int) (rows []models.AuditRow, err error) {
+// AuditRows reads up to limit of the rows that the filter chooses, newest first, sealed or not, with ids before the given one if that is
+// not empty.
+func (s *Store) AuditRows(ctx context.Context, f models.AuditFilter, before string, limit int) (rows []models.AuditRow, err error) {
 	err = s.reading(ctx, func(tx *Tx) error {
 		text, args := "SELECT "+auditColumns+" FROM audit_rows WHERE id < ?", []any{before}
 		if before == "" {
 			args[0] = "~" // after every id
 		}
-		if account != "" {
-			text, args = text+" AND account_id = ?", append(args, string(account))
+		for _, c := range []struct {
+			given bool
+			where string
+			arg   any
+		}{
+			{f.AccountID != "", "account_id = ?", string(f.AccountID)},
+			{f.Actor != "", "actor = ?", f.Actor},
+			{f.Action != "", "action = ?", f.Action},
+			{!f.Since.IsZero(), "at >= ?", f.Since.UnixMilli()},
+			{!f.Until.IsZero(), "at < ?", f.Until.UnixMilli()},
+		} {
+			if c.given {
+				text, args = text+" AND "+c.where, append(args, c.arg)
+			}
 		}
 		rows, err = list(tx, scanAuditRow, text+" ORDER BY id DESC LIMIT ?", append(args, limit)...)
 		return err

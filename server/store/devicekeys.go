@@ -36,14 +36,16 @@ func (tx *Tx) PutDeviceKey(k models.DeviceKey) error {
 	return err
 }
 
-// endNow is the not_before that ends all that was issued until now. A token carries whole seconds: those of the running second have to end, too, and
-// those of a second that was ended before, in which tokens were issued since; not those of the next.
-const endNow = "(CASE WHEN not_before < ({now} / 1000 + 1) * 1000 THEN ({now} / 1000 + 1) * 1000 ELSE not_before + 1000 END)"
+// nextNotBefore ends all tokens that were issued until now. A token carries whole seconds: those of the running second have to end too, and not
+// those of the next. A token that was issued since an earlier revocation in this second is of the next second already, so each further
+// revocation goes one on; but not far, or whoever has a stolen key could lock out its owner for long.
+const nextNotBefore = `CASE WHEN not_before >= ({now} / 1000 + 1) * 1000 AND not_before < ({now} / 1000 + 20) * 1000 THEN not_before + 1000
+	WHEN not_before >= ({now} / 1000 + 20) * 1000 THEN not_before ELSE ({now} / 1000 + 1) * 1000 END`
 
 // EndDeviceTokens ends everything that was issued for a device until now: access tokens by not_before, refresh tokens by removing
 // them.
 func (tx *Tx) EndDeviceTokens(id models.ID) error {
-	if _, err := tx.exec("UPDATE devices SET not_before = "+endNow+" WHERE id = ?", int64(id)); err != nil {
+	if _, err := tx.exec("UPDATE devices SET not_before = "+nextNotBefore+" WHERE id = ?", int64(id)); err != nil {
 		return err
 	}
 	_, err := tx.exec("DELETE FROM refresh_tokens WHERE device_id = ?", int64(id))

@@ -95,28 +95,30 @@ func (tx *Tx) DeleteGateway(id models.ID) error {
 	return nil
 }
 
-// RevisionsOf reads the revisions of those of the gateways that exist, in one statement whatever their number.
-func (s *Store) RevisionsOf(ctx context.Context, ids []models.ID) (map[models.ID]int64, error) {
-	revisions := make(map[models.ID]int64, len(ids))
+// StandingsOf reads where those of the gateways stand that exist, in one statement whatever their number.
+func (s *Store) StandingsOf(ctx context.Context, ids []models.ID) (map[models.ID]models.Standing, error) {
+	standings := make(map[models.ID]models.Standing, len(ids))
 	if len(ids) == 0 {
-		return revisions, nil
+		return standings, nil
 	}
-	type revision struct {
+	type standing struct {
+		models.Standing
 		id models.ID
-		n  int64
 	}
 	err := s.reading(ctx, func(tx *Tx) error {
-		all, err := list(tx, func(r row) (v revision, err error) { err = r.Scan(&v.id, &v.n); return v, err },
-			"SELECT id, revision FROM gateways WHERE id {among bigints}", tx.ids(ids))
+		all, err := list(tx, func(r row) (v standing, err error) {
+			err = r.Scan(&v.id, &v.Revision, timeColumn{&v.NotBefore})
+			return v, err
+		}, "SELECT g.id, g.revision, d.not_before FROM gateways g JOIN devices d ON d.id = g.id WHERE g.id {among bigints}", tx.ids(ids))
 		for _, v := range all {
-			revisions[v.id] = v.n
+			standings[v.id] = v.Standing
 		}
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	return revisions, nil
+	return standings, nil
 }
 
 // maxPolls keeps a statement below the number of parameters that SQLite takes.

@@ -29,15 +29,19 @@ type Life struct {
 //   - Addresses that a gateway declares later begin the same way (see [Tx.InsertAddresses]).
 //
 // keep decides, from how far the replicas were with ending leases, whether groups keep their addresses. If not, they all end.
-// The transaction may take minutes, and other writers wait for it.
-func (s *Store) BeginLife(ctx context.Context, keep func(Watch) bool) (life Life, err error) {
+// The transaction may take minutes, and other writers wait for it. then is its last
+// step.
+func (s *Store) BeginLife(ctx context.Context, keep func(Watch) bool, then func(*Tx, Life) error) (life Life, err error) {
 	random := make([]byte, 8)
 	if _, err := rand.Read(random); err != nil {
 		return Life{}, fmt.Errorf("draw an epoch: %w", err)
 	}
 	err = s.long(ctx, "begin a new life of the database", func(tx *Tx) error {
 		life = Life{Epoch: hex.EncodeToString(random)}
-		return tx.beginLife(&life, keep)
+		if err := tx.beginLife(&life, keep); err != nil {
+			return err
+		}
+		return then(tx, life)
 	})
 	if err != nil {
 		return Life{}, err

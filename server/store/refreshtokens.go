@@ -39,12 +39,12 @@ func (s *Store) ExtendRefreshToken(ctx context.Context, hash []byte, life time.D
 	})
 }
 
-// DeleteRefreshToken removes a refresh token that is bound to the key.
-func (s *Store) DeleteRefreshToken(ctx context.Context, hash []byte, jkt string) error {
-	return s.writing(ctx, func(tx *Tx) error {
-		_, err := tx.exec("DELETE FROM refresh_tokens WHERE hash = ? AND jkt = ?", blob(hash), jkt)
-		return err
-	})
+// DeleteRefreshToken removes a refresh token that is bound to the key, and gives whose it was.
+func (tx *Tx) DeleteRefreshToken(hash []byte, jkt string) (t models.RefreshToken, found bool, err error) {
+	return one(tx, func(r row) (t models.RefreshToken, err error) {
+		err = r.Scan(&t.AccountID, &t.DeviceID, &t.UserID)
+		return t, err
+	}, "DELETE FROM refresh_tokens WHERE hash = ? AND jkt = ? RETURNING account_id, coalesce(device_id, 0), user_id", blob(hash), jkt)
 }
 
 // DeleteRefreshTokensOfUser removes all refresh tokens of a user.

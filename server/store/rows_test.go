@@ -77,22 +77,22 @@ func TestPolls(t *testing.T) {
 	})
 }
 
-func TestRevisionsOfMany(t *testing.T) {
+func TestStandingsOfMany(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
 		h := servertest.On(db, db.Store).NewHome(t)
 		ids := []models.ID{h.Gateway.Device.ID}
 		for i := range 10_000 {
 			ids = append(ids, models.ID(1+i))
 		}
-		var got map[models.ID]int64
+		var got map[models.ID]models.Standing
 		statements := db.Statements(func() {
 			var err error
-			got, err = db.RevisionsOf(ctx, ids)
+			got, err = db.StandingsOf(ctx, ids)
 			require.NoError(t, err)
 		})
 		require.Len(t, statements, 1)
-		require.Equal(t, map[models.ID]int64{h.Gateway.Device.ID: 2}, got)
-		none, err := db.RevisionsOf(ctx, nil)
+		require.Equal(t, map[models.ID]models.Standing{h.Gateway.Device.ID: {Revision: 2}}, got)
+		none, err := db.StandingsOf(ctx, nil)
 		require.NoError(t, err)
 		require.Empty(t, none)
 	})

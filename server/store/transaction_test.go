@@ -22,9 +22,9 @@ func TestWrite(t *testing.T) {
 		h := servertest.On(db, db.Store).NewAccount(t, true)
 		id := h.Gateway.Device.ID
 		revision := func() int64 {
-			r, err := db.RevisionsOf(ctx, []models.ID{id})
+			r, err := db.StandingsOf(ctx, []models.ID{id})
 			require.NoError(t, err)
-			return r[id]
+			return r[id].Revision
 		}
 		raise := func(then error) func(tx *store.Tx) error {
 			return func(tx *store.Tx) error {
@@ -84,9 +84,9 @@ func TestTimeIsBounded(t *testing.T) {
 				time.Sleep(1200 * time.Millisecond)
 				return raise(tx)
 			}))
-			revisions, err := db.RevisionsOf(ctx, []models.ID{h.Gateway.Device.ID})
+			revisions, err := db.StandingsOf(ctx, []models.ID{h.Gateway.Device.ID})
 			require.NoError(t, err)
-			require.EqualValues(t, 1, revisions[h.Gateway.Device.ID])
+			require.EqualValues(t, 1, revisions[h.Gateway.Device.ID].Revision)
 		})
 	}
 }
@@ -147,9 +147,10 @@ func TestDeadlockIsTriedAgain(t *testing.T) {
 		})
 	}
 	require.NoError(t, all.Wait())
-	revisions, err := db.RevisionsOf(ctx, []models.ID{a, b})
+	revisions, err := db.StandingsOf(ctx, []models.ID{a, b})
 	require.NoError(t, err)
-	require.Equal(t, map[models.ID]int64{a: 3, b: 3}, revisions)
+	require.EqualValues(t, 3, revisions[a].Revision)
+	require.EqualValues(t, 3, revisions[b].Revision)
 	require.NotZero(t, db.Deadlocks(t), "there must have been one")
 }
 
@@ -167,7 +168,7 @@ func unavailable(t *testing.T, h *servertest.Home, camera models.Principal) {
 			return errorOf(h.Accounts.DevicePrincipal(ctx, h.Account.ID, camera.Device.ID))
 		},
 		"information": func() error { return errorOf(h.Groups.Information(ctx, h.Gateway.Device.ID)) },
-		"revisions":   func() error { return errorOf(st.RevisionsOf(ctx, []models.ID{h.Gateway.Device.ID})) },
+		"revisions":   func() error { return errorOf(st.StandingsOf(ctx, []models.ID{h.Gateway.Device.ID})) },
 		"transaction": func() error { return st.Write(ctx, func(*store.Tx) error { return nil }) },
 	}
 	type result struct {

@@ -52,7 +52,7 @@ func (s *Store) User(ctx context.Context, account models.AccountID, id string) (
 // SetPassword gives a user another password hash, if it still is the one that the caller has seen; and ends all tokens that were issued
 // until now.
 func (tx *Tx) SetPassword(id, from, to string) (bool, error) {
-	n, err := tx.exec("UPDATE users SET password_hash = ?, not_before = "+endNow+" WHERE id = ? AND password_hash = ?", to, id, from)
+	n, err := tx.exec("UPDATE users SET password_hash = ?, not_before = "+nextNotBefore+" WHERE id = ? AND password_hash = ?", to, id, from)
 	return n == 1, err
 }
 
