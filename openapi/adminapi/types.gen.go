@@ -50,6 +50,27 @@ func (e ServiceCredentialKind) Valid() bool {
 	}
 }
 
+// Defines values for ServiceScope.
+const (
+	GcEvents   ServiceScope = "gc:events"
+	GcNotify   ServiceScope = "gc:notify"
+	GcRegister ServiceScope = "gc:register"
+)
+
+// Valid indicates whether the value is a known member of the ServiceScope enum.
+func (e ServiceScope) Valid() bool {
+	switch e {
+	case GcEvents:
+		return true
+	case GcNotify:
+		return true
+	case GcRegister:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for SigningKeyState.
 const (
 	Active   SigningKeyState = "active"
@@ -308,6 +329,17 @@ type Link struct {
 	// AccountID An account.
 	AccountID AccountID `json:"accountId"`
 
+	// ExpiresAt When it ends by itself; absent is never.
+	ExpiresAt *time.Time `json:"expiresAt,omitempty"`
+	GrantedAt time.Time  `json:"grantedAt"`
+
+	// GrantedBy The user who consented, or operator.
+	GrantedBy string `json:"grantedBy"`
+
+	// Premises Where; absent is everywhere.
+	Premises *[]PremisesID  `json:"premises,omitempty"`
+	Scopes   []ServiceScope `json:"scopes"`
+
 	// ServiceAccountID A decimal number from 1 to 9223372036854775807 without leading zero, as a string; a JSON integer is accepted as well.
 	//
 	// Example: 664123086043511412
@@ -323,6 +355,15 @@ type Link struct {
 type LinkRequest struct {
 	// AccountID An account.
 	AccountID AccountID `json:"accountId"`
+
+	// ExpiresAt When the consent ends by itself; absent is never.
+	ExpiresAt *time.Time `json:"expiresAt,omitempty"`
+
+	// Premises Absent is everywhere, premises to come included.
+	Premises *[]PremisesID `json:"premises,omitempty"`
+
+	// Scopes Absent is all.
+	Scopes *[]ServiceScope `json:"scopes,omitempty"`
 
 	// ServiceAccountID A decimal number from 1 to 9223372036854775807 without leading zero, as a string; a JSON integer is accepted as well.
 	//
@@ -447,6 +488,9 @@ type ServiceRequest struct {
 	// Example: svc-upload
 	ServiceID ServiceID `json:"serviceId"`
 }
+
+// ServiceScope defines model for ServiceScope.
+type ServiceScope string
 
 // SigningKey defines model for SigningKey.
 type SigningKey struct {

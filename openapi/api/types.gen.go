@@ -6,6 +6,7 @@ package api
 import (
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"net/netip"
 
@@ -97,6 +98,27 @@ func (e MemberRole) Valid() bool {
 	}
 }
 
+// Defines values for ServiceScope.
+const (
+	GcEvents   ServiceScope = "gc:events"
+	GcNotify   ServiceScope = "gc:notify"
+	GcRegister ServiceScope = "gc:register"
+)
+
+// Valid indicates whether the value is a known member of the ServiceScope enum.
+func (e ServiceScope) Valid() bool {
+	switch e {
+	case GcEvents:
+		return true
+	case GcNotify:
+		return true
+	case GcRegister:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for TokenAnswerTokenType.
 const (
 	Bearer TokenAnswerTokenType = "Bearer"
@@ -141,6 +163,18 @@ type AccountInfo struct {
 type Confirmation struct {
 	// Password A new one has 12 to 128 characters.
 	Password Password `json:"password"`
+}
+
+// Consent defines model for Consent.
+type Consent struct {
+	// ExpiresAt When the consent ends by itself; absent is never.
+	ExpiresAt *time.Time `json:"expiresAt,omitempty"`
+
+	// Premises Absent is everywhere, premises to come included.
+	Premises *[]PremisesID `json:"premises,omitempty"`
+
+	// Scopes Absent is all.
+	Scopes *[]ServiceScope `json:"scopes,omitempty"`
 }
 
 // DecimalID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
@@ -499,7 +533,17 @@ type LeaveAnswer struct {
 
 // Link defines model for Link.
 type Link struct {
-	Name string `json:"name"`
+	// ExpiresAt When it ends by itself; absent is never.
+	ExpiresAt *time.Time `json:"expiresAt,omitempty"`
+	GrantedAt time.Time  `json:"grantedAt"`
+
+	// GrantedBy The user who consented, or operator.
+	GrantedBy string `json:"grantedBy"`
+	Name      string `json:"name"`
+
+	// Premises Where; absent is everywhere.
+	Premises *[]PremisesID  `json:"premises,omitempty"`
+	Scopes   []ServiceScope `json:"scopes"`
 
 	// ServiceAccountID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
 	// numbers hold. In a request body a JSON integer is accepted as well.
@@ -798,6 +842,10 @@ type RevocationRequest struct {
 // ServiceID The name that the operator gave the service.
 type ServiceID = models.ServiceID
 
+// ServiceScope What a service may do in the account: register, hear of new groups, and see groups and what happens in those it is in. It
+// needs a token with that scope, too.
+type ServiceScope string
+
 // Session defines model for Session.
 type Session struct {
 	// AccountID The tenant that everything else belongs to.
@@ -1047,6 +1095,9 @@ type ConfirmJSONRequestBody = Confirmation
 
 // ChangePasswordJSONRequestBody defines body for ChangePassword for application/json ContentType.
 type ChangePasswordJSONRequestBody = PasswordChange
+
+// LinkServiceJSONRequestBody defines body for LinkService for application/json ContentType.
+type LinkServiceJSONRequestBody = Consent
 
 // SignUpJSONRequestBody defines body for SignUp for application/json ContentType.
 type SignUpJSONRequestBody = SignUpRequest

@@ -282,12 +282,27 @@ type ClientInterface interface {
 	// Corresponds with DELETE /v1/account/services/{serviceId} (the `UnlinkService` operationId).
 	UnlinkService(ctx context.Context, serviceID ServiceID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// LinkService Consent to a service
+	// LinkServiceWithBody Consent to a service
 	//
-	// Draws the service account id that the service registers with. Consenting again changes nothing.
+	// Draws the service account id that the service registers with, if the account has no link with the service. Otherwise the consent becomes
+	// what is sent: what it doesn't cover any more ends at once, and the service account id stays. What is left out is not limited, so
+	// a request without a body consents to everything, everywhere, for ever.
+	//
+	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with PUT /v1/account/services/{serviceId} (the `LinkService` operationId).
-	LinkService(ctx context.Context, serviceID ServiceID, reqEditors ...RequestEditorFn) (*http.Response, error)
+	LinkServiceWithBody(ctx context.Context, serviceID ServiceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// LinkService Consent to a service
+	//
+	// Draws the service account id that the service registers with, if the account has no link with the service. Otherwise the consent becomes
+	// what is sent: what it doesn't cover any more ends at once, and the service account id stays. What is left out is not limited, so
+	// a request without a body consents to everything, everywhere, for ever.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /v1/account/services/{serviceId} (the `LinkService` operationId).
+	LinkService(ctx context.Context, serviceID ServiceID, body LinkServiceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// SignUpWithBody Create an account and its first user
 	//
@@ -946,13 +961,38 @@ func (c *Client) UnlinkService(ctx context.Context, serviceID ServiceID, reqEdit
 	return c.Client.Do(req)
 }
 
-// LinkService Consent to a service
+// LinkServiceWithBody Consent to a service
 //
-// Draws the service account id that the service registers with. Consenting again changes nothing.
+// Draws the service account id that the service registers with, if the account has no link with the service. Otherwise the consent becomes
+// what is sent: what it doesn't cover any more ends at once, and the service account id stays. What is left out is not limited, so
+// a request without a body consents to everything, everywhere, for ever.
+//
+// Takes any type of body and a specified content type.
 //
 // Corresponds with PUT /v1/account/services/{serviceId} (the `LinkService` operationId).
-func (c *Client) LinkService(ctx context.Context, serviceID ServiceID, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewLinkServiceRequest(c.Server, serviceID)
+func (c *Client) LinkServiceWithBody(ctx context.Context, serviceID ServiceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewLinkServiceRequestWithBody(c.Server, serviceID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// LinkService Consent to a service
+//
+// Draws the service account id that the service registers with, if the account has no link with the service. Otherwise the consent becomes
+// what is sent: what it doesn't cover any more ends at once, and the service account id stays. What is left out is not limited, so
+// a request without a body consents to everything, everywhere, for ever.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /v1/account/services/{serviceId} (the `LinkService` operationId).
+func (c *Client) LinkService(ctx context.Context, serviceID ServiceID, body LinkServiceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewLinkServiceRequest(c.Server, serviceID, body)
 	if err != nil {
 		return nil, err
 	}
@@ -2105,8 +2145,19 @@ func NewUnlinkServiceRequest(server string, serviceID ServiceID) (*http.Request,
 	return req, nil
 }
 
-// NewLinkServiceRequest constructs an http.Request for the LinkService method
-func NewLinkServiceRequest(server string, serviceID ServiceID) (*http.Request, error) {
+// NewLinkServiceRequest calls the generic LinkService builder with application/json body
+func NewLinkServiceRequest(server string, serviceID ServiceID, body LinkServiceJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewLinkServiceRequestWithBody(server, serviceID, "application/json", bodyReader)
+}
+
+// NewLinkServiceRequestWithBody constructs an http.Request for the LinkService method, with any body, and a specified content type
+func NewLinkServiceRequestWithBody(server string, serviceID ServiceID, contentType string, body io.Reader) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -2131,10 +2182,12 @@ func NewLinkServiceRequest(server string, serviceID ServiceID) (*http.Request, e
 		return nil, err
 	}
 
-	req, err := http.NewRequest(http.MethodPut, queryURL.String(), nil)
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
 	if err != nil {
 		return nil, err
 	}
+
+	req.Header.Add("Content-Type", contentType)
 
 	return req, nil
 }
@@ -3388,14 +3441,27 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with DELETE /v1/account/services/{serviceId} (the `UnlinkService` operationId).
 	UnlinkServiceWithResponse(ctx context.Context, serviceID ServiceID, reqEditors ...RequestEditorFn) (*UnlinkServiceResponse, error)
 
-	// LinkServiceWithResponse Consent to a service
+	// LinkServiceWithBodyWithResponse Consent to a service
 	//
-	// Draws the service account id that the service registers with. Consenting again changes nothing.
+	// Draws the service account id that the service registers with, if the account has no link with the service. Otherwise the consent becomes
+	// what is sent: what it doesn't cover any more ends at once, and the service account id stays. What is left out is not limited, so
+	// a request without a body consents to everything, everywhere, for ever.
 	//
-	// Returns a wrapper object for the known response body format(s).
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with PUT /v1/account/services/{serviceId} (the `LinkService` operationId).
-	LinkServiceWithResponse(ctx context.Context, serviceID ServiceID, reqEditors ...RequestEditorFn) (*LinkServiceResponse, error)
+	LinkServiceWithBodyWithResponse(ctx context.Context, serviceID ServiceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*LinkServiceResponse, error)
+
+	// LinkServiceWithResponse Consent to a service
+	//
+	// Draws the service account id that the service registers with, if the account has no link with the service. Otherwise the consent becomes
+	// what is sent: what it doesn't cover any more ends at once, and the service account id stays. What is left out is not limited, so
+	// a request without a body consents to everything, everywhere, for ever.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/account/services/{serviceId} (the `LinkService` operationId).
+	LinkServiceWithResponse(ctx context.Context, serviceID ServiceID, body LinkServiceJSONRequestBody, reqEditors ...RequestEditorFn) (*LinkServiceResponse, error)
 
 	// SignUpWithBodyWithResponse Create an account and its first user
 	//
@@ -6014,15 +6080,34 @@ func (c *ClientWithResponses) UnlinkServiceWithResponse(ctx context.Context, ser
 	return ParseUnlinkServiceResponse(rsp)
 }
 
-// LinkServiceWithResponse Consent to a service
+// LinkServiceWithBodyWithResponse Consent to a service
 //
-// Draws the service account id that the service registers with. Consenting again changes nothing.
+// Draws the service account id that the service registers with, if the account has no link with the service. Otherwise the consent becomes
+// what is sent: what it doesn't cover any more ends at once, and the service account id stays. What is left out is not limited, so
+// a request without a body consents to everything, everywhere, for ever.
 //
-// Returns a wrapper object for the known response body format(s).
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with PUT /v1/account/services/{serviceId} (the `LinkService` operationId).
-func (c *ClientWithResponses) LinkServiceWithResponse(ctx context.Context, serviceID ServiceID, reqEditors ...RequestEditorFn) (*LinkServiceResponse, error) {
-	rsp, err := c.LinkService(ctx, serviceID, reqEditors...)
+func (c *ClientWithResponses) LinkServiceWithBodyWithResponse(ctx context.Context, serviceID ServiceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*LinkServiceResponse, error) {
+	rsp, err := c.LinkServiceWithBody(ctx, serviceID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseLinkServiceResponse(rsp)
+}
+
+// LinkServiceWithResponse Consent to a service
+//
+// Draws the service account id that the service registers with, if the account has no link with the service. Otherwise the consent becomes
+// what is sent: what it doesn't cover any more ends at once, and the service account id stays. What is left out is not limited, so
+// a request without a body consents to everything, everywhere, for ever.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/account/services/{serviceId} (the `LinkService` operationId).
+func (c *ClientWithResponses) LinkServiceWithResponse(ctx context.Context, serviceID ServiceID, body LinkServiceJSONRequestBody, reqEditors ...RequestEditorFn) (*LinkServiceResponse, error) {
+	rsp, err := c.LinkService(ctx, serviceID, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}

@@ -7,7 +7,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 
 	"github.com/gin-gonic/gin"
@@ -1974,6 +1976,7 @@ func (response UnlinkService5XXApplicationProblemPlusJSONResponse) VisitUnlinkSe
 
 type LinkServiceRequestObject struct {
 	ServiceID ServiceID `json:"serviceId"`
+	Body      *LinkServiceJSONRequestBody
 }
 
 type LinkServiceResponseObject interface {
@@ -3873,6 +3876,27 @@ func (sh *strictHandler) LinkService(ctx *gin.Context, serviceID ServiceID) {
 	var request LinkServiceRequestObject
 
 	request.ServiceID = serviceID
+
+	var body LinkServiceJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		if !errors.Is(err, io.EOF) {
+			sh.options.RequestErrorHandlerFunc(ctx, err)
+			return
+		}
+	} else {
+		request.Body = &body
+	}
 
 	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
 		return sh.ssi.LinkService(ctx, request.(LinkServiceRequestObject))

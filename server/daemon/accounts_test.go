@@ -224,8 +224,33 @@ func TestAccountHolder(t *testing.T) {
 		before := object(t, do(http.MethodPut, "/v1/account/services/svc-smith", ""))
 		assert.Equal(t, links[0], before, "consenting again changes nothing")
 		assert.Equal(t, "not-found", code(t, do(http.MethodPut, "/v1/account/services/svc-none", "")))
-		assert.Equal(t, http.StatusNoContent, do(http.MethodDelete, "/v1/account/services/svc-smith", "").StatusCode)
+		r = do(http.MethodPut, "/v1/account/services/svc-smith", fmt.Sprintf(`{"premises":[%q],"scopes":["gc:notify"],"expiresAt":"2100-01-01T00:00:00Z"}`, h.premises))
+		require.Equal(t, http.StatusOK, r.StatusCode, "%s", text(t, r))
+		narrow := object(t, do(http.MethodGet, "/v1/account/services", ""))["links"].([]any)[0].(map[string]any)
+		assert.Equal(t, before["serviceAccountId"], narrow["serviceAccountId"])
+		assert.Equal(t, []any{"gc:notify"}, narrow["scopes"])
+		assert.Equal(t, []any{string(h.premises)}, narrow["premises"])
+		assert.Equal(t, "2100-01-01T00:00:00Z", narrow["expiresAt"])
+		assert.Contains(t, narrow["grantedBy"], "u_")
+		held := object(t, s.do(t, http.MethodGet, "/v1/registrations", "", "Authorization", "Bearer "+h.uploadToken))["registrations"]
+		assert.Empty(t, held, "who may not register is no member any more")
 		status, refused := s.post(t, h.uploadToken, `{"type":"Service","id":"%s","destination":true,"publicIPv4":"96.114.14.140","groupName":"door","groupIP":%q}`, h.upload, groupIP)
+		assert.Equal(t, http.StatusNotFound, status, "%v", refused)
+		for body, want := range map[string]string{
+			fmt.Sprintf(`{"premises":[%q]}`, other.premises): "not-found",
+			`{"premises":[]}`:                      "bad-request",
+			`{"scopes":["gc:account"]}`:            "bad-request",
+			`{"expiresAt":"2020-01-01T00:00:00Z"}`: "bad-request",
+			`{"expiresAt":"0001-01-01T00:00:00Z"}`: "bad-request",
+			`{"expiresAt":"tomorrow"}`:             "bad-request",
+		} {
+			assert.Equal(t, want, code(t, do(http.MethodPut, "/v1/account/services/svc-smith", body)), body)
+		}
+		r = do(http.MethodPut, "/v1/account/services/svc-smith", "")
+		assert.NotContains(t, text(t, r), "premises", "what isn't said isn't limited")
+		s.join(t, h, "door", groupIP, "")
+		assert.Equal(t, http.StatusNoContent, do(http.MethodDelete, "/v1/account/services/svc-smith", "").StatusCode)
+		status, refused = s.post(t, h.uploadToken, `{"type":"Service","id":"%s","destination":true,"publicIPv4":"96.114.14.140","groupName":"door","groupIP":%q}`, h.upload, groupIP)
 		assert.Equal(t, http.StatusNotFound, status, "%v", refused)
 		assert.NotEqual(t, before["serviceAccountId"], object(t, do(http.MethodPut, "/v1/account/services/svc-smith", ""))["serviceAccountId"])
 		assert.Equal(t, "not-found", code(t, do(http.MethodDelete, "/v1/account/services/svc-jones", "")))

@@ -49,6 +49,11 @@ func EndOwned(tx *store.Tx, owner store.Owner) ([]models.ID, error) {
 	if err != nil {
 		return nil, err
 	}
+	return EndPlaces(tx, places)
+}
+
+// EndPlaces is EndOwned for registrations that were read already.
+func EndPlaces(tx *store.Tx, places []store.Place) ([]models.ID, error) {
 	at := store.ByGateway(places)
 	gateways := slices.Sorted(maps.Keys(at))
 	for _, id := range gateways {

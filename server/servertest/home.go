@@ -146,7 +146,7 @@ func (h *Home) Service(t testing.TB, id models.ServiceID, serviceAccountID model
 		_, err = h.Accounts.CreateService(ctx, id, string(id))
 		require.NoError(t, err)
 	}
-	l, err := h.Accounts.CreateLink(ctx, id, h.Account.ID, serviceAccountID)
+	l, err := h.Accounts.CreateLink(ctx, models.Link{ServiceID: id, AccountID: h.Account.ID, ServiceAccountID: serviceAccountID})
 	require.NoError(t, err)
 	p, err := h.Accounts.ServicePrincipal(ctx, id)
 	require.NoError(t, err)

@@ -24,7 +24,8 @@ func stateOf(group string) string {
 
 // GroupMatch names groups by what a request says.
 type GroupMatch struct {
-	// AccountID, or the link by which a service knows the account.
+	// AccountID, or the link by which a service knows the account. A link that has ended or doesn't let the service register matches
+	// nothing, and premises that it doesn't cover match nothing.
 	AccountID        models.AccountID
 	ServiceID        models.ServiceID
 	ServiceAccountID models.ID
@@ -38,8 +39,10 @@ type GroupMatch struct {
 func (m GroupMatch) where(alias string) (string, []any) {
 	where, args := alias+".account_id = ?", []any{string(m.AccountID)}
 	if m.ServiceID != "" {
-		where = alias + ".account_id = (SELECT account_id FROM service_links WHERE service_id = ? AND service_account_id = ?)"
-		args = []any{string(m.ServiceID), int64(m.ServiceAccountID)}
+		// The first part finds the rows by their index, the second looks at their premises.
+		where = alias + ".account_id = (SELECT l.account_id FROM service_links l WHERE l.service_id = ? AND l.service_account_id = ? AND " + linkGrants +
+			") AND EXISTS (SELECT 1 FROM service_links l WHERE l.service_id = ? AND l.service_account_id = ? AND " + linkCovers(alias+".premises_id") + ")"
+		args = []any{string(m.ServiceID), int64(m.ServiceAccountID), scopeArg(models.ScopeRegister), string(m.ServiceID), int64(m.ServiceAccountID)}
 	}
 	where += " AND " + alias + ".name = ?"
 	args = append(args, m.Name)
@@ -121,7 +124,7 @@ func (tx *Tx) EndGroups(ids []models.GroupID, revision int64) ([]models.Registra
 type Viewer struct {
 	Account models.AccountID // sees its own groups
 	Gateway models.ID        // sees those of its range
-	Service models.ServiceID // sees those of the accounts that linked it
+	Service models.ServiceID // sees those that its links cover and let it see
 }
 
 func (v Viewer) where() (string, []any) {
@@ -131,7 +134,8 @@ func (v Viewer) where() (string, []any) {
 	case v.Gateway != 0:
 		return "g.gateway_id = ?", []any{int64(v.Gateway)}
 	default:
-		return "EXISTS (SELECT 1 FROM service_links l WHERE l.service_id = ? AND l.account_id = g.account_id)", []any{string(v.Service)}
+		return "EXISTS (SELECT 1 FROM service_links l WHERE l.service_id = ? AND l.account_id = g.account_id AND " + linkGrants + " AND " +
+			linkCovers("g.premises_id") + ")", []any{string(v.Service), scopeArg(models.ScopeNotify)}
 	}
 }
 
