@@ -30,6 +30,7 @@ const (
 	CodeRangeConflict    Code = "range-conflict"     // the declared range overlaps another or has groups outside it
 	CodeBadRange         Code = "bad-range"          // the declared range is not usable
 	CodeAlreadyExists    Code = "already-exists"     // an object with that id or name exists
+	CodeQuotaExceeded    Code = "quota-exceeded"     // one more than the account, premises or group may have
 	CodeRateLimited      Code = "rate-limited"       // too many requests of this kind from there
 	CodeOverloaded       Code = "overloaded"         // too many callers wait
 	CodeUnavailable      Code = "unavailable"        // the database can't be reached, or the service is stopping

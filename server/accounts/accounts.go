@@ -26,12 +26,15 @@ type Account struct {
 
 // Service keeps accounts.
 type Service struct {
-	store *store.Store
-	waker Waker
+	store  *store.Store
+	waker  Waker
+	quotas models.Quotas
 }
 
 // New makes the service; the waker is called after commit only.
-func New(st *store.Store, waker Waker) *Service { return &Service{store: st, waker: waker} }
+func New(st *store.Store, waker Waker, q models.Quotas) *Service {
+	return &Service{store: st, waker: waker, quotas: q}
+}
 
 // CreateAccount creates an account.
 func (s *Service) CreateAccount(ctx context.Context, name string) (a models.Account, err error) {
@@ -117,9 +120,37 @@ func knownServices(tx *store.Tx, ids []models.ServiceID) error {
 	return nil
 }
 
-// CreatePremises creates a premises of an account.
-func (s *Service) CreatePremises(ctx context.Context, account models.AccountID, name string, allowPublicRange bool) (p models.Premises, err error) {
+// room refuses what would be one more than a quota allows. It locks the account first, so that of two requests at once one counts what the
+// other added.
+func room(tx *store.Tx, account models.AccountID, quota string, limit int, count func(models.AccountID) (int, error)) error {
+	if limit == 0 {
+		return nil
+	}
+	if _, found, err := tx.LockAccount(account); err != nil || !found {
+		return err // whoever inserts hears that there is none
+	}
+	used, err := count(account)
+	if err == nil && used >= limit {
+		err = models.QuotaExceeded(quota, limit, used, "Remove what isn't used any more, or ask the operator for more.")
+	}
+	return err
+}
+
+// CreatePremises creates a premises of an account for an operator, whom no quota stops.
+func (s *Service) CreatePremises(ctx context.Context, account models.AccountID, name string, allowPublicRange bool) (models.Premises, error) {
+	return s.createPremises(ctx, account, name, allowPublicRange, 0)
+}
+
+// AddPremises creates a premises for an account holder. One more than the quota is CodeQuotaExceeded.
+func (s *Service) AddPremises(ctx context.Context, account models.AccountID, name string) (models.Premises, error) {
+	return s.createPremises(ctx, account, name, false, s.quotas.PremisesPerAccount)
+}
+
+func (s *Service) createPremises(ctx context.Context, account models.AccountID, name string, allowPublicRange bool, limit int) (p models.Premises, err error) {
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
+		if err := room(tx, account, models.QuotaPremises, limit, tx.CountPremises); err != nil {
+			return err
+		}
 		p, err = tx.InsertPremises(models.Premises{ID: models.NewPremisesID(), AccountID: account, Name: name, AllowPublicRange: allowPublicRange})
 		if err != nil {
 			return err

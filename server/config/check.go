@@ -84,6 +84,21 @@ func (c Config) Check() error {
 	if c.RateLimitPrincipal < 0 {
 		fault("rate-limit-principal", "give a number of requests a minute, or 0 for no limit")
 	}
+	q := c.Quotas
+	for _, quota := range []struct {
+		key   string
+		limit int
+	}{
+		{"quota-premises", q.PremisesPerAccount},
+		{"quota-devices", q.DevicesPerAccount},
+		{"quota-registrations", q.RegistrationsPerAccount},
+		{"quota-groups", q.GroupsPerPremises},
+		{"quota-destinations", q.DestinationsPerGroup},
+	} {
+		if quota.limit < 0 {
+			fault(quota.key, "give a number, or 0 for any number")
+		}
+	}
 	if c.SigningAlg != "EdDSA" && c.SigningAlg != "ES256" && c.SigningAlg != "RS256" {
 		fault("signing-alg", "%q is neither EdDSA, ES256 nor RS256", c.SigningAlg)
 	}

@@ -327,6 +327,30 @@ func TestJoinPolicy(t *testing.T) {
 	})
 }
 
+func TestQuotas(t *testing.T) {
+	each(t, func(t *testing.T, s *service) {
+		h := s.home(t, "Smith")
+		cookie := s.user(t, h, "anna")
+		r := s.do(t, http.MethodPost, "/v1/premises", `{"name":"Cabin"}`, "Cookie", cookie)
+		require.Equal(t, http.StatusCreated, r.StatusCode)
+		r = s.do(t, http.MethodPost, "/v1/premises", `{"name":"Hut"}`, "Cookie", cookie)
+		require.Equal(t, http.StatusConflict, r.StatusCode)
+		p := object(t, r)
+		assert.Equal(t, "/problems/quota-exceeded", p["type"])
+		assert.Equal(t, []any{"premises", 2., 2.}, []any{p["quota"], p["limit"], p["used"]})
+		groupIP := s.source(t, h, "door")
+		first := s.join(t, h, "door", groupIP, "1")
+		body := `{"type":"Service","id":"%s","destination":true,"instance":"2","publicIPv4":"96.114.14.140","groupName":"door","groupIP":%q}`
+		status, p := s.post(t, h.uploadToken, body, h.upload, groupIP)
+		assert.Equal(t, http.StatusConflict, status)
+		assert.Equal(t, []any{"destinations", 1., 1.}, []any{p["quota"], p["limit"], p["used"]})
+		assert.Equal(t, first, s.join(t, h, "door", groupIP, "1"), "renewing always works")
+		status, p = s.post(t, h.cameraToken, `{"type":"Device","id":"%s","destination":false,"privateIPv4":%q,"groupName":"shed"}`, h.camera, cameraAddr)
+		assert.Equal(t, http.StatusConflict, status)
+		assert.Equal(t, []any{"groups", 1., 1.}, []any{p["quota"], p["limit"], p["used"]})
+	}, "--quota-premises", "2", "--quota-groups", "1", "--quota-destinations", "1")
+}
+
 func TestRateLimits(t *testing.T) {
 	s := start(t, settings(t, dataDir(t), "--rate-limit-source", "500", "--rate-limit-principal", "5"))
 	h := s.home(t, "Smith")

@@ -144,7 +144,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		Log:         d.log,
 		Metrics:     registry,
 	})
-	accountService := accounts.New(d.store, d.hub)
+	accountService := accounts.New(d.store, d.hub, d.cfg.Quotas)
 	issuer := d.cfg.URL(d.public.Addr())
 	proxies, err := d.cfg.Proxies()
 	if err != nil {
@@ -177,7 +177,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		return edges{}, fmt.Errorf("openapi.yaml: %w", err)
 	}
 	httpapi.Mount(public, httpapi.Services{
-		Registrations: registrations.New(d.store, d.hub, registrations.Options{MaxStale: d.cfg.MaxStale, AllowLoopback: d.cfg.AllowLoopback}),
+		Registrations: registrations.New(d.store, d.hub, registrations.Options{MaxStale: d.cfg.MaxStale, AllowLoopback: d.cfg.AllowLoopback, Quotas: d.cfg.Quotas}),
 		Accounts:      accountService,
 		Users:         id.users,
 		Enrolment:     id.Enrolment,

@@ -23,7 +23,7 @@ func (h handlers) ListPremises(ctx context.Context, r ginserver.ListPremisesRequ
 
 func (h handlers) CreatePremises(ctx context.Context, r ginserver.CreatePremisesRequestObject) (ginserver.CreatePremisesResponseObject, error) {
 	ctx, p := caller(ctx)
-	v, err := h.Accounts.CreatePremises(ctx, p.AccountID, r.Body.Name, false)
+	v, err := h.Accounts.AddPremises(ctx, p.AccountID, r.Body.Name)
 	if err != nil {
 		return nil, err
 	}

@@ -88,10 +88,20 @@ func (s *Service) change(ctx context.Context, m member) (joined store.Renewed, c
 		if err != nil {
 			return err
 		}
-		state, err := tx.PutLease(v, m.lease)
-		joined = store.Renewed{ID: v.ID, GroupIP: group.IP, Generation: group.Generation, State: state}
+		upTo := 0
+		if limit := s.opts.Quotas.RegistrationsPerAccount; own.ID == "" && limit > 0 { // only a further member is counted
+			upTo = limit + 1
+		}
+		counts, err := tx.PutLease(v, m.lease, upTo)
+		if err != nil {
+			return err
+		}
+		joined = store.Renewed{ID: v.ID, GroupIP: group.IP, Generation: group.Generation, State: counts.State}
 		changed = group.GatewayID
-		return err
+		if own.ID != "" {
+			return nil
+		}
+		return s.checkQuotas(tx, v, counts)
 	})
 	return joined, changed, err
 }
@@ -175,7 +185,10 @@ func (s *Service) create(tx *store.Tx, m member, gateway models.Gateway) (models
 		return models.Group{}, err
 	}
 	address.GroupID = g.ID
-	return g, tx.Allocate(address)
+	if err := tx.Allocate(address); err != nil {
+		return models.Group{}, err
+	}
+	return g, s.checkGroups(tx, g)
 }
 
 // groupOfDestination locks the gateway of the group that the destination means, and finds the group.

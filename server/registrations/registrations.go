@@ -24,6 +24,8 @@ type Options struct {
 	MaxStale time.Duration
 	// AllowLoopback lifts the rules against 127/8 and ::1 (SPEC §10).
 	AllowLoopback bool
+	// Quotas bound what an account can have; those of registrations, groups and destinations are kept here.
+	Quotas models.Quotas
 }
 
 // Request asks to join a group, to renew or to move. Addresses that were null are the zero netip.Addr.

@@ -42,7 +42,7 @@ func On(db *storetest.DB, st *store.Store) *Services {
 	woken := &Woken{}
 	return &Services{
 		DB:            db,
-		Accounts:      accounts.New(st, woken),
+		Accounts:      accounts.New(st, woken, models.Quotas{}),
 		Gateways:      gateways.New(st, woken, gateways.Options{MaxStale: MaxStale}),
 		Registrations: registrations.New(st, woken, registrations.Options{MaxStale: MaxStale}),
 		Groups:        groups.New(st),

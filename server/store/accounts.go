@@ -42,7 +42,8 @@ func (tx *Tx) Account(id models.AccountID) (models.Account, bool, error) {
 	return one(tx, scanAccount, "SELECT "+accountColumns+" FROM accounts WHERE id = ?", string(id))
 }
 
-// LockAccount reads an account and keeps others from changing it until commit.
+// LockAccount reads an account and keeps others from changing it, and from counting what it has, until commit. It comes after the locks of
+// gateways and groups.
 func (tx *Tx) LockAccount(id models.AccountID) (models.Account, bool, error) {
 	return one(tx, scanAccount, "UPDATE accounts SET name = name WHERE id = ? RETURNING "+accountColumns, string(id))
 }
@@ -75,6 +76,12 @@ func (tx *Tx) InsertPremises(p models.Premises) (_ models.Premises, err error) {
 		INSERT INTO premises (id, account_id, name, allow_public_range, created_at) VALUES (?, ?, ?, ?, {now}) RETURNING created_at`,
 		string(p.ID), string(p.AccountID), p.Name, p.AllowPublicRange)
 	return p, err
+}
+
+// CountPremises counts the premises of an account.
+func (tx *Tx) CountPremises(account models.AccountID) (int, error) {
+	n, _, err := one(tx, scanInto[int], "SELECT count(*) FROM premises WHERE account_id = ?", string(account))
+	return n, err
 }
 
 // PremisesPage reads up to limit premises of an account after an id, sorted by id, which is the order of creation.

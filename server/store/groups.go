@@ -93,6 +93,12 @@ func (tx *Tx) InsertGroup(g models.Group) error {
 	return err
 }
 
+// CountGroups counts the groups of a premises.
+func (tx *Tx) CountGroups(account models.AccountID, premises models.PremisesID) (int, error) {
+	n, _, err := one(tx, scanInto[int], "SELECT count(*) FROM groups g WHERE g.account_id = ? AND g.premises_id = ?", string(account), string(premises))
+	return n, err
+}
+
 // NextNumber takes the next member number of a role in a group.
 func (tx *Tx) NextNumber(id models.GroupID, role models.Role) (int64, error) {
 	column := "next_destination"
