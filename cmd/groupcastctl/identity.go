@@ -71,12 +71,12 @@ func (o *operator) secret(file, text string, document any) error {
 }
 
 func (o *operator) approve() *cobra.Command {
-	var premises, name string
+	var premises, name, user string
 	var refuse bool
 	cmd := o.command("approve CODE", "Approve a device that shows a code, for its account holder", oneArgument("code"),
 		func(ctx context.Context, c *adminclient.ClientWithResponses, args []string) error {
 			r, err := c.DecideDeviceGrantWithResponse(ctx, adminapi.DeviceGrantDecision{
-				UserCode: args[0], Approve: !refuse, PremisesID: models.PremisesID(premises), Name: given(name),
+				UserCode: args[0], Approve: !refuse, PremisesID: models.PremisesID(premises), Name: given(name), UserName: given(user),
 			})
 			if err != nil {
 				return err
@@ -92,6 +92,7 @@ func (o *operator) approve() *cobra.Command {
 		})
 	cmd.Flags().StringVar(&premises, "premises", "", "`ID` of the premises that the device will be in")
 	cmd.Flags().StringVar(&name, "name", "", "what people call the device")
+	cmd.Flags().StringVar(&user, "user", "", "for an app: `NAME` of the user it acts for, of the premises' account")
 	cmd.Flags().BoolVar(&refuse, "refuse", false, "refuse it")
 	require(cmd, "premises")
 	return cmd

@@ -252,6 +252,9 @@ type DeviceGrantDecision struct {
 
 	// UserCode What the device shows.
 	UserCode string `json:"userCode"`
+
+	// UserName For an app (gc-app), which acts for a user of the account that the premises is of. For a device it means nothing.
+	UserName *string `json:"userName,omitempty"`
 }
 
 // DeviceRequest defines model for DeviceRequest.

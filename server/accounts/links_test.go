@@ -294,4 +294,3 @@ func TestJoiningWhileTheConsentShrinks(t *testing.T) {
 		require.Zero(t, db.Deadlocks(t))
 	})
 }
-

@@ -79,7 +79,15 @@ func (h *Handlers) DecideDeviceGrant(ctx context.Context, r adminserver.DecideDe
 	if err != nil {
 		return nil, err
 	}
-	g, err := h.identity.Grants.Decide(ctx, devicegrant.Approver{AccountID: p.AccountID, UserID: operatorID}, r.Body.UserCode, devicegrant.Decision{
+	approver := devicegrant.Approver{AccountID: p.AccountID, UserID: operatorID}
+	if r.Body.UserName != nil {
+		u, err := h.users.ByName(ctx, p.AccountID, *r.Body.UserName)
+		if err != nil {
+			return nil, err
+		}
+		approver.UserID = u.ID
+	}
+	g, err := h.identity.Grants.Decide(ctx, approver, r.Body.UserCode, devicegrant.Decision{
 		Approve: r.Body.Approve, PremisesID: p.ID, Name: value(r.Body.Name),
 	})
 	if err != nil {

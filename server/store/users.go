@@ -40,13 +40,18 @@ func (s *Store) UserByName(ctx context.Context, name string, from netip.Prefix) 
 // User reads a user of an account.
 func (s *Store) User(ctx context.Context, account models.AccountID, id string) (u models.User, found bool, err error) {
 	err = s.reading(ctx, func(tx *Tx) error {
-		u, found, err = one(tx, func(r row) (u models.User, err error) {
-			err = r.Scan(userFields(&u)...)
-			return u, err
-		}, "SELECT "+userColumns+" FROM users u WHERE u.id = ? AND u.account_id = ?", id, string(account))
+		u, found, err = tx.User(account, id)
 		return err
 	})
 	return u, found, err
+}
+
+// User reads a user of an account.
+func (tx *Tx) User(account models.AccountID, id string) (models.User, bool, error) {
+	return one(tx, func(r row) (u models.User, err error) {
+		err = r.Scan(userFields(&u)...)
+		return u, err
+	}, "SELECT "+userColumns+" FROM users u WHERE u.id = ? AND u.account_id = ?", id, string(account))
 }
 
 // SetPassword gives a user another password hash, if it still is the one that the caller has seen; and ends all tokens that were issued

@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -220,6 +221,15 @@ func (s *Service) AppPrincipal(ctx context.Context, t tokens.Subject) (models.Pr
 		return models.Principal{}, models.Errorf(models.CodeUnauthenticated, "The user of this token is gone, or has changed the password. Connect the app again.")
 	}
 	return models.Principal{Kind: models.KindUser, AccountID: u.AccountID, UserID: u.ID}, nil
+}
+
+// ByName reads a user of an account by the name that they log in with; it is for operators.
+func (s *Service) ByName(ctx context.Context, account models.AccountID, name string) (models.User, error) {
+	u, _, found, err := s.store.UserByName(ctx, canonical(name), netip.Prefix{})
+	if err == nil && (!found || u.AccountID != account) {
+		err = models.Errorf(models.CodeNotFound, "The account has no such user. Check the name, or invite the user first.")
+	}
+	return u, err
 }
 
 // Login implements oauth.Users.
