@@ -36,6 +36,7 @@ func (p *program) admin() *cobra.Command {
 		group("service", "Partners that receive streams", o.serviceCreate(),
 			group("credential", "What a service gets its tokens with", o.credentialCreate(), o.credentialList(), o.credentialDelete())),
 		group("link", "An account's consent for a service", o.linkCreate(), o.linkDelete()),
+		group("identity", "Whom a user is at an external issuer", o.identityCreate(), o.identityDelete()),
 		o.invite(), o.ticket(), o.approve(), o.token(),
 		group("keys", "The keys that sign tokens", o.keysList(), o.keysRotate()),
 		group("epoch", "This life of the database", o.epochRotate()),

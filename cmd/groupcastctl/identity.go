@@ -98,6 +98,41 @@ func (o *operator) approve() *cobra.Command {
 	return cmd
 }
 
+func (o *operator) identityCreate() *cobra.Command {
+	var account, user, issuer, subject string
+	cmd := o.command("create", "Let an external issuer's tokens for a subject act for a user", cobra.NoArgs,
+		func(ctx context.Context, c *adminclient.ClientWithResponses, _ []string) error {
+			r, err := c.CreateIdentityWithResponse(ctx, adminapi.IdentityRequest{AccountID: models.AccountID(account), UserName: user, Issuer: issuer, Subject: subject})
+			if err != nil {
+				return err
+			}
+			i, err := refusal.Value(r.JSON200, r, r.HTTPResponse.Header)
+			if err != nil {
+				return err
+			}
+			return o.show(i, func() error {
+				return report.Fields(o.out, "identityId", i.IdentityID, "issuer", i.Issuer, "subject", i.Subject)
+			})
+		})
+	cmd.Flags().StringVar(&account, "account", "", "`ID` of the user's account")
+	cmd.Flags().StringVar(&user, "user", "", "`NAME` that the user logs in with here")
+	cmd.Flags().StringVar(&issuer, "issuer", "", "the iss of the issuer's tokens")
+	cmd.Flags().StringVar(&subject, "subject", "", "the sub of the user there")
+	require(cmd, "account", "user", "issuer", "subject")
+	return cmd
+}
+
+func (o *operator) identityDelete() *cobra.Command {
+	return o.command("delete ID", "Take an identity from its user", oneArgument("identity id"),
+		func(ctx context.Context, c *adminclient.ClientWithResponses, args []string) error {
+			r, err := c.DeleteIdentityWithResponse(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			return refusal.Check(r, r.HTTPResponse.Header)
+		})
+}
+
 func (o *operator) credentialCreate() *cobra.Command {
 	var name, jwks, file string
 	cmd := o.command("create SERVICE", "Give a service a secret, or register its public keys", oneArgument("service id"),

@@ -10,7 +10,19 @@ ALTER TABLE service_links ADD COLUMN premises_filter text NOT NULL DEFAULT '*';
 ALTER TABLE service_links ADD COLUMN expires_at integer NOT NULL DEFAULT 0;
 CREATE INDEX service_links_expires_at ON service_links (expires_at) WHERE expires_at > 0;
 
+-- Whom a user is at an external issuer: by its name for them alone, never by what it says of them, such as an e-mail address.
+CREATE TABLE identities (
+    id         text PRIMARY KEY,
+    issuer     text NOT NULL,
+    subject    text NOT NULL,
+    user_id    text NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    created_at integer NOT NULL,
+    UNIQUE (issuer, subject)
+) STRICT;
+CREATE INDEX identities_user ON identities (user_id);
+
 -- +goose Down
+DROP TABLE identities;
 DROP INDEX service_links_expires_at;
 ALTER TABLE service_links DROP COLUMN expires_at;
 ALTER TABLE service_links DROP COLUMN premises_filter;

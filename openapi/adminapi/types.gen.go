@@ -303,6 +303,26 @@ type FieldError struct {
 	Pointer *string `json:"pointer,omitempty"`
 }
 
+// Identity defines model for Identity.
+type Identity struct {
+	IdentityID string `json:"identityId"`
+	Issuer     string `json:"issuer"`
+	Subject    string `json:"subject"`
+}
+
+// IdentityRequest defines model for IdentityRequest.
+type IdentityRequest struct {
+	// AccountID An account.
+	AccountID AccountID `json:"accountId"`
+
+	// Issuer The iss of its tokens.
+	Issuer string `json:"issuer"`
+
+	// Subject The sub of the user there.
+	Subject  string `json:"subject"`
+	UserName string `json:"userName"`
+}
+
 // Invitation defines model for Invitation.
 type Invitation struct {
 	// ExpiresIn Seconds.
@@ -591,6 +611,9 @@ type CredentialID = string
 // Example: 664123086043511412
 type DeviceID = DecimalID
 
+// IdentityID defines model for IdentityId.
+type IdentityID = string
+
 // PageSize defines model for PageSize.
 type PageSize = int32
 
@@ -635,6 +658,9 @@ type CreateDeviceJSONRequestBody = DeviceRequest
 
 // ChangeDeviceJSONRequestBody defines body for ChangeDevice for application/json ContentType.
 type ChangeDeviceJSONRequestBody = DeviceChange
+
+// CreateIdentityJSONRequestBody defines body for CreateIdentity for application/json ContentType.
+type CreateIdentityJSONRequestBody = IdentityRequest
 
 // CreateInvitationJSONRequestBody defines body for CreateInvitation for application/json ContentType.
 type CreateInvitationJSONRequestBody = InvitationRequest

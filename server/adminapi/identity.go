@@ -102,6 +102,23 @@ func (h *Handlers) DecideDeviceGrant(ctx context.Context, r adminserver.DecideDe
 	return answer, nil
 }
 
+// CreateIdentity says whom a user is at an external issuer.
+func (h *Handlers) CreateIdentity(ctx context.Context, r adminserver.CreateIdentityRequestObject) (adminserver.CreateIdentityResponseObject, error) {
+	i, err := h.users.AddIdentity(ctx, r.Body.AccountID, r.Body.UserName, r.Body.Issuer, r.Body.Subject)
+	if err != nil {
+		return nil, err
+	}
+	return adminserver.CreateIdentity200JSONResponse{IdentityID: i.ID, Issuer: i.Issuer, Subject: i.Subject}, nil
+}
+
+// DeleteIdentity takes it from them.
+func (h *Handlers) DeleteIdentity(ctx context.Context, r adminserver.DeleteIdentityRequestObject) (adminserver.DeleteIdentityResponseObject, error) {
+	if err := h.users.RemoveIdentity(ctx, r.IdentityID); err != nil {
+		return nil, err
+	}
+	return adminserver.DeleteIdentity204Response{}, nil
+}
+
 // ListSigningKeys lists the keys that sign tokens.
 func (h *Handlers) ListSigningKeys(ctx context.Context, _ adminserver.ListSigningKeysRequestObject) (adminserver.ListSigningKeysResponseObject, error) {
 	all, err := h.identity.Keys.List(ctx)

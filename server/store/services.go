@@ -42,8 +42,13 @@ const linkColumns = `l.service_id, l.account_id, l.service_account_id, l.scopes,
 
 func linkFields(l *models.Link) []any {
 	return []any{
-		&l.ServiceID, &l.AccountID, &l.ServiceAccountID, wordsColumn{&l.Scopes}, filterColumn{&l.Premises}, &l.GrantedBy,
-		timeColumn{&l.GrantedAt}, timeColumn{&l.ExpiresAt}, &l.Live,
+		&l.ServiceID, &l.AccountID, &l.ServiceAccountID,
+		wordsColumn{&l.Scopes},
+		filterColumn{&l.Premises},
+		&l.GrantedBy,
+		timeColumn{&l.GrantedAt},
+		timeColumn{&l.ExpiresAt},
+		&l.Live,
 	}
 }
 
@@ -57,11 +62,12 @@ func filterText(premises []models.PremisesID) string {
 	if premises == nil {
 		return everywhere
 	}
-	text := " "
+	var text strings.Builder
+	text.WriteString(" ")
 	for _, p := range premises {
-		text += string(p) + " "
+		text.WriteString(string(p) + " ")
 	}
-	return text
+	return text.String()
 }
 
 type (
