@@ -96,7 +96,7 @@ func TestReplayRefusesWrongAnswers(t *testing.T) {
 // TestStateIsExactWith64ClientsAtOnce joins, then joins and leaves at once, and proves that the answers fit one history.
 func TestStateIsExactWith64ClientsAtOnce(t *testing.T) {
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
-		e := newExample(t, harness.Options{DatabaseURL: databaseURL})
+		e := newExample(t, harness.Options{DatabaseURL: databaseURL, Args: []string{"--quota-destinations", "0"}})
 		e.declare(t)
 		e.postCamera(t)
 
@@ -137,7 +137,7 @@ func TestStateIsExactWith64ClientsAtOnce(t *testing.T) {
 // TestAddressesAreExactWith64ClientsAtOnce lets 64 cameras ask for a new group each, of a range of 22 addresses.
 func TestAddressesAreExactWith64ClientsAtOnce(t *testing.T) {
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
-		e := newExample(t, harness.Options{DatabaseURL: databaseURL})
+		e := newExample(t, harness.Options{DatabaseURL: databaseURL, Args: []string{"--quota-groups", "0"}})
 		e.declare(t)
 		const poolSize = 22 // .233 to .254
 		off := false

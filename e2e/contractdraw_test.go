@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/getkin/kin-openapi/openapi3"
 	"pgregory.net/rapid"
@@ -113,6 +114,14 @@ func (w *world) value(t *rapid.T, c caller, name string, s *openapi3.Schema) any
 			}
 		}
 		return m
+	case s.Type.Is("array"):
+		items := make([]any, rapid.IntRange(int(s.MinItems), min(int(*s.MaxItems), 4)).Draw(t, label+" length"))
+		for i := range items {
+			items[i] = w.value(t, c, name+" item", s.Items.Value)
+		}
+		return items
+	case s.Format == "date-time":
+		return time.Unix(rapid.Int64Range(1e9, 4e9).Draw(t, label), 0).UTC().Format(time.RFC3339)
 	case s.Type.Is("boolean"):
 		return rapid.Bool().Draw(t, label)
 	case s.Type.Is("integer"):

@@ -163,7 +163,7 @@ func TestAgentCopiesBeforeTheServerAnswers(t *testing.T) {
 // answered with 200 is there after the restart.
 func TestNothingAcceptedIsLost(t *testing.T) {
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
-		e := newExample(t, harness.Options{DatabaseURL: databaseURL})
+		e := newExample(t, harness.Options{DatabaseURL: databaseURL, Args: []string{"--quota-destinations", "0"}})
 		e.declare(t)
 		e.postCamera(t)
 		accepted := map[string]bool{}

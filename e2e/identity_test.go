@@ -348,7 +348,12 @@ func TestALostKeyIsReplacedWithoutLosingTheDevice(t *testing.T) {
 
 func putJSON(t *testing.T, c *clientauth.Client, path, body string) (int, string) {
 	t.Helper()
-	r, err := http.NewRequest(http.MethodPut, c.Server()+path, strings.NewReader(body))
+	return sendJSON(t, c, http.MethodPut, path, body)
+}
+
+func sendJSON(t *testing.T, c *clientauth.Client, method, path, body string) (int, string) {
+	t.Helper()
+	r, err := http.NewRequest(method, c.Server()+path, strings.NewReader(body))
 	require.NoError(t, err)
 	r.Header.Set("Content-Type", "application/json")
 	resp, err := (&http.Client{Transport: c.Transport()}).Do(r)
@@ -789,4 +794,92 @@ func TestTheIssuerDescribesItself(t *testing.T) {
 	for _, endpoint := range []string{"token_endpoint", "device_authorization_endpoint", "registration_endpoint", "revocation_endpoint", "jwks_uri"} {
 		assert.True(t, strings.HasPrefix(fmt.Sprint(m[endpoint]), s.URL+"/"), endpoint)
 	}
+}
+
+// TestAnAppActsForAUser is the device grant of an app (gc-app): bound to its key, refreshed, ended by the user; it never registers.
+func TestAnAppActsForAUser(t *testing.T) {
+	harness.Databases(t, func(t *testing.T, databaseURL string) {
+		s := harness.StartServer(t, harness.Options{DatabaseURL: databaseURL})
+		h, other := newIdentityHome(t, s, "Smith"), newIdentityHome(t, s, "Jones")
+		i, err := s.Admin.CreateInvitationWithResponse(t.Context(), nil, adminapi.InvitationRequest{AccountID: &h.account})
+		require.NoError(t, err)
+		require.NotNil(t, i.JSON200, "%s", i.Body)
+		const password = "four words are enough"
+		post := func(path, body, cookie string) *http.Response {
+			r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL+path, strings.NewReader(body))
+			require.NoError(t, err)
+			r.Header.Set("Content-Type", "application/json")
+			if cookie != "" {
+				r.Header.Set("Cookie", cookie)
+			}
+			answer, err := s.HTTP.Do(r)
+			require.NoError(t, err)
+			t.Cleanup(func() { answer.Body.Close() })
+			return answer
+		}
+		require.Equal(t, 201, post("/v1/accounts", fmt.Sprintf(`{"userName":"anna","password":%q,"accountName":"x","invitation":%q}`, password, i.JSON200.Invitation), "").StatusCode)
+		login := post("/v1/login", fmt.Sprintf(`{"userName":"anna","password":%q}`, password), "")
+		require.Equal(t, 200, login.StatusCode)
+		cookie := login.Cookies()[0].Name + "=" + login.Cookies()[0].Value
+
+		path := filepath.Join(t.TempDir(), "app")
+		grant, err := clientauth.Enrolment{Path: path, Server: s.URL}.AskApproval(t.Context(), clientauth.ClientApp, "")
+		require.NoError(t, err)
+		decide := func(premises models.PremisesID, user *string) int {
+			r, err := s.Admin.DecideDeviceGrantWithResponse(t.Context(), adminapi.DeviceGrantDecision{
+				UserCode: grant.UserCode, Approve: true, PremisesID: premises, UserName: user,
+			})
+			require.NoError(t, err)
+			return r.StatusCode()
+		}
+		anna := "Anna"
+		assert.Equal(t, 400, decide(h.premises, nil), "an operator is no user")
+		assert.Equal(t, 404, decide(other.premises, &anna), "nor is another account's user")
+		require.Equal(t, 200, decide(h.premises, &anna))
+		app, err := grant.Wait(t.Context())
+		require.NoError(t, err)
+
+		status, _, body := get(t, app, "/v1/account")
+		assert.Equal(t, 200, status, body)
+		assert.Contains(t, body, string(h.account))
+		status, _, body = get(t, app, "/v1/premises")
+		assert.Equal(t, 200, status, body)
+		assert.Contains(t, body, string(h.premises))
+		assert.NotContains(t, body, string(other.premises))
+		status, _, body = get(t, app, "/v1/registrations")
+		assert.Equal(t, 403, status, "a user has no registrations: %s", body)
+		status, body = sendJSON(t, app, http.MethodPost, "/v1/registrations", `{"type":"Device","id":"1","destination":true,"groupName":"door","publicIPv4":"198.51.100.9"}`)
+		assert.Equal(t, 403, status, "users never register: %s", body)
+		status, body = sendJSON(t, app, http.MethodPatch, "/v1/account", `{"name":"Mine"}`)
+		assert.Equal(t, 403, status)
+		assert.Contains(t, body, "confirm-first", "an app never counts as somebody who just typed the password")
+
+		// The refresh token is of this key.
+		stored, err := os.ReadFile(path)
+		require.NoError(t, err)
+		var credential struct{ RefreshToken string }
+		require.NoError(t, json.Unmarshal(stored, &credential))
+		require.NotEmpty(t, credential.RefreshToken)
+		thief := newAttacker(t, s)
+		refresh := url.Values{"grant_type": {"refresh_token"}, "client_id": {"gc-app"}, "refresh_token": {credential.RefreshToken}}
+		assert.Equal(t, "invalid_dpop_proof", thief.form(t, "/oauth/token", refresh, "DPoP", "").code())
+		assert.Equal(t, "invalid_grant", thief.form(t, "/oauth/token", refresh).code())
+		again, err := clientauth.Open(path, s.URL, clientauth.Options{})
+		require.NoError(t, err)
+		status, _, body = get(t, again, "/v1/account")
+		assert.Equal(t, 200, status, body)
+
+		// Whoever changes the password throws every app out, at once.
+		require.Equal(t, 204, post("/v1/account/password", fmt.Sprintf(`{"oldPassword":%q,"newPassword":"four other words it is"}`, password), cookie).StatusCode)
+		for _, c := range []*clientauth.Client{app, again} {
+			answer, err := (&http.Client{Transport: c.Transport()}).Get(s.URL + "/v1/account")
+			if err == nil {
+				assert.Equal(t, 401, answer.StatusCode)
+				answer.Body.Close()
+			} else {
+				assert.ErrorIs(t, err, clientauth.ErrRefused)
+			}
+		}
+		assert.NotContains(t, s.Log(), credential.RefreshToken)
+	})
 }

@@ -1,12 +1,17 @@
 package models
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Account is the tenant: everything else belongs to exactly one.
 type Account struct {
-	ID        AccountID
-	Name      string
-	CreatedAt time.Time
+	ID   AccountID
+	Name string
+	// JoinPolicy is who joins every new group.
+	JoinPolicy JoinPolicy
+	CreatedAt  time.Time
 }
 
 // Premises is a home or building of an account.
@@ -72,11 +77,43 @@ type Service struct {
 	CreatedAt time.Time
 }
 
+// The scopes that a service can have, in all and in one account.
+const (
+	ScopeRegister = "gc:register"
+	ScopeEvents   = "gc:events"
+	ScopeNotify   = "gc:notify"
+)
+
+// ServiceScopes are all scopes that a service can have.
+func ServiceScopes() []string { return []string{ScopeRegister, ScopeEvents, ScopeNotify} }
+
+// Consent is what an account lets a service do, where and until when. What a service may do in an account is what both its token and the
+// consent grant.
+type Consent struct {
+	// Scopes are some of ServiceScopes.
+	Scopes []string
+	// Premises are where; nil is everywhere, premises to come included.
+	Premises []PremisesID
+	// ExpiresAt is when it ends by itself, by the database's clock; zero is never.
+	ExpiresAt time.Time
+}
+
+// Equal tells whether both grant the same.
+func (c Consent) Equal(o Consent) bool {
+	return slices.Equal(c.Scopes, o.Scopes) && slices.Equal(c.Premises, o.Premises) && (c.Premises == nil) == (o.Premises == nil) &&
+		c.ExpiresAt.Equal(o.ExpiresAt)
+}
+
 // Link is an account's consent for a service. It carries the service account id, the only name by which the service knows the
 // account: random, unlinkable across services, and gone with the consent.
 type Link struct {
 	ServiceID        ServiceID
 	AccountID        AccountID
 	ServiceAccountID ID
-	CreatedAt        time.Time
+	Consent
+	// GrantedBy is the id of the user who consented, or "operator"; GrantedAt is when.
+	GrantedBy string
+	GrantedAt time.Time
+	// Live is false once ExpiresAt has come, until the link is removed.
+	Live bool
 }

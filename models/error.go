@@ -31,6 +31,7 @@ const (
 	CodeBadRange             Code = "bad-range"              // the declared range is not usable
 	CodeAlreadyExists        Code = "already-exists"         // an object with that id or name exists
 	CodeIdempotencyKeyReused Code = "idempotency-key-reused" // the key came with another request before
+	CodeQuotaExceeded        Code = "quota-exceeded"         // one more than the account, premises or group may have
 	CodeRateLimited          Code = "rate-limited"           // too many requests of this kind from there
 	CodeOverloaded           Code = "overloaded"             // too many callers wait
 	CodeUnavailable          Code = "unavailable"            // the database can't be reached, or the service is stopping

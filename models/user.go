@@ -18,6 +18,18 @@ type User struct {
 // NewUserID draws a new user's id.
 func NewUserID() string { return newOpaque("u_") }
 
+// Identity is whom a user is at an external issuer.
+type Identity struct {
+	ID string
+	// Issuer and Subject are the iss and sub of its tokens, letter by letter.
+	Issuer, Subject string
+	UserID          string
+	CreatedAt       time.Time
+}
+
+// NewIdentityID draws a new identity's id.
+func NewIdentityID() string { return newOpaque("i_") }
+
 // Session is a browser that a user is logged in with.
 type Session struct {
 	User User

@@ -33,6 +33,7 @@ func (p *program) admin() *cobra.Command {
 		group("service", "Partners that receive streams", o.serviceCreate(),
 			group("credential", "What a service gets its tokens with", o.credentialCreate(), o.credentialList(), o.credentialDelete())),
 		group("link", "An account's consent for a service", o.linkCreate(), o.linkDelete()),
+		group("identity", "Whom a user is at an external issuer", o.identityCreate(), o.identityDelete()),
 		o.invite(), o.ticket(), o.approve(), o.token(),
 		group("keys", "The keys that sign tokens", o.keysList(), o.keysRotate()),
 		group("epoch", "This life of the database", o.epochRotate()),
@@ -238,9 +239,20 @@ func (o *operator) serviceCreate() *cobra.Command {
 
 func (o *operator) linkCreate() *cobra.Command {
 	var service, account, id string
+	var scopes, premises []string
+	var life time.Duration
 	cmd := o.command("create", "Record an account's consent for a service", cobra.NoArgs,
 		func(ctx context.Context, c *adminclient.ClientWithResponses, _ []string) error {
 			request := adminapi.LinkRequest{ServiceID: models.ServiceID(service), AccountID: models.AccountID(account)}
+			for _, s := range scopes {
+				request.Scopes = appended(request.Scopes, adminapi.ServiceScope(s))
+			}
+			for _, p := range premises {
+				request.Premises = appended(request.Premises, models.PremisesID(p))
+			}
+			if life != 0 {
+				request.ExpiresAt = new(time.Now().Add(life).UTC())
+			}
 			if id != "" {
 				parsed, err := models.ParseID(id)
 				if err != nil {
@@ -263,8 +275,20 @@ func (o *operator) linkCreate() *cobra.Command {
 	cmd.Flags().StringVar(&service, "service", "", "`ID` of the service")
 	cmd.Flags().StringVar(&account, "account", "", "`ID` of the account")
 	cmd.Flags().StringVar(&id, "id", "", "import this service account `ID` (default: a random one)")
+	cmd.Flags().StringSliceVar(&scopes, "scope", nil, "what it may do: gc:register, gc:events, gc:notify (default: all)")
+	cmd.Flags().StringSliceVar(&premises, "premises", nil, "`ID` of a premises that it is for (default: all of the account)")
+	cmd.Flags().DurationVar(&life, "expires-in", 0, "how long it is good, for example 720h (default: for ever)")
 	require(cmd, "service", "account")
 	return cmd
+}
+
+// appended adds to a list that is absent while it is empty.
+func appended[T any](list *[]T, v T) *[]T {
+	if list == nil {
+		list = new([]T)
+	}
+	*list = append(*list, v)
+	return list
 }
 
 func (o *operator) linkDelete() *cobra.Command {

@@ -67,6 +67,34 @@ the service's page /device (or the operator for them: "groupcastctl admin approv
 	return cmd
 }
 
+// login makes the credential of an app that acts for a user.
+func (p *program) login() *cobra.Command {
+	var out, scope string
+	cmd := &cobra.Command{
+		Use: "login", Short: "Let this program act for a user, and keep its credential in a file", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			options, err := p.public.Options()
+			if err != nil {
+				return err
+			}
+			e := clientauth.Enrolment{Path: out, Server: p.public.Server, Options: options}
+			grant, err := e.AskApproval(cmd.Context(), clientauth.ClientApp, scope)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(p.err, "open %s and type %s\n", grant.VerificationURI, grant.UserCode)
+			_, err = grant.Wait(cmd.Context())
+			return err
+		},
+	}
+	cmd.Long = `Make a key and have the user, or the operator for them ("groupcastctl admin approve --user"), approve it with a code. The credential is good until it
+isn't used for 30 days, or the user changes the password. With it ("--token-file") "groups" shows the account's groups; nobody registers with it.`
+	cmd.Flags().StringVar(&out, "out", "", "the credential `FILE` to write")
+	cmd.Flags().StringVar(&scope, "scope", "", "what it may do, separated by spaces (default: all that a user may)")
+	require(cmd, "out")
+	return cmd
+}
+
 // service writes the credential file of a service.
 func (p *program) serviceCredential() *cobra.Command {
 	var s clientauth.Service

@@ -71,12 +71,12 @@ func (o *operator) secret(file, text string, document any) error {
 }
 
 func (o *operator) approve() *cobra.Command {
-	var premises, name string
+	var premises, name, user string
 	var refuse bool
 	cmd := o.command("approve CODE", "Approve a device that shows a code, for its account holder", oneArgument("code"),
 		func(ctx context.Context, c *adminclient.ClientWithResponses, args []string) error {
 			r, err := c.DecideDeviceGrantWithResponse(ctx, adminapi.DeviceGrantDecision{
-				UserCode: args[0], Approve: !refuse, PremisesID: models.PremisesID(premises), Name: given(name),
+				UserCode: args[0], Approve: !refuse, PremisesID: models.PremisesID(premises), Name: given(name), UserName: given(user),
 			})
 			if err != nil {
 				return err
@@ -92,9 +92,45 @@ func (o *operator) approve() *cobra.Command {
 		})
 	cmd.Flags().StringVar(&premises, "premises", "", "`ID` of the premises that the device will be in")
 	cmd.Flags().StringVar(&name, "name", "", "what people call the device")
+	cmd.Flags().StringVar(&user, "user", "", "for an app: `NAME` of the user it acts for, of the premises' account")
 	cmd.Flags().BoolVar(&refuse, "refuse", false, "refuse it")
 	require(cmd, "premises")
 	return cmd
+}
+
+func (o *operator) identityCreate() *cobra.Command {
+	var account, user, issuer, subject string
+	cmd := o.command("create", "Let an external issuer's tokens for a subject act for a user", cobra.NoArgs,
+		func(ctx context.Context, c *adminclient.ClientWithResponses, _ []string) error {
+			r, err := c.CreateIdentityWithResponse(ctx, adminapi.IdentityRequest{AccountID: models.AccountID(account), UserName: user, Issuer: issuer, Subject: subject})
+			if err != nil {
+				return err
+			}
+			i, err := refusal.Value(r.JSON200, r, r.HTTPResponse.Header)
+			if err != nil {
+				return err
+			}
+			return o.show(i, func() error {
+				return report.Fields(o.out, "identityId", i.IdentityID, "issuer", i.Issuer, "subject", i.Subject)
+			})
+		})
+	cmd.Flags().StringVar(&account, "account", "", "`ID` of the user's account")
+	cmd.Flags().StringVar(&user, "user", "", "`NAME` that the user logs in with here")
+	cmd.Flags().StringVar(&issuer, "issuer", "", "the iss of the issuer's tokens")
+	cmd.Flags().StringVar(&subject, "subject", "", "the sub of the user there")
+	require(cmd, "account", "user", "issuer", "subject")
+	return cmd
+}
+
+func (o *operator) identityDelete() *cobra.Command {
+	return o.command("delete ID", "Take an identity from its user", oneArgument("identity id"),
+		func(ctx context.Context, c *adminclient.ClientWithResponses, args []string) error {
+			r, err := c.DeleteIdentityWithResponse(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			return refusal.Check(r, r.HTTPResponse.Header)
+		})
 }
 
 func (o *operator) credentialCreate() *cobra.Command {

@@ -50,6 +50,27 @@ func (e ServiceCredentialKind) Valid() bool {
 	}
 }
 
+// Defines values for ServiceScope.
+const (
+	GcEvents   ServiceScope = "gc:events"
+	GcNotify   ServiceScope = "gc:notify"
+	GcRegister ServiceScope = "gc:register"
+)
+
+// Valid indicates whether the value is a known member of the ServiceScope enum.
+func (e ServiceScope) Valid() bool {
+	switch e {
+	case GcEvents:
+		return true
+	case GcNotify:
+		return true
+	case GcRegister:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for SigningKeyState.
 const (
 	Active   SigningKeyState = "active"
@@ -236,6 +257,9 @@ type DeviceGrantDecision struct {
 
 	// UserCode What the device shows.
 	UserCode string `json:"userCode"`
+
+	// UserName For an app (gc-app), which acts for a user of the account that the premises is of. For a device it means nothing.
+	UserName *string `json:"userName,omitempty"`
 }
 
 // DeviceRequest defines model for DeviceRequest.
@@ -284,6 +308,26 @@ type FieldError struct {
 	Pointer *string `json:"pointer,omitempty"`
 }
 
+// Identity defines model for Identity.
+type Identity struct {
+	IdentityID string `json:"identityId"`
+	Issuer     string `json:"issuer"`
+	Subject    string `json:"subject"`
+}
+
+// IdentityRequest defines model for IdentityRequest.
+type IdentityRequest struct {
+	// AccountID An account.
+	AccountID AccountID `json:"accountId"`
+
+	// Issuer The iss of its tokens.
+	Issuer string `json:"issuer"`
+
+	// Subject The sub of the user there.
+	Subject  string `json:"subject"`
+	UserName string `json:"userName"`
+}
+
 // Invitation defines model for Invitation.
 type Invitation struct {
 	// ExpiresIn Seconds.
@@ -313,6 +357,17 @@ type Link struct {
 	// AccountID An account.
 	AccountID AccountID `json:"accountId"`
 
+	// ExpiresAt When it ends by itself; absent is never.
+	ExpiresAt *time.Time `json:"expiresAt,omitempty"`
+	GrantedAt time.Time  `json:"grantedAt"`
+
+	// GrantedBy The user who consented, or operator.
+	GrantedBy string `json:"grantedBy"`
+
+	// Premises Where; absent is everywhere.
+	Premises *[]PremisesID  `json:"premises,omitempty"`
+	Scopes   []ServiceScope `json:"scopes"`
+
 	// ServiceAccountID A decimal number from 1 to 9223372036854775807 without leading zero, as a string; a JSON integer is accepted as well.
 	//
 	// Example: 664123086043511412
@@ -328,6 +383,15 @@ type Link struct {
 type LinkRequest struct {
 	// AccountID An account.
 	AccountID AccountID `json:"accountId"`
+
+	// ExpiresAt When the consent ends by itself; absent is never.
+	ExpiresAt *time.Time `json:"expiresAt,omitempty"`
+
+	// Premises Absent is everywhere, premises to come included.
+	Premises *[]PremisesID `json:"premises,omitempty"`
+
+	// Scopes Absent is all.
+	Scopes *[]ServiceScope `json:"scopes,omitempty"`
 
 	// ServiceAccountID A decimal number from 1 to 9223372036854775807 without leading zero, as a string; a JSON integer is accepted as well.
 	//
@@ -453,6 +517,9 @@ type ServiceRequest struct {
 	ServiceID ServiceID `json:"serviceId"`
 }
 
+// ServiceScope defines model for ServiceScope.
+type ServiceScope string
+
 // SigningKey defines model for SigningKey.
 type SigningKey struct {
 	Alg   string          `json:"alg"`
@@ -551,6 +618,9 @@ type DeviceID = DecimalID
 
 // IdempotencyKey defines model for IdempotencyKey.
 type IdempotencyKey = string
+
+// IdentityID defines model for IdentityId.
+type IdentityID = string
 
 // PageSize defines model for PageSize.
 type PageSize = int32
@@ -664,6 +734,9 @@ type CreateDeviceJSONRequestBody = DeviceRequest
 
 // ChangeDeviceJSONRequestBody defines body for ChangeDevice for application/json ContentType.
 type ChangeDeviceJSONRequestBody = DeviceChange
+
+// CreateIdentityJSONRequestBody defines body for CreateIdentity for application/json ContentType.
+type CreateIdentityJSONRequestBody = IdentityRequest
 
 // CreateInvitationJSONRequestBody defines body for CreateInvitation for application/json ContentType.
 type CreateInvitationJSONRequestBody = InvitationRequest

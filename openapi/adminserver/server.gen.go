@@ -45,6 +45,12 @@ type ServerInterface interface {
 	// RotateEpoch Begin a new life of the database
 	// (POST /admin/epoch)
 	RotateEpoch(c *gin.Context)
+	// CreateIdentity Say whom a user is at an external issuer
+	// (POST /admin/identities)
+	CreateIdentity(c *gin.Context)
+	// DeleteIdentity Take an identity from a user
+	// (DELETE /admin/identities/{identityId})
+	DeleteIdentity(c *gin.Context, identityID IdentityID)
 	// CreateInvitation Invite somebody to sign up
 	// (POST /admin/invitations)
 	CreateInvitation(c *gin.Context, params CreateInvitationParams)
@@ -383,6 +389,44 @@ func (siw *ServerInterfaceWrapper) RotateEpoch(c *gin.Context) {
 	}
 
 	siw.Handler.RotateEpoch(c)
+}
+
+// CreateIdentity operation middleware
+func (siw *ServerInterfaceWrapper) CreateIdentity(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.CreateIdentity(c)
+}
+
+// DeleteIdentity operation middleware
+func (siw *ServerInterfaceWrapper) DeleteIdentity(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "identityId" -------------
+	var identityID IdentityID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "identityId", c.Param("identityId"), &identityID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter identityId: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.DeleteIdentity(c, identityID)
 }
 
 // CreateInvitation operation middleware
@@ -802,6 +846,8 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.DELETE(options.BaseURL+"/admin/devices/:deviceId", wrapper.DeleteDevice)
 	router.PATCH(options.BaseURL+"/admin/devices/:deviceId", wrapper.ChangeDevice)
 	router.POST(options.BaseURL+"/admin/epoch", wrapper.RotateEpoch)
+	router.POST(options.BaseURL+"/admin/identities", wrapper.CreateIdentity)
+	router.DELETE(options.BaseURL+"/admin/identities/:identityId", wrapper.DeleteIdentity)
 	router.POST(options.BaseURL+"/admin/invitations", wrapper.CreateInvitation)
 	router.GET(options.BaseURL+"/admin/keys", wrapper.ListSigningKeys)
 	router.POST(options.BaseURL+"/admin/keys", wrapper.RotateSigningKeys)
@@ -1307,6 +1353,112 @@ type RotateEpoch5XXApplicationProblemPlusJSONResponse struct {
 }
 
 func (response RotateEpoch5XXApplicationProblemPlusJSONResponse) VisitRotateEpochResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateIdentityRequestObject struct {
+	Body *CreateIdentityJSONRequestBody
+}
+
+type CreateIdentityResponseObject interface {
+	VisitCreateIdentityResponse(w http.ResponseWriter) error
+}
+
+type CreateIdentity200JSONResponse Identity
+
+func (response CreateIdentity200JSONResponse) VisitCreateIdentityResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateIdentity4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreateIdentity4XXApplicationProblemPlusJSONResponse) VisitCreateIdentityResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateIdentity5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreateIdentity5XXApplicationProblemPlusJSONResponse) VisitCreateIdentityResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteIdentityRequestObject struct {
+	IdentityID IdentityID `json:"identityId"`
+}
+
+type DeleteIdentityResponseObject interface {
+	VisitDeleteIdentityResponse(w http.ResponseWriter) error
+}
+
+type DeleteIdentity204Response struct {
+}
+
+func (response DeleteIdentity204Response) VisitDeleteIdentityResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteIdentity4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeleteIdentity4XXApplicationProblemPlusJSONResponse) VisitDeleteIdentityResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteIdentity5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeleteIdentity5XXApplicationProblemPlusJSONResponse) VisitDeleteIdentityResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -2015,6 +2167,12 @@ type StrictServerInterface interface {
 	// RotateEpoch Begin a new life of the database
 	// (POST /admin/epoch)
 	RotateEpoch(ctx context.Context, request RotateEpochRequestObject) (RotateEpochResponseObject, error)
+	// CreateIdentity Say whom a user is at an external issuer
+	// (POST /admin/identities)
+	CreateIdentity(ctx context.Context, request CreateIdentityRequestObject) (CreateIdentityResponseObject, error)
+	// DeleteIdentity Take an identity from a user
+	// (DELETE /admin/identities/{identityId})
+	DeleteIdentity(ctx context.Context, request DeleteIdentityRequestObject) (DeleteIdentityResponseObject, error)
 	// CreateInvitation Invite somebody to sign up
 	// (POST /admin/invitations)
 	CreateInvitation(ctx context.Context, request CreateInvitationRequestObject) (CreateInvitationResponseObject, error)
@@ -2405,6 +2563,74 @@ func (sh *strictHandler) RotateEpoch(ctx *gin.Context) {
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(RotateEpochResponseObject); ok {
 		if err := validResponse.VisitRotateEpochResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// CreateIdentity operation middleware
+func (sh *strictHandler) CreateIdentity(ctx *gin.Context) {
+	var request CreateIdentityRequestObject
+
+	var body CreateIdentityJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateIdentity(ctx, request.(CreateIdentityRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateIdentity")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(CreateIdentityResponseObject); ok {
+		if err := validResponse.VisitCreateIdentityResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// DeleteIdentity operation middleware
+func (sh *strictHandler) DeleteIdentity(ctx *gin.Context, identityID IdentityID) {
+	var request DeleteIdentityRequestObject
+
+	request.IdentityID = identityID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteIdentity(ctx, request.(DeleteIdentityRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteIdentity")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(DeleteIdentityResponseObject); ok {
+		if err := validResponse.VisitDeleteIdentityResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

@@ -6,6 +6,7 @@ package api
 import (
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"net/netip"
 
@@ -97,6 +98,27 @@ func (e MemberRole) Valid() bool {
 	}
 }
 
+// Defines values for ServiceScope.
+const (
+	GcEvents   ServiceScope = "gc:events"
+	GcNotify   ServiceScope = "gc:notify"
+	GcRegister ServiceScope = "gc:register"
+)
+
+// Valid indicates whether the value is a known member of the ServiceScope enum.
+func (e ServiceScope) Valid() bool {
+	switch e {
+	case GcEvents:
+		return true
+	case GcNotify:
+		return true
+	case GcRegister:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for TokenAnswerTokenType.
 const (
 	Bearer TokenAnswerTokenType = "Bearer"
@@ -115,6 +137,15 @@ func (e TokenAnswerTokenType) Valid() bool {
 	}
 }
 
+// AccountChange defines model for AccountChange.
+type AccountChange struct {
+	// JoinPolicy Who is to join every new group; empty lists are nobody.
+	JoinPolicy *JoinPolicy `json:"joinPolicy,omitempty"`
+
+	// Name What the account is called.
+	Name *string `json:"name,omitempty"`
+}
+
 // AccountID The tenant that everything else belongs to.
 type AccountID = models.AccountID
 
@@ -122,13 +153,28 @@ type AccountID = models.AccountID
 type AccountInfo struct {
 	// AccountID The tenant that everything else belongs to.
 	AccountID AccountID `json:"accountId"`
-	Name      string    `json:"name"`
+
+	// JoinPolicy Who is to join every new group; empty lists are nobody.
+	JoinPolicy JoinPolicy `json:"joinPolicy"`
+	Name       string     `json:"name"`
 }
 
 // Confirmation defines model for Confirmation.
 type Confirmation struct {
 	// Password A new one has 12 to 128 characters.
 	Password Password `json:"password"`
+}
+
+// Consent defines model for Consent.
+type Consent struct {
+	// ExpiresAt When the consent ends by itself; absent is never.
+	ExpiresAt *time.Time `json:"expiresAt,omitempty"`
+
+	// Premises Absent is everywhere, premises to come included.
+	Premises *[]PremisesID `json:"premises,omitempty"`
+
+	// Scopes Absent is all.
+	Scopes *[]ServiceScope `json:"scopes,omitempty"`
 }
 
 // DecimalID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
@@ -456,6 +502,23 @@ type IssuerMetadata struct {
 	TokenEndpointAuthSigningAlgValuesSupported []string `json:"token_endpoint_auth_signing_alg_values_supported"`
 }
 
+// JoinPolicy Who is to join every new group; empty lists are nobody.
+type JoinPolicy struct {
+	Devices []JoinRule `json:"devices"`
+
+	// Services Services by id. One without a link joins nothing until it is linked.
+	Services []ServiceID `json:"services"`
+}
+
+// JoinRule Devices of this type and, if it is given, of exactly this model.
+type JoinRule struct {
+	// DeviceType What kind of device it is.
+	DeviceType DeviceType `json:"deviceType"`
+
+	// Model As the device gave it when it enrolled.
+	Model *string `json:"model,omitempty"`
+}
+
 // KeySet RFC 7517 §5.
 type KeySet struct {
 	Keys []PublicKey `json:"keys"`
@@ -472,7 +535,17 @@ type LeaveAnswer struct {
 
 // Link defines model for Link.
 type Link struct {
-	Name string `json:"name"`
+	// ExpiresAt When it ends by itself; absent is never.
+	ExpiresAt *time.Time `json:"expiresAt,omitempty"`
+	GrantedAt time.Time  `json:"grantedAt"`
+
+	// GrantedBy The user who consented, or operator.
+	GrantedBy string `json:"grantedBy"`
+	Name      string `json:"name"`
+
+	// Premises Where; absent is everywhere.
+	Premises *[]PremisesID  `json:"premises,omitempty"`
+	Scopes   []ServiceScope `json:"scopes"`
 
 	// ServiceAccountID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
 	// numbers hold. In a request body a JSON integer is accepted as well.
@@ -771,6 +844,10 @@ type RevocationRequest struct {
 // ServiceID The name that the operator gave the service.
 type ServiceID = models.ServiceID
 
+// ServiceScope What a service may do in the account: register, hear of new groups, and see groups and what happens in those it is in. It
+// needs a token with that scope, too.
+type ServiceScope string
+
 // Session defines model for Session.
 type Session struct {
 	// AccountID The tenant that everything else belongs to.
@@ -1029,11 +1106,17 @@ type RevokeTokenFormdataRequestBody = RevocationRequest
 // RequestTokenFormdataRequestBody defines body for RequestToken for application/x-www-form-urlencoded ContentType.
 type RequestTokenFormdataRequestBody = TokenRequest
 
+// ChangeAccountJSONRequestBody defines body for ChangeAccount for application/json ContentType.
+type ChangeAccountJSONRequestBody = AccountChange
+
 // ConfirmJSONRequestBody defines body for Confirm for application/json ContentType.
 type ConfirmJSONRequestBody = Confirmation
 
 // ChangePasswordJSONRequestBody defines body for ChangePassword for application/json ContentType.
 type ChangePasswordJSONRequestBody = PasswordChange
+
+// LinkServiceJSONRequestBody defines body for LinkService for application/json ContentType.
+type LinkServiceJSONRequestBody = Consent
 
 // SignUpJSONRequestBody defines body for SignUp for application/json ContentType.
 type SignUpJSONRequestBody = SignUpRequest

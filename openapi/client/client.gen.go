@@ -212,6 +212,26 @@ type ClientInterface interface {
 	// Corresponds with GET /v1/account (the `GetAccount` operationId).
 	GetAccount(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ChangeAccountWithBody Change the account
+	//
+	// Changes what is sent. joinPolicy is replaced as a whole. It says which devices and services are to join every new group; it
+	// gives nobody the right to: a service in it joins only while the account has a link with it.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PATCH /v1/account (the `ChangeAccount` operationId).
+	ChangeAccountWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ChangeAccount Change the account
+	//
+	// Changes what is sent. joinPolicy is replaced as a whole. It says which devices and services are to join every new group; it
+	// gives nobody the right to: a service in it joins only while the account has a link with it.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PATCH /v1/account (the `ChangeAccount` operationId).
+	ChangeAccount(ctx context.Context, body ChangeAccountJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ConfirmWithBody Type the password again
 	//
 	// Makes the session fresh for five minutes. What is dangerous needs that.
@@ -262,12 +282,27 @@ type ClientInterface interface {
 	// Corresponds with DELETE /v1/account/services/{serviceId} (the `UnlinkService` operationId).
 	UnlinkService(ctx context.Context, serviceID ServiceID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// LinkService Consent to a service
+	// LinkServiceWithBody Consent to a service
 	//
-	// Draws the service account id that the service registers with. Consenting again changes nothing.
+	// Draws the service account id that the service registers with, if the account has no link with the service. Otherwise the consent becomes
+	// what is sent: what it doesn't cover any more ends at once, and the service account id stays. What is left out is not limited, so
+	// a request without a body consents to everything, everywhere, for ever.
+	//
+	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with PUT /v1/account/services/{serviceId} (the `LinkService` operationId).
-	LinkService(ctx context.Context, serviceID ServiceID, reqEditors ...RequestEditorFn) (*http.Response, error)
+	LinkServiceWithBody(ctx context.Context, serviceID ServiceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// LinkService Consent to a service
+	//
+	// Draws the service account id that the service registers with, if the account has no link with the service. Otherwise the consent becomes
+	// what is sent: what it doesn't cover any more ends at once, and the service account id stays. What is left out is not limited, so
+	// a request without a body consents to everything, everywhere, for ever.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /v1/account/services/{serviceId} (the `LinkService` operationId).
+	LinkService(ctx context.Context, serviceID ServiceID, body LinkServiceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// SignUpWithBody Create an account and its first user
 	//
@@ -776,6 +811,46 @@ func (c *Client) GetAccount(ctx context.Context, reqEditors ...RequestEditorFn) 
 	return c.Client.Do(req)
 }
 
+// ChangeAccountWithBody Change the account
+//
+// Changes what is sent. joinPolicy is replaced as a whole. It says which devices and services are to join every new group; it
+// gives nobody the right to: a service in it joins only while the account has a link with it.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PATCH /v1/account (the `ChangeAccount` operationId).
+func (c *Client) ChangeAccountWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewChangeAccountRequestWithBody(c.Server, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ChangeAccount Change the account
+//
+// Changes what is sent. joinPolicy is replaced as a whole. It says which devices and services are to join every new group; it
+// gives nobody the right to: a service in it joins only while the account has a link with it.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PATCH /v1/account (the `ChangeAccount` operationId).
+func (c *Client) ChangeAccount(ctx context.Context, body ChangeAccountJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewChangeAccountRequest(c.Server, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ConfirmWithBody Type the password again
 //
 // Makes the session fresh for five minutes. What is dangerous needs that.
@@ -886,13 +961,38 @@ func (c *Client) UnlinkService(ctx context.Context, serviceID ServiceID, reqEdit
 	return c.Client.Do(req)
 }
 
-// LinkService Consent to a service
+// LinkServiceWithBody Consent to a service
 //
-// Draws the service account id that the service registers with. Consenting again changes nothing.
+// Draws the service account id that the service registers with, if the account has no link with the service. Otherwise the consent becomes
+// what is sent: what it doesn't cover any more ends at once, and the service account id stays. What is left out is not limited, so
+// a request without a body consents to everything, everywhere, for ever.
+//
+// Takes any type of body and a specified content type.
 //
 // Corresponds with PUT /v1/account/services/{serviceId} (the `LinkService` operationId).
-func (c *Client) LinkService(ctx context.Context, serviceID ServiceID, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewLinkServiceRequest(c.Server, serviceID)
+func (c *Client) LinkServiceWithBody(ctx context.Context, serviceID ServiceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewLinkServiceRequestWithBody(c.Server, serviceID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// LinkService Consent to a service
+//
+// Draws the service account id that the service registers with, if the account has no link with the service. Otherwise the consent becomes
+// what is sent: what it doesn't cover any more ends at once, and the service account id stays. What is left out is not limited, so
+// a request without a body consents to everything, everywhere, for ever.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /v1/account/services/{serviceId} (the `LinkService` operationId).
+func (c *Client) LinkService(ctx context.Context, serviceID ServiceID, body LinkServiceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewLinkServiceRequest(c.Server, serviceID, body)
 	if err != nil {
 		return nil, err
 	}
@@ -1825,6 +1925,46 @@ func NewGetAccountRequest(server string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewChangeAccountRequest calls the generic ChangeAccount builder with application/json body
+func NewChangeAccountRequest(server string, body ChangeAccountJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewChangeAccountRequestWithBody(server, "application/json", bodyReader)
+}
+
+// NewChangeAccountRequestWithBody constructs an http.Request for the ChangeAccount method, with any body, and a specified content type
+func NewChangeAccountRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/account")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPatch, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewConfirmRequest calls the generic Confirm builder with application/json body
 func NewConfirmRequest(server string, body ConfirmJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
@@ -2005,8 +2145,19 @@ func NewUnlinkServiceRequest(server string, serviceID ServiceID) (*http.Request,
 	return req, nil
 }
 
-// NewLinkServiceRequest constructs an http.Request for the LinkService method
-func NewLinkServiceRequest(server string, serviceID ServiceID) (*http.Request, error) {
+// NewLinkServiceRequest calls the generic LinkService builder with application/json body
+func NewLinkServiceRequest(server string, serviceID ServiceID, body LinkServiceJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewLinkServiceRequestWithBody(server, serviceID, "application/json", bodyReader)
+}
+
+// NewLinkServiceRequestWithBody constructs an http.Request for the LinkService method, with any body, and a specified content type
+func NewLinkServiceRequestWithBody(server string, serviceID ServiceID, contentType string, body io.Reader) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -2031,10 +2182,12 @@ func NewLinkServiceRequest(server string, serviceID ServiceID) (*http.Request, e
 		return nil, err
 	}
 
-	req, err := http.NewRequest(http.MethodPut, queryURL.String(), nil)
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
 	if err != nil {
 		return nil, err
 	}
+
+	req.Header.Add("Content-Type", contentType)
 
 	return req, nil
 }
@@ -3244,6 +3397,26 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /v1/account (the `GetAccount` operationId).
 	GetAccountWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetAccountResponse, error)
 
+	// ChangeAccountWithBodyWithResponse Change the account
+	//
+	// Changes what is sent. joinPolicy is replaced as a whole. It says which devices and services are to join every new group; it
+	// gives nobody the right to: a service in it joins only while the account has a link with it.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/account (the `ChangeAccount` operationId).
+	ChangeAccountWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ChangeAccountResponse, error)
+
+	// ChangeAccountWithResponse Change the account
+	//
+	// Changes what is sent. joinPolicy is replaced as a whole. It says which devices and services are to join every new group; it
+	// gives nobody the right to: a service in it joins only while the account has a link with it.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/account (the `ChangeAccount` operationId).
+	ChangeAccountWithResponse(ctx context.Context, body ChangeAccountJSONRequestBody, reqEditors ...RequestEditorFn) (*ChangeAccountResponse, error)
+
 	// ConfirmWithBodyWithResponse Type the password again
 	//
 	// Makes the session fresh for five minutes. What is dangerous needs that.
@@ -3298,14 +3471,27 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with DELETE /v1/account/services/{serviceId} (the `UnlinkService` operationId).
 	UnlinkServiceWithResponse(ctx context.Context, serviceID ServiceID, reqEditors ...RequestEditorFn) (*UnlinkServiceResponse, error)
 
-	// LinkServiceWithResponse Consent to a service
+	// LinkServiceWithBodyWithResponse Consent to a service
 	//
-	// Draws the service account id that the service registers with. Consenting again changes nothing.
+	// Draws the service account id that the service registers with, if the account has no link with the service. Otherwise the consent becomes
+	// what is sent: what it doesn't cover any more ends at once, and the service account id stays. What is left out is not limited, so
+	// a request without a body consents to everything, everywhere, for ever.
 	//
-	// Returns a wrapper object for the known response body format(s).
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with PUT /v1/account/services/{serviceId} (the `LinkService` operationId).
-	LinkServiceWithResponse(ctx context.Context, serviceID ServiceID, reqEditors ...RequestEditorFn) (*LinkServiceResponse, error)
+	LinkServiceWithBodyWithResponse(ctx context.Context, serviceID ServiceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*LinkServiceResponse, error)
+
+	// LinkServiceWithResponse Consent to a service
+	//
+	// Draws the service account id that the service registers with, if the account has no link with the service. Otherwise the consent becomes
+	// what is sent: what it doesn't cover any more ends at once, and the service account id stays. What is left out is not limited, so
+	// a request without a body consents to everything, everywhere, for ever.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/account/services/{serviceId} (the `LinkService` operationId).
+	LinkServiceWithResponse(ctx context.Context, serviceID ServiceID, body LinkServiceJSONRequestBody, reqEditors ...RequestEditorFn) (*LinkServiceResponse, error)
 
 	// SignUpWithBodyWithResponse Create an account and its first user
 	//
@@ -4106,6 +4292,61 @@ func (r GetAccountResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetAccountResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ChangeAccountResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *AccountInfo
+	// ApplicationProblemJSON4XX the response for an HTTP 4XX `application/problem+json` response
+	ApplicationProblemJSON4XX *Problem
+	// ApplicationProblemJSON5XX the response for an HTTP 5XX `application/problem+json` response
+	ApplicationProblemJSON5XX *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ChangeAccountResponse) GetJSON200() *AccountInfo {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON4XX returns the response for an HTTP 4XX `application/problem+json` response
+func (r ChangeAccountResponse) GetApplicationProblemJSON4XX() *Problem {
+	return r.ApplicationProblemJSON4XX
+}
+
+// GetApplicationProblemJSON5XX returns the response for an HTTP 5XX `application/problem+json` response
+func (r ChangeAccountResponse) GetApplicationProblemJSON5XX() *Problem {
+	return r.ApplicationProblemJSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r ChangeAccountResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ChangeAccountResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ChangeAccountResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ChangeAccountResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -5747,6 +5988,38 @@ func (c *ClientWithResponses) GetAccountWithResponse(ctx context.Context, reqEdi
 	return ParseGetAccountResponse(rsp)
 }
 
+// ChangeAccountWithBodyWithResponse Change the account
+//
+// Changes what is sent. joinPolicy is replaced as a whole. It says which devices and services are to join every new group; it
+// gives nobody the right to: a service in it joins only while the account has a link with it.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/account (the `ChangeAccount` operationId).
+func (c *ClientWithResponses) ChangeAccountWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ChangeAccountResponse, error) {
+	rsp, err := c.ChangeAccountWithBody(ctx, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseChangeAccountResponse(rsp)
+}
+
+// ChangeAccountWithResponse Change the account
+//
+// Changes what is sent. joinPolicy is replaced as a whole. It says which devices and services are to join every new group; it
+// gives nobody the right to: a service in it joins only while the account has a link with it.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/account (the `ChangeAccount` operationId).
+func (c *ClientWithResponses) ChangeAccountWithResponse(ctx context.Context, body ChangeAccountJSONRequestBody, reqEditors ...RequestEditorFn) (*ChangeAccountResponse, error) {
+	rsp, err := c.ChangeAccount(ctx, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseChangeAccountResponse(rsp)
+}
+
 // ConfirmWithBodyWithResponse Type the password again
 //
 // Makes the session fresh for five minutes. What is dangerous needs that.
@@ -5837,15 +6110,34 @@ func (c *ClientWithResponses) UnlinkServiceWithResponse(ctx context.Context, ser
 	return ParseUnlinkServiceResponse(rsp)
 }
 
-// LinkServiceWithResponse Consent to a service
+// LinkServiceWithBodyWithResponse Consent to a service
 //
-// Draws the service account id that the service registers with. Consenting again changes nothing.
+// Draws the service account id that the service registers with, if the account has no link with the service. Otherwise the consent becomes
+// what is sent: what it doesn't cover any more ends at once, and the service account id stays. What is left out is not limited, so
+// a request without a body consents to everything, everywhere, for ever.
 //
-// Returns a wrapper object for the known response body format(s).
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with PUT /v1/account/services/{serviceId} (the `LinkService` operationId).
-func (c *ClientWithResponses) LinkServiceWithResponse(ctx context.Context, serviceID ServiceID, reqEditors ...RequestEditorFn) (*LinkServiceResponse, error) {
-	rsp, err := c.LinkService(ctx, serviceID, reqEditors...)
+func (c *ClientWithResponses) LinkServiceWithBodyWithResponse(ctx context.Context, serviceID ServiceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*LinkServiceResponse, error) {
+	rsp, err := c.LinkServiceWithBody(ctx, serviceID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseLinkServiceResponse(rsp)
+}
+
+// LinkServiceWithResponse Consent to a service
+//
+// Draws the service account id that the service registers with, if the account has no link with the service. Otherwise the consent becomes
+// what is sent: what it doesn't cover any more ends at once, and the service account id stays. What is left out is not limited, so
+// a request without a body consents to everything, everywhere, for ever.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/account/services/{serviceId} (the `LinkService` operationId).
+func (c *ClientWithResponses) LinkServiceWithResponse(ctx context.Context, serviceID ServiceID, body LinkServiceJSONRequestBody, reqEditors ...RequestEditorFn) (*LinkServiceResponse, error) {
+	rsp, err := c.LinkService(ctx, serviceID, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -6697,6 +6989,46 @@ func ParseGetAccountResponse(rsp *http.Response) (*GetAccountResponse, error) {
 	}
 
 	response := &GetAccountResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest AccountInfo
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON5XX = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseChangeAccountResponse parses an HTTP response from a ChangeAccountWithResponse call
+func ParseChangeAccountResponse(rsp *http.Response) (*ChangeAccountResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ChangeAccountResponse{
 		Body:         bodyBytes,
 		HTTPResponse: rsp,
 	}

@@ -6,6 +6,7 @@ package accounts
 
 import (
 	"context"
+	"slices"
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/audit"
@@ -25,12 +26,15 @@ type Account struct {
 
 // Service keeps accounts.
 type Service struct {
-	store *store.Store
-	waker Waker
+	store  *store.Store
+	waker  Waker
+	quotas models.Quotas
 }
 
 // New makes the service; the waker is called after commit only.
-func New(st *store.Store, waker Waker) *Service { return &Service{store: st, waker: waker} }
+func New(st *store.Store, waker Waker, q models.Quotas) *Service {
+	return &Service{store: st, waker: waker, quotas: q}
+}
 
 // CreateAccount creates an account.
 func (s *Service) CreateAccount(ctx context.Context, name string) (a models.Account, err error) {
@@ -59,9 +63,94 @@ func (s *Service) Account(ctx context.Context, id models.AccountID) (models.Acco
 	return a, err
 }
 
-// CreatePremises creates a premises of an account.
-func (s *Service) CreatePremises(ctx context.Context, account models.AccountID, name string, allowPublicRange bool) (p models.Premises, err error) {
+// Change changes what is not nil.
+type Change struct {
+	Name       *string
+	JoinPolicy *models.JoinPolicy
+}
+
+// ChangeAccount renames an account or replaces its join policy. A policy may name a service that isn't linked: it says who is to join, and
+// the link who may, so neither has to come first, and a policy outlives a link that is ended and made again. A service that doesn't exist is
+// CodeNotFound, because it is a slip of the pen.
+func (s *Service) ChangeAccount(ctx context.Context, id models.AccountID, change Change) (a models.Account, err error) {
+	var policy models.JoinPolicy
+	if change.JoinPolicy != nil {
+		if policy, err = change.JoinPolicy.Normal(); err != nil {
+			return a, err
+		}
+	}
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
+		var found bool
+		if a, found, err = tx.LockAccount(id); err != nil {
+			return err
+		}
+		if !found {
+			return noAccount(id)
+		}
+		if change.Name != nil {
+			a.Name = *change.Name
+		}
+		if change.JoinPolicy != nil {
+			if err := knownServices(tx, policy.Services); err != nil {
+				return err
+			}
+			a.JoinPolicy = policy
+		}
+		if err := tx.SetAccount(a); err != nil {
+			return err
+		}
+		return audit.Note(ctx, tx, audit.Entry{Account: id, Action: audit.AccountChange, Object: audit.OfAccount(id)})
+	})
+	return a, err
+}
+
+func knownServices(tx *store.Tx, ids []models.ServiceID) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	known, err := tx.ServicesAmong(ids)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if !slices.Contains(known, id) {
+			return models.Errorf(models.CodeNotFound, "There is no service %s. Check its id, or leave it out of joinPolicy.", id)
+		}
+	}
+	return nil
+}
+
+// room refuses what would be one more than a quota allows. It locks the account first, so that of two requests at once one counts what the
+// other added.
+func room(tx *store.Tx, account models.AccountID, quota string, limit int, count func(models.AccountID) (int, error)) error {
+	if limit == 0 {
+		return nil
+	}
+	if _, found, err := tx.LockAccount(account); err != nil || !found {
+		return err // whoever inserts hears that there is none
+	}
+	used, err := count(account)
+	if err == nil && used >= limit {
+		err = models.QuotaExceeded(quota, limit, used, "Remove what isn't used any more, or ask the operator for more.")
+	}
+	return err
+}
+
+// CreatePremises creates a premises of an account for an operator, whom no quota stops.
+func (s *Service) CreatePremises(ctx context.Context, account models.AccountID, name string, allowPublicRange bool) (models.Premises, error) {
+	return s.createPremises(ctx, account, name, allowPublicRange, 0)
+}
+
+// AddPremises creates a premises for an account holder. One more than the quota is CodeQuotaExceeded.
+func (s *Service) AddPremises(ctx context.Context, account models.AccountID, name string) (models.Premises, error) {
+	return s.createPremises(ctx, account, name, false, s.quotas.PremisesPerAccount)
+}
+
+func (s *Service) createPremises(ctx context.Context, account models.AccountID, name string, allowPublicRange bool, limit int) (p models.Premises, err error) {
+	err = s.store.Write(ctx, func(tx *store.Tx) error {
+		if err := room(tx, account, models.QuotaPremises, limit, tx.CountPremises); err != nil {
+			return err
+		}
 		p, err = tx.InsertPremises(models.Premises{ID: models.NewPremisesID(), AccountID: account, Name: name, AllowPublicRange: allowPublicRange})
 		if err != nil {
 			return err

@@ -25,11 +25,11 @@ type NewDevice struct {
 	Trigger models.Trigger
 }
 
-// CreateDevice creates or imports a device. A gateway can declare its network from then on. CodeAlreadyExists is an id that is
+// CreateDevice creates or imports a device for an operator, whom no quota stops. A gateway can declare its network from then on. CodeAlreadyExists is an id that is
 // taken, in whatever account.
 func (s *Service) CreateDevice(ctx context.Context, n NewDevice) (d models.Device, err error) {
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
-		if d, err = s.AddDevice(tx, n); err != nil {
+		if d, err = s.addDevice(tx, n, 0); err != nil {
 			return err
 		}
 		return audit.Note(ctx, tx, audit.Entry{Account: d.AccountID, Action: audit.DeviceEnrol, Object: audit.OfDevice(d.ID)})
@@ -37,8 +37,12 @@ func (s *Service) CreateDevice(ctx context.Context, n NewDevice) (d models.Devic
 	return d, err
 }
 
-// AddDevice is CreateDevice as a step of a transaction.
+// AddDevice creates a device that enrols, as a step of a transaction. One more than the account's quota is CodeQuotaExceeded.
 func (s *Service) AddDevice(tx *store.Tx, n NewDevice) (models.Device, error) {
+	return s.addDevice(tx, n, s.quotas.DevicesPerAccount)
+}
+
+func (s *Service) addDevice(tx *store.Tx, n NewDevice, limit int) (models.Device, error) {
 	d := models.Device{
 		ID: n.ID, PremisesID: n.PremisesID, Type: n.Type, Name: n.Name, Model: n.Model, PoP: !n.NoPoP, Trigger: n.Trigger,
 	}
@@ -56,6 +60,9 @@ func (s *Service) AddDevice(tx *store.Tx, n NewDevice) (models.Device, error) {
 		return d, models.Errorf(models.CodeNotFound, "There is no premises %s. Create it first.", d.PremisesID)
 	}
 	d.AccountID = premises.AccountID
+	if err := room(tx, d.AccountID, models.QuotaDevices, limit, tx.CountDevices); err != nil {
+		return d, err
+	}
 	d, err = tx.InsertDevice(d)
 	if s.store.IsDuplicate(err) {
 		return d, models.Errorf(models.CodeAlreadyExists, "There is a device with the id %s already. Import each device once.", d.ID)

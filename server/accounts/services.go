@@ -2,6 +2,9 @@ package accounts
 
 import (
 	"context"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/audit"
@@ -46,53 +49,186 @@ func (s *Service) ServicePrincipal(ctx context.Context, id models.ServiceID) (mo
 	return models.Principal{Kind: models.KindService, Service: v}, nil
 }
 
-// CreateLink records an account's consent for a service. The service account id is drawn if it is zero. CodeAlreadyExists is a
-// link that exists, or a service account id that the service knows another account by.
-func (s *Service) CreateLink(ctx context.Context, service models.ServiceID, account models.AccountID, serviceAccountID models.ID) (models.Link, error) {
-	l := models.Link{ServiceID: service, AccountID: account, ServiceAccountID: serviceAccountID}
+// ByOperator is who grants a consent on the operator's socket.
+const ByOperator = "operator"
+
+// CreateLink records an account's consent for a service, on its behalf. The service account id is drawn if it is zero. CodeAlreadyExists is
+// a link that exists, or a service account id that the service knows another account by.
+func (s *Service) CreateLink(ctx context.Context, l models.Link) (models.Link, error) {
 	if l.ServiceAccountID == 0 {
 		l.ServiceAccountID = models.NewID()
 	}
+	l.GrantedBy = ByOperator
+	duplicate := models.Errorf(models.CodeAlreadyExists, "The account is linked with %s already, or the service knows another account by this service "+
+		"account id. End that link first.", l.ServiceID)
 	err := s.store.Write(ctx, func(tx *store.Tx) (err error) {
-		if l, err = tx.InsertLink(l); err != nil {
+		if l.Consent, err = normalConsent(tx, l.AccountID, l.Consent); err != nil {
 			return err
 		}
-		return audit.Note(ctx, tx, audit.Entry{Account: account, Action: audit.LinkPut, Object: audit.OfService(service)})
+		added, err := tx.InsertLink(l)
+		if err != nil {
+			return err
+		}
+		if !added {
+			return duplicate
+		}
+		if l, err = readLink(tx, l.ServiceID, l.AccountID); err != nil {
+			return err
+		}
+		return audit.Note(ctx, tx, audit.Entry{Account: l.AccountID, Action: audit.LinkPut, Object: audit.OfService(l.ServiceID)})
 	})
 	switch {
 	case s.store.IsDuplicate(err):
-		return l, models.Errorf(models.CodeAlreadyExists, "The account is linked with %s already, or the service knows another account by this service "+
-			"account id. End that link first.", service)
+		return l, duplicate
 	case s.store.IsReference(err):
-		return l, models.Errorf(models.CodeNotFound, "There is no service %s or no account %s. Create both first.", service, account)
+		return l, models.Errorf(models.CodeNotFound, "There is no service %s or no account %s. Create both first.", l.ServiceID, l.AccountID)
 	}
 	return l, err
 }
 
-// PutLink records an account's consent for a service if it has not consented yet. There is no service: CodeNotFound.
-func (s *Service) PutLink(ctx context.Context, service models.ServiceID, account models.AccountID) (l store.NamedLink, err error) {
+// normalConsent checks what an account wants to consent to and brings it into the order in which it is kept: all scopes if it names none.
+// Premises that aren't the account's are CodeNotFound.
+func normalConsent(tx *store.Tx, account models.AccountID, c models.Consent) (models.Consent, error) {
+	n := models.Consent{ExpiresAt: c.ExpiresAt.Truncate(time.Millisecond)}
+	for _, scope := range models.ServiceScopes() {
+		if c.Scopes == nil || slices.Contains(c.Scopes, scope) {
+			n.Scopes = append(n.Scopes, scope)
+		}
+	}
+	for _, scope := range c.Scopes {
+		if !slices.Contains(n.Scopes, scope) {
+			return n, models.Errorf(models.CodeBadRequest, "No service can have the scope %q. Choose some of %s.", scope, strings.Join(models.ServiceScopes(), ", "))
+		}
+	}
+	switch {
+	case !c.ExpiresAt.IsZero() && c.ExpiresAt.UnixMilli() <= 0: // 0 would be for ever
+		return n, past()
+	case len(n.Scopes) == 0:
+		return n, models.Errorf(models.CodeBadRequest, "A consent without scopes would allow nothing. Name some, leave scopes out for all, or end the link.")
+	case c.Premises == nil:
+		return n, nil
+	case len(c.Premises) == 0:
+		return n, models.Errorf(models.CodeBadRequest, "A consent for no premises would allow nothing. Name some, leave premises out for all, or end the link.")
+	}
+	own, err := tx.PremisesOf([]models.AccountID{account})
+	if err != nil {
+		return n, err
+	}
+	for _, id := range c.Premises {
+		if !slices.ContainsFunc(own, func(p models.Premises) bool { return p.ID == id }) {
+			return n, models.NotFound()
+		}
+	}
+	n.Premises = slices.Compact(slices.Sorted(slices.Values(c.Premises)))
+	return n, nil
+}
+
+// readLink reads a link that was just written. One that has ended already is CodeBadRequest.
+func readLink(tx *store.Tx, service models.ServiceID, account models.AccountID) (models.Link, error) {
+	l, found, err := tx.Link(service, account)
+	switch {
+	case err != nil:
+		return l, err
+	case !found: // it was ended while we were at it
+		return l, store.ErrAgain
+	case !l.Live:
+		return l, past()
+	}
+	return l, nil
+}
+
+func past() error {
+	return models.Errorf(models.CodeBadRequest, "expiresAt lies in the past. Give a time to come, or leave it out.")
+}
+
+// PutLink makes an account's consent for a service what is asked for. A consent that grants less than before ends at once what it doesn't
+// cover any more. There is no service: CodeNotFound.
+func (s *Service) PutLink(ctx context.Context, want models.Link) (l store.NamedLink, err error) {
+	var changed []models.ID
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
-		added, err := tx.PutLink(models.Link{ServiceID: service, AccountID: account, ServiceAccountID: models.NewID()})
+		changed = nil
+		next := want
+		next.ServiceAccountID = models.NewID()
+		if next.Consent, err = normalConsent(tx, want.AccountID, want.Consent); err != nil {
+			return err
+		}
+		same, ended, err := s.consent(ctx, tx, next)
 		if err != nil {
 			return err
 		}
-		var found bool
-		if l.Link, found, err = tx.Link(service, account); err != nil {
+		changed = ended
+		if l.Link, err = readLink(tx, want.ServiceID, want.AccountID); err != nil {
 			return err
 		}
-		if !found { // it was ended while we were at it
-			return store.ErrAgain
-		}
-		v, _, err := tx.Service(service)
-		if l.ServiceName = v.Name; err != nil || !added {
+		v, _, err := tx.Service(want.ServiceID)
+		if l.ServiceName = v.Name; err != nil || same {
 			return err
 		}
-		return audit.Note(ctx, tx, audit.Entry{Account: account, Action: audit.LinkPut, Object: audit.OfService(service)})
+		return audit.Note(ctx, tx, audit.Entry{Account: want.AccountID, Action: audit.LinkPut, Object: audit.OfService(want.ServiceID)})
 	})
 	if s.store.IsReference(err) {
 		return l, models.NotFound()
 	}
+	if err == nil {
+		s.wake(changed)
+	}
 	return l, err
+}
+
+// consent writes a link: a new one if there is none or its time is over, otherwise what is there with another consent. It tells whether it was
+// the same already, and the gateways whose group information changed.
+func (s *Service) consent(ctx context.Context, tx *store.Tx, next models.Link) (same bool, changed []models.ID, err error) {
+	before, found, err := tx.Link(next.ServiceID, next.AccountID)
+	if err != nil {
+		return false, nil, err
+	}
+	if found && !before.Live { // what ended is gone: a new consent has a new service account id
+		if changed, err = s.endLink(ctx, tx, before); err != nil {
+			return false, nil, err
+		}
+		found = false
+	}
+	if !found {
+		added, err := tx.InsertLink(next)
+		if err == nil && !added { // somebody consented at the same moment
+			err = store.ErrAgain
+		}
+		return false, changed, err
+	}
+	if before.Consent.Equal(next.Consent) {
+		return true, nil, nil
+	}
+	// Whoever is registering has its gateway locked, or sees the new consent.
+	if err := tx.HoldGatewaysOfAccount(next.AccountID); err != nil {
+		return false, nil, err
+	}
+	next.ServiceAccountID = before.ServiceAccountID
+	there, err := tx.SetConsent(next)
+	if err != nil {
+		return false, nil, err
+	}
+	if !there {
+		return false, nil, store.ErrAgain
+	}
+	places, err := tx.PlacesBeyond(next)
+	if err != nil {
+		return false, nil, err
+	}
+	changed, err = registrations.EndPlaces(ctx, tx, places)
+	return false, changed, err
+}
+
+// endLink removes a link with the service's registrations in the account, and gives the gateways whose group information changed.
+func (s *Service) endLink(ctx context.Context, tx *store.Tx, l models.Link) ([]models.ID, error) {
+	changed, err := registrations.EndOwned(ctx, tx, store.Owner{Service: l.ServiceID, ServiceAccountID: l.ServiceAccountID})
+	if err != nil {
+		return nil, err
+	}
+	err = tx.DeleteLink(l)
+	if s.store.IsReference(err) { // the service registered while we were at it
+		err = store.ErrAgain
+	}
+	return changed, err
 }
 
 // ListLinks reads a page of an account's links, sorted by service, and the token of the next page, which is empty on the last.
@@ -117,14 +253,7 @@ func (s *Service) DeleteLink(ctx context.Context, service models.ServiceID, acco
 		if !found {
 			return models.NotFound()
 		}
-		if changed, err = registrations.EndOwned(ctx, tx, store.Owner{Service: service, ServiceAccountID: link.ServiceAccountID}); err != nil {
-			return err
-		}
-		err = tx.DeleteLink(link)
-		if s.store.IsReference(err) { // the service registered while we were at it
-			return store.ErrAgain
-		}
-		if err != nil {
+		if changed, err = s.endLink(ctx, tx, link); err != nil {
 			return err
 		}
 		return audit.Note(ctx, tx, audit.Entry{Account: account, Action: audit.LinkEnd, Object: audit.OfService(service)})

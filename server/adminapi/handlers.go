@@ -142,7 +142,10 @@ func (h *Handlers) CreateService(ctx context.Context, r adminserver.CreateServic
 
 // CreateLink records an account's consent for a service.
 func (h *Handlers) CreateLink(ctx context.Context, r adminserver.CreateLinkRequestObject) (adminserver.CreateLinkResponseObject, error) {
-	l, err := h.accounts.CreateLink(ctx, r.Body.ServiceID, r.Body.AccountID, value(r.Body.ServiceAccountID))
+	l, err := h.accounts.CreateLink(ctx, models.Link{
+		ServiceID: r.Body.ServiceID, AccountID: r.Body.AccountID, ServiceAccountID: value(r.Body.ServiceAccountID),
+		Consent: models.Consent{Scopes: scopes(r.Body.Scopes), Premises: value(r.Body.Premises), ExpiresAt: value(r.Body.ExpiresAt)},
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -233,7 +236,25 @@ func device(d models.Device) adminapi.Device {
 }
 
 func link(l models.Link) adminapi.Link {
-	return adminapi.Link{ServiceID: l.ServiceID, AccountID: l.AccountID, ServiceAccountID: l.ServiceAccountID}
+	answer := adminapi.Link{
+		ServiceID: l.ServiceID, AccountID: l.AccountID, ServiceAccountID: l.ServiceAccountID, GrantedBy: l.GrantedBy, GrantedAt: l.GrantedAt,
+		Scopes: convert(l.Scopes, func(s string) adminapi.ServiceScope { return adminapi.ServiceScope(s) }),
+	}
+	if l.Premises != nil {
+		answer.Premises = &l.Premises
+	}
+	if !l.ExpiresAt.IsZero() {
+		answer.ExpiresAt = &l.ExpiresAt
+	}
+	return answer
+}
+
+// scopes gives nil for a list that was left out, which is all.
+func scopes(list *[]adminapi.ServiceScope) []string {
+	if list == nil {
+		return nil
+	}
+	return convert(*list, func(s adminapi.ServiceScope) string { return string(s) })
 }
 
 // convert never gives nil, so that an empty list is [] in JSON.

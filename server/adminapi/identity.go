@@ -79,7 +79,15 @@ func (h *Handlers) DecideDeviceGrant(ctx context.Context, r adminserver.DecideDe
 	if err != nil {
 		return nil, err
 	}
-	g, err := h.identity.Grants.Decide(ctx, devicegrant.Approver{AccountID: p.AccountID, UserID: operatorID, Fresh: true, Typed: true}, r.Body.UserCode, devicegrant.Decision{
+	approver := devicegrant.Approver{AccountID: p.AccountID, UserID: operatorID, Fresh: true, Typed: true}
+	if r.Body.UserName != nil {
+		u, err := h.users.ByName(ctx, p.AccountID, *r.Body.UserName)
+		if err != nil {
+			return nil, err
+		}
+		approver.UserID = u.ID
+	}
+	g, err := h.identity.Grants.Decide(ctx, approver, r.Body.UserCode, devicegrant.Decision{
 		Approve: r.Body.Approve, PremisesID: p.ID, Name: value(r.Body.Name),
 	})
 	if err != nil {
@@ -92,6 +100,23 @@ func (h *Handlers) DecideDeviceGrant(ctx context.Context, r adminserver.DecideDe
 		answer.DeviceType = &g.DeviceType
 	}
 	return answer, nil
+}
+
+// CreateIdentity says whom a user is at an external issuer.
+func (h *Handlers) CreateIdentity(ctx context.Context, r adminserver.CreateIdentityRequestObject) (adminserver.CreateIdentityResponseObject, error) {
+	i, err := h.users.AddIdentity(ctx, r.Body.AccountID, r.Body.UserName, r.Body.Issuer, r.Body.Subject)
+	if err != nil {
+		return nil, err
+	}
+	return adminserver.CreateIdentity200JSONResponse{IdentityID: i.ID, Issuer: i.Issuer, Subject: i.Subject}, nil
+}
+
+// DeleteIdentity takes it from them.
+func (h *Handlers) DeleteIdentity(ctx context.Context, r adminserver.DeleteIdentityRequestObject) (adminserver.DeleteIdentityResponseObject, error) {
+	if err := h.users.RemoveIdentity(ctx, r.IdentityID); err != nil {
+		return nil, err
+	}
+	return adminserver.DeleteIdentity204Response{}, nil
 }
 
 // ListSigningKeys lists the keys that sign tokens.

@@ -87,6 +87,8 @@ var (
 	UserCreate       = Action{"user.create"}
 	PasswordChange   = Action{"password.change"}
 	InvitationCreate = Action{"invitation.create"}
+	IdentityAdd      = Action{"identity.add"}
+	IdentityRemove   = Action{"identity.remove"}
 	Login            = Action{"login"}
 	Logout           = Action{"logout"}
 	Confirm          = Action{"confirm"}

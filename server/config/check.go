@@ -89,6 +89,21 @@ func (c Config) Check() error {
 	if c.AuditRetention != 0 && c.AuditRetention < minRetention {
 		fault("audit-retention", "%s is less than %s: give more, or 0 to keep everything", c.AuditRetention, minRetention)
 	}
+	q := c.Quotas
+	for _, quota := range []struct {
+		key   string
+		limit int
+	}{
+		{"quota-premises", q.PremisesPerAccount},
+		{"quota-devices", q.DevicesPerAccount},
+		{"quota-registrations", q.RegistrationsPerAccount},
+		{"quota-groups", q.GroupsPerPremises},
+		{"quota-destinations", q.DestinationsPerGroup},
+	} {
+		if quota.limit < 0 {
+			fault(quota.key, "give a number, or 0 for any number")
+		}
+	}
 	if c.SigningAlg != "EdDSA" && c.SigningAlg != "ES256" && c.SigningAlg != "RS256" {
 		fault("signing-alg", "%q is neither EdDSA, ES256 nor RS256", c.SigningAlg)
 	}

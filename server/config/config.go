@@ -17,6 +17,8 @@ import (
 	"github.com/knadh/koanf/providers/file"
 	"github.com/knadh/koanf/v2"
 	"github.com/spf13/pflag"
+
+	"github.com/groupcast/groupcast/models"
 )
 
 // EnvPrefix begins the name of every variable; the rest is the key in capitals with _ for -.
@@ -45,6 +47,7 @@ type Config struct {
 	RateLimitSource      int
 	RateLimitPrincipal   int
 	AuditRetention       time.Duration
+	Quotas               models.Quotas
 
 	MaxStale           time.Duration
 	LongPollMaxWaiters int
@@ -72,13 +75,18 @@ func define(fs *pflag.FlagSet, c *Config) {
 	fs.StringVar(&c.KeyEncryptionKeyFile, "key-encryption-key-file", "", "`FILE` with the key that seals the keys in the database; created if missing; empty: kek in data-dir")
 
 	fs.StringVar(&c.SigningAlg, "signing-alg", "EdDSA", "`EdDSA|ES256|RS256` of the keys that sign access tokens")
-	fs.StringVar(&c.ExternalIssuers, "external-issuers", "", "`FILE` with the issuers whose tokens for services are taken as well (JSON); empty: none")
+	fs.StringVar(&c.ExternalIssuers, "external-issuers", "", "`FILE` with the issuers whose tokens for services or users are taken as well (JSON); empty: none")
 
 	fs.StringVar(&c.SignUp, "sign-up", "invite", "`open|invite|closed`: who may create an account")
 	fs.IntVar(&c.RateLimitSource, "rate-limit-source", 120000, "requests a minute from one network (/24, or /64 for IPv6); 0: any number")
 	fs.IntVar(&c.RateLimitPrincipal, "rate-limit-principal", 30000, "requests a minute of one device, service or user; 0: any number")
 
 	fs.DurationVar(&c.AuditRetention, "audit-retention", 400*24*time.Hour, "how long audit rows are kept, 24h at least; 0: for ever")
+	fs.IntVar(&c.Quotas.PremisesPerAccount, "quota-premises", 100, "premises that an account holder can have; 0: any number")
+	fs.IntVar(&c.Quotas.DevicesPerAccount, "quota-devices", 1000, "devices that can enrol in an account; 0: any number")
+	fs.IntVar(&c.Quotas.RegistrationsPerAccount, "quota-registrations", 10000, "live registrations of an account; 0: any number")
+	fs.IntVar(&c.Quotas.GroupsPerPremises, "quota-groups", 25, "live groups of a premises; 0: any number")
+	fs.IntVar(&c.Quotas.DestinationsPerGroup, "quota-destinations", 32, "live destinations of a group; 0: any number")
 
 	fs.DurationVar(&c.MaxStale, "max-stale", 900*time.Second, "how long gateways go on copying without an answer")
 	fs.IntVar(&c.LongPollMaxWaiters, "long-poll-max-waiters", 10000, "how many long polls may wait at once")

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/config"
 )
 
@@ -74,6 +75,11 @@ sign-up: open
 rate-limit-source: 7
 rate-limit-principal: 8
 audit-retention: 48h
+quota-premises: 11
+quota-devices: 12
+quota-registrations: 13
+quota-groups: 14
+quota-destinations: 15
 max-stale: 60s
 long-poll-max-waiters: 5
 drain-time: 1s
@@ -90,7 +96,9 @@ func TestFileVariablesAndFlagsMeanTheSame(t *testing.T) {
 		Listen: "0.0.0.0:8443", PublicURL: "https://groupcast.example", TLSCert: "/etc/cert.pem", TLSKey: "/etc/key.pem", BehindProxy: true,
 		TrustedProxies: []string{"10.0.0.0/8", "192.0.2.1"}, DataDir: "/data", DatabaseURL: "postgres://u:p@h/d", DatabaseMaxConns: 20, Migrate: true,
 		KeyEncryptionKeyFile: "/run/credentials/kek", SigningAlg: "ES256", ExternalIssuers: "/etc/issuers.json",
-		SignUp: "open", RateLimitSource: 7, RateLimitPrincipal: 8, AuditRetention: 48 * time.Hour, MaxStale: time.Minute, LongPollMaxWaiters: 5, DrainTime: time.Second,
+		SignUp: "open", RateLimitSource: 7, RateLimitPrincipal: 8, AuditRetention: 48 * time.Hour,
+		Quotas:   models.Quotas{PremisesPerAccount: 11, DevicesPerAccount: 12, RegistrationsPerAccount: 13, GroupsPerPremises: 14, DestinationsPerGroup: 15},
+		MaxStale: time.Minute, LongPollMaxWaiters: 5, DrainTime: time.Second,
 		AllowLoopback: true, MetricsListen: "", LogLevel: slog.LevelWarn, LogFormat: "json",
 	}, fromFile)
 

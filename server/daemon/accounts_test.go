@@ -231,8 +231,33 @@ func TestAccountHolder(t *testing.T) {
 		before := object(t, do(http.MethodPut, "/v1/account/services/svc-smith", ""))
 		assert.Equal(t, links[0], before, "consenting again changes nothing")
 		assert.Equal(t, "not-found", code(t, do(http.MethodPut, "/v1/account/services/svc-none", "")))
-		assert.Equal(t, http.StatusNoContent, do(http.MethodDelete, "/v1/account/services/svc-smith", "").StatusCode)
+		r = do(http.MethodPut, "/v1/account/services/svc-smith", fmt.Sprintf(`{"premises":[%q],"scopes":["gc:notify"],"expiresAt":"2100-01-01T00:00:00Z"}`, h.premises))
+		require.Equal(t, http.StatusOK, r.StatusCode, "%s", text(t, r))
+		narrow := object(t, do(http.MethodGet, "/v1/account/services", ""))["links"].([]any)[0].(map[string]any)
+		assert.Equal(t, before["serviceAccountId"], narrow["serviceAccountId"])
+		assert.Equal(t, []any{"gc:notify"}, narrow["scopes"])
+		assert.Equal(t, []any{string(h.premises)}, narrow["premises"])
+		assert.Equal(t, "2100-01-01T00:00:00Z", narrow["expiresAt"])
+		assert.Contains(t, narrow["grantedBy"], "u_")
+		held := object(t, s.do(t, http.MethodGet, "/v1/registrations", "", "Authorization", "Bearer "+h.uploadToken))["registrations"]
+		assert.Empty(t, held, "who may not register is no member any more")
 		status, refused := s.post(t, h.uploadToken, `{"type":"Service","id":"%s","destination":true,"publicIPv4":"96.114.14.140","groupName":"door","groupIP":%q}`, h.upload, groupIP)
+		assert.Equal(t, http.StatusNotFound, status, "%v", refused)
+		for body, want := range map[string]string{
+			fmt.Sprintf(`{"premises":[%q]}`, other.premises): "not-found",
+			`{"premises":[]}`:                      "bad-request",
+			`{"scopes":["gc:account"]}`:            "bad-request",
+			`{"expiresAt":"2020-01-01T00:00:00Z"}`: "bad-request",
+			`{"expiresAt":"0001-01-01T00:00:00Z"}`: "bad-request",
+			`{"expiresAt":"tomorrow"}`:             "bad-request",
+		} {
+			assert.Equal(t, want, code(t, do(http.MethodPut, "/v1/account/services/svc-smith", body)), body)
+		}
+		r = do(http.MethodPut, "/v1/account/services/svc-smith", "")
+		assert.NotContains(t, text(t, r), "premises", "what isn't said isn't limited")
+		s.join(t, h, "door", groupIP, "")
+		assert.Equal(t, http.StatusNoContent, do(http.MethodDelete, "/v1/account/services/svc-smith", "").StatusCode)
+		status, refused = s.post(t, h.uploadToken, `{"type":"Service","id":"%s","destination":true,"publicIPv4":"96.114.14.140","groupName":"door","groupIP":%q}`, h.upload, groupIP)
 		assert.Equal(t, http.StatusNotFound, status, "%v", refused)
 		assert.NotEqual(t, before["serviceAccountId"], object(t, do(http.MethodPut, "/v1/account/services/svc-smith", ""))["serviceAccountId"])
 		assert.Equal(t, "not-found", code(t, do(http.MethodDelete, "/v1/account/services/svc-jones", "")))
@@ -262,6 +287,75 @@ func TestAccountHolder(t *testing.T) {
 		assert.NotContains(t, s.log.String(), goodPassword)
 		assert.NotContains(t, s.log.String(), strings.TrimPrefix(cookie, "__Host-groupcast="))
 	})
+}
+
+func TestJoinPolicy(t *testing.T) {
+	each(t, func(t *testing.T, s *service) {
+		h := s.home(t, "Smith")
+		s.home(t, "Jones") // brings svc-jones, which the Smiths have no link with
+		cookie := s.user(t, h, "anna")
+		do := func(method, body string) *http.Response {
+			return s.do(t, method, "/v1/account", body, "Cookie", cookie)
+		}
+		empty := map[string]any{"devices": []any{}, "services": []any{}}
+		assert.Equal(t, empty, object(t, do(http.MethodGet, ""))["joinPolicy"], "nobody joins by itself unless somebody says so")
+
+		r := do(http.MethodPatch, `{"joinPolicy":{"devices":[{"deviceType":"phone"},{"deviceType":"receiver","model":"RX-1"},{"deviceType":"phone"}],
+			"services":["svc-smith","svc-jones"]}}`)
+		require.Equal(t, http.StatusOK, r.StatusCode, "%s", text(t, r))
+		a := object(t, do(http.MethodGet, ""))
+		policy := map[string]any{
+			"devices":  []any{map[string]any{"deviceType": "phone"}, map[string]any{"deviceType": "receiver", "model": "RX-1"}},
+			"services": []any{"svc-smith", "svc-jones"},
+		}
+		assert.Equal(t, policy, a["joinPolicy"])
+		for body, want := range map[string]string{
+			`{"joinPolicy":{"devices":[{"deviceType":"toaster"}],"services":[]}}`:       "bad-request",
+			`{"joinPolicy":{"devices":[{"deviceType":"gateway"}],"services":[]}}`:       "bad-request",
+			`{"joinPolicy":{"devices":[{"type":"phone"}],"services":[]}}`:               "bad-request",
+			`{"joinPolicy":{"devices":[]}}`:                                             "bad-request",
+			`{"joinPolicy":{"devices":[],"services":["svc-upload; DROP TABLE users"]}}`: "bad-request",
+			`{"joinPolicy":{"devices":[],"services":["svc-smith","svc-nobody"]}}`:       "not-found",
+		} {
+			assert.Equal(t, want, code(t, do(http.MethodPatch, body)), body)
+		}
+		a = object(t, do(http.MethodPatch, `{"name":"The Smith Family"}`))
+		assert.Equal(t, "The Smith Family", a["name"])
+		assert.Equal(t, policy, a["joinPolicy"], "what isn't sent stays, and what was refused changed nothing")
+		assert.Equal(t, a, object(t, do(http.MethodPatch, `{}`)))
+		assert.Equal(t, empty, object(t, do(http.MethodPatch, `{"joinPolicy":{"devices":[],"services":[]}}`))["joinPolicy"])
+
+		// A policy lets nobody in.
+		require.Equal(t, http.StatusOK, do(http.MethodPatch, `{"joinPolicy":{"devices":[],"services":["svc-smith"]}}`).StatusCode)
+		groupIP := s.source(t, h, "door")
+		require.Equal(t, http.StatusNoContent, s.do(t, http.MethodDelete, "/v1/account/services/svc-smith", "", "Cookie", cookie).StatusCode)
+		status, body := s.post(t, h.uploadToken, `{"type":"Service","id":"%s","destination":true,"publicIPv4":"96.114.14.140","groupName":"door","groupIP":%q}`, h.upload, groupIP)
+		assert.Equal(t, http.StatusNotFound, status, "%v", body)
+	})
+}
+
+func TestQuotas(t *testing.T) {
+	each(t, func(t *testing.T, s *service) {
+		h := s.home(t, "Smith")
+		cookie := s.user(t, h, "anna")
+		r := s.do(t, http.MethodPost, "/v1/premises", `{"name":"Cabin"}`, "Cookie", cookie)
+		require.Equal(t, http.StatusCreated, r.StatusCode)
+		r = s.do(t, http.MethodPost, "/v1/premises", `{"name":"Hut"}`, "Cookie", cookie)
+		require.Equal(t, http.StatusConflict, r.StatusCode)
+		p := object(t, r)
+		assert.Equal(t, "/problems/quota-exceeded", p["type"])
+		assert.Equal(t, []any{"premises", 2., 2.}, []any{p["quota"], p["limit"], p["used"]})
+		groupIP := s.source(t, h, "door")
+		first := s.join(t, h, "door", groupIP, "1")
+		body := `{"type":"Service","id":"%s","destination":true,"instance":"2","publicIPv4":"96.114.14.140","groupName":"door","groupIP":%q}`
+		status, p := s.post(t, h.uploadToken, body, h.upload, groupIP)
+		assert.Equal(t, http.StatusConflict, status)
+		assert.Equal(t, []any{"destinations", 1., 1.}, []any{p["quota"], p["limit"], p["used"]})
+		assert.Equal(t, first, s.join(t, h, "door", groupIP, "1"), "renewing always works")
+		status, p = s.post(t, h.cameraToken, `{"type":"Device","id":"%s","destination":false,"privateIPv4":%q,"groupName":"shed"}`, h.camera, cameraAddr)
+		assert.Equal(t, http.StatusConflict, status)
+		assert.Equal(t, []any{"groups", 1., 1.}, []any{p["quota"], p["limit"], p["used"]})
+	}, "--quota-premises", "2", "--quota-groups", "1", "--quota-destinations", "1")
 }
 
 func TestRateLimits(t *testing.T) {

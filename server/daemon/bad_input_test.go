@@ -36,7 +36,7 @@ func expired(t *testing.T, dir string) string {
 	require.NoError(t, err)
 	ring, err := keys.Load(t.Context(), st, kek, keys.Options{})
 	require.NoError(t, err)
-	service := accounts.New(st, longpoll.New(longpoll.Options{}))
+	service := accounts.New(st, longpoll.New(longpoll.Options{}), models.Quotas{})
 	a, err := service.CreateAccount(context.Background(), "old")
 	require.NoError(t, err)
 	p, err := service.CreatePremises(context.Background(), a.ID, "old", false)

@@ -154,7 +154,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		Log:         d.log,
 		Metrics:     registry,
 	})
-	accountService := accounts.New(d.store, d.hub)
+	accountService := accounts.New(d.store, d.hub, d.cfg.Quotas)
 	issuer := d.cfg.URL(d.public.Addr())
 	proxies, err := d.cfg.Proxies()
 	if err != nil {
@@ -189,7 +189,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 	if err != nil {
 		return edges{}, fmt.Errorf("openapi.yaml: %w", err)
 	}
-	registrationService := registrations.New(d.store, d.hub, registrations.Options{AllowLoopback: d.cfg.AllowLoopback})
+	registrationService := registrations.New(d.store, d.hub, registrations.Options{AllowLoopback: d.cfg.AllowLoopback, Quotas: d.cfg.Quotas})
 	httpapi.Mount(public, httpapi.Services{ //nolint:contextcheck // each request has its own
 		Registrations: registrationService,
 		Accounts:      accountService,

@@ -181,7 +181,13 @@ func (s *Service) Decide(ctx context.Context, a Approver, typed string, d Decisi
 				return nil
 			}
 			status = models.GrantApproved
-			if g.ClientID != ClientApp {
+			if g.ClientID == ClientApp { // which will be the user
+				if _, found, err := tx.User(a.AccountID, a.UserID); err != nil {
+					return err
+				} else if !found {
+					return models.Errorf(models.CodeBadRequest, "An app acts for a user of the account. Say for which.")
+				}
+			} else {
 				p, found, err := tx.Premises(d.PremisesID)
 				if err != nil {
 					return err

@@ -53,7 +53,7 @@ func TestPollsOfADevice(t *testing.T) {
 		h := l.NewHome(t)
 		k, thief := edgetest.NewKey(t), edgetest.NewKey(t)
 		ctx := t.Context()
-		approver := devicegrant.Approver{AccountID: h.Account.ID, UserID: "u"}
+		approver := devicegrant.Approver{AccountID: h.Account.ID, UserID: "u", Fresh: true, Typed: true}
 		begin := func(client string, jkt string) devicegrant.Begun {
 			g, err := l.Grants.Begin(ctx, devicegrant.Request{ClientID: client, JKT: jkt, Model: "M1"})
 			require.NoError(t, err)
@@ -99,7 +99,7 @@ func TestPollsOfADevice(t *testing.T) {
 		assert.NotEmpty(t, r.RefreshToken)
 		other := l.NewHome(t)
 		g = begin(devicegrant.ClientDevice, k.Thumbprint)
-		_, err = l.Grants.Decide(ctx, devicegrant.Approver{AccountID: other.Account.ID}, g.UserCode, devicegrant.Decision{Approve: true, PremisesID: other.Premises.ID})
+		_, err = l.Grants.Decide(ctx, devicegrant.Approver{AccountID: other.Account.ID, Fresh: true, Typed: true}, g.UserCode, devicegrant.Decision{Approve: true, PremisesID: other.Premises.ID})
 		require.NoError(t, err)
 		servertest.Refused(t, models.CodeInvalidGrant, poll(g, k))
 		assert.Len(t, l.DB.Ints(t, "SELECT device_id FROM device_keys"), 1)
@@ -110,7 +110,7 @@ func TestDecisions(t *testing.T) {
 	labs(t, func(t *testing.T, l *edgetest.Lab) {
 		h, other := l.NewHome(t), l.NewHome(t)
 		ctx := t.Context()
-		approver := devicegrant.Approver{AccountID: h.Account.ID, UserID: "u"}
+		approver := devicegrant.Approver{AccountID: h.Account.ID, UserID: "u", Fresh: true, Typed: true}
 		g, err := l.Grants.Begin(ctx, devicegrant.Request{ClientID: devicegrant.ClientDevice, DeviceType: models.DeviceCamera, Model: "M1", Serial: "0042", Remote: netip.MustParseAddr("198.51.100.7")})
 		require.NoError(t, err)
 		plain := strings.ReplaceAll(g.UserCode, "-", "")

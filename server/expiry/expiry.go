@@ -79,6 +79,9 @@ func (r *Reaper) Run(ctx context.Context) {
 // Look ends what is over now and tells how many registrations ended. It also gives the amnesty that is due, and then ends
 // nothing.
 func (r *Reaper) Look(ctx context.Context) (ended int, err error) {
+	if err := r.endLinks(ctx); err != nil {
+		return 0, err
+	}
 	w, err := r.store.Watch(ctx)
 	if err != nil {
 		return 0, err
@@ -102,6 +105,45 @@ func (r *Reaper) Look(ctx context.Context) (ended int, err error) {
 		}
 	}
 	return ended, nil
+}
+
+// endLinks ends the consents whose time is over, with the service's registrations in the account, one transaction for each. No
+// amnesty extends them: whoever consented until a moment didn't until a later one.
+func (r *Reaper) endLinks(ctx context.Context) error {
+	due, err := r.store.DueLinks(ctx, batch)
+	if err != nil {
+		return err
+	}
+	for _, l := range due {
+		var changed []models.ID
+		err := r.store.Write(ctx, func(tx *store.Tx) error {
+			var err error
+			if changed, err = registrations.EndOwned(ctx, tx, store.Owner{Service: l.ServiceID, ServiceAccountID: l.ServiceAccountID}); err != nil {
+				return err
+			}
+			over, err := tx.DeleteDueLink(l)
+			switch {
+			case r.store.IsReference(err): // a registration that was under way came in
+				return store.ErrAgain
+			case err != nil:
+				return err
+			case !over: // consented again, or another replica was first
+				return errNothingOver
+			}
+			return audit.Record(tx, audit.Entry{Actor: audit.System, Account: l.AccountID, Action: audit.LinkEnd, Object: audit.OfService(l.ServiceID)})
+		})
+		if errors.Is(err, errNothingOver) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		r.log.InfoContext(ctx, "a consent for a service has ended", "service", l.ServiceID)
+		for _, id := range changed {
+			r.waker.Wake(id)
+		}
+	}
+	return nil
 }
 
 // mark records that leases are being looked at. If nobody did for the time of an outage, everybody's lease is extended by the
@@ -134,7 +176,7 @@ func (r *Reaper) mark(ctx context.Context) (more bool, err error) {
 }
 
 // errNothingOver rolls back a transaction that would raise a revision for nothing.
-var errNothingOver = errors.New("no lease is over any more")
+var errNothingOver = errors.New("nothing is over any more")
 
 // end ends leases, one transaction for each gateway, and counts the registrations that ended with them.
 func (r *Reaper) end(ctx context.Context, due []store.Place) (ended int, err error) {

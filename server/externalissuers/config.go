@@ -1,5 +1,5 @@
 // Package externalissuers takes access tokens of issuers that the operator trusts already: it checks them against the issuer's published keys and
-// tells which service of ours they speak for. It is all configuration: no token names a URL that is fetched or a scope that we know by
+// tells which service of ours, or whom of the issuer's users, they speak for. It is all configuration: no token names a URL that is fetched or a scope that we know by
 // itself.
 //
 // It never takes a device or a gateway from outside: their tokens carry our binding to account and premises (design: identity.md §4.6).
@@ -30,7 +30,8 @@ type Issuer struct {
 	Audience string `json:"audience"`
 	// Algs are the algorithms it may sign with: EdDSA, ES256, RS256.
 	Algs []string `json:"algs"`
-	// MayIssue is what its tokens may stand for; only "service" is possible.
+	// MayIssue is what its tokens stand for: ["service"] or ["user"]. One issuer's tokens are of one kind: nothing in a token tells a user
+	// from the client that the user logged in with in a way that every issuer keeps to.
 	MayIssue []models.Kind `json:"mayIssue"`
 	// ScopeClaim is the claim that tells what a token is good for: a text of words, or a list as in the capabilities of a SAT.
 	ScopeClaim string `json:"scopeClaim"`
@@ -40,6 +41,8 @@ type Issuer struct {
 	ClientIDClaim string `json:"clientIdClaim"`
 	// Services gives our service for the issuer's name of a client. Who isn't listed is nobody here.
 	Services map[string]models.ServiceID `json:"services"`
+	// PoP is "dpop" if every token has to be bound to a key (RFC 9449); empty takes bearer tokens too.
+	PoP string `json:"pop"`
 	// MaxLife is the longest life of a token in Go's notation, such as 1h; at most a day.
 	MaxLife string `json:"maxLife"`
 
@@ -76,7 +79,11 @@ func Load(path string) ([]Issuer, error) {
 }
 
 func (i *Issuer) check() error {
-	known := tokens.Scopes(models.KindService)
+	if len(i.MayIssue) != 1 || i.MayIssue[0] != models.KindService && i.MayIssue[0] != models.KindUser {
+		return errors.New(`mayIssue has to be ["service"] or ["user"]: tokens of devices and gateways are this service's own`)
+	}
+	kind := i.MayIssue[0]
+	known := tokens.Scopes(kind)
 	switch {
 	case i.Issuer == "" || i.Audience == "" || i.ScopeClaim == "":
 		return errors.New("give issuer, audience and scopeClaim")
@@ -84,15 +91,19 @@ func (i *Issuer) check() error {
 		return errors.New("jwksUri has to be https (http works on loopback only), without user")
 	case len(i.Algs) == 0 || slices.ContainsFunc(i.Algs, func(a string) bool { return a != "EdDSA" && a != "ES256" && a != "RS256" }):
 		return errors.New("algs has to list some of EdDSA, ES256 and RS256")
-	case !slices.Equal(i.MayIssue, []models.Kind{models.KindService}):
-		return errors.New(`mayIssue has to be ["service"]: tokens of devices, gateways and users are this service's own`)
-	case len(i.Services) == 0 || len(i.ScopeMap) == 0:
-		return errors.New("services and scopeMap have to name at least one each")
+	case i.PoP != "" && i.PoP != "dpop":
+		return errors.New(`pop has to be "dpop" or left out`)
+	case len(i.ScopeMap) == 0:
+		return errors.New("scopeMap has to name at least one scope")
+	case kind == models.KindService && len(i.Services) == 0:
+		return errors.New("services has to name at least one")
+	case kind == models.KindUser && (len(i.Services) > 0 || i.ClientIDClaim != ""):
+		return errors.New("services and clientIdClaim are for issuers of services; users are known by sub")
 	}
 	for value, scopes := range i.ScopeMap {
 		for _, s := range scopes {
 			if !slices.Contains(known, s) {
-				return fmt.Errorf("scopeMap: %q gives the scope %q, which no service can have", value, s)
+				return fmt.Errorf("scopeMap: %q gives the scope %q, which no %s can have", value, s, kind)
 			}
 		}
 	}

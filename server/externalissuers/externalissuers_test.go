@@ -90,9 +90,9 @@ func load(t *testing.T, text string) ([]externalissuers.Issuer, error) {
 	return externalissuers.Load(path)
 }
 
-func (p *provider) verifier(t *testing.T) *externalissuers.Verifier {
+func (p *provider) verifier(t *testing.T, change ...func(map[string]any)) *externalissuers.Verifier {
 	t.Helper()
-	issuers, err := load(t, p.config(nil))
+	issuers, err := load(t, p.config(append(change, nil)[0]))
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
@@ -187,6 +187,50 @@ func TestAttackTokensOfTrustedIssuers(t *testing.T) {
 	assert.Zero(t, p.trapped.Load(), "no header makes us fetch anything")
 }
 
+// ofUsers makes the issuer one of users.
+func ofUsers(m map[string]any) {
+	m["mayIssue"] = []string{"user"}
+	m["scopeMap"] = map[string]any{"account": []string{"gc:account", "gc:notify"}}
+	delete(m, "services")
+}
+
+func TestATokenOfATrustedIssuerStandsForAUser(t *testing.T) {
+	p := newProvider(t)
+	v := p.verifier(t, ofUsers)
+	s, err := v.Verify(p.token(t, nil, map[string]any{"sub": "9f3c", "capabilities": []string{"account", "gc:devices"}, "email": "anna@example.net"}))
+	require.NoError(t, err)
+	assert.Equal(t, models.KindUser, s.Kind)
+	assert.Equal(t, "https://idp.example", s.Issuer)
+	assert.Equal(t, "9f3c", s.ExternalID)
+	assert.Equal(t, []string{"gc:account", "gc:notify"}, s.Scopes, "what the map gives")
+	assert.Empty(t, s.Account, "whose account it is no token says")
+	assert.Empty(t, s.UserID)
+	assert.Empty(t, s.Service)
+	for name, claims := range map[string]map[string]any{
+		"no sub":            {"sub": nil},
+		"an empty sub":      {"sub": ""},
+		"a number as sub":   {"sub": 7},
+		"a long sub":        {"sub": strings.Repeat("x", 256)},
+		"a device":          {"gc_kind": "device", "edid": "x", "eacc": "x", "prem": "p_x"},
+		"a gateway":         {"gc_kind": "gateway"},
+		"a service":         {"gc_kind": "service"},
+		"an operator":       {"gc_kind": "operator"},
+		"a kind of no type": {"gc_kind": 7},
+	} {
+		_, err := v.Verify(p.token(t, nil, claims))
+		assert.Error(t, err, name)
+	}
+	bound := p.verifier(t, func(m map[string]any) { ofUsers(m); m["pop"] = "dpop" })
+	_, err = bound.Verify(p.token(t, nil, nil))
+	assert.Error(t, err, "a bearer token where only bound ones are taken")
+	s, err = bound.Verify(p.token(t, nil, map[string]any{"cnf": map[string]string{"jkt": strings.Repeat("a", 43)}}))
+	require.NoError(t, err)
+	assert.Equal(t, strings.Repeat("a", 43), s.JKT)
+	// The other way round: an issuer of services makes no users.
+	_, err = p.verifier(t).Verify(p.token(t, nil, map[string]any{"gc_kind": "user"}))
+	assert.Error(t, err)
+}
+
 func TestHostileFloodOfUnknownKeys(t *testing.T) {
 	p := newProvider(t)
 	v := p.verifier(t)
@@ -212,6 +256,12 @@ func TestFaultsOfTheFileStopTheStart(t *testing.T) {
 		"HMAC":              func(m map[string]any) { m["algs"] = []string{"HS256"} },
 		"none":              func(m map[string]any) { m["algs"] = []string{"none"} },
 		"no algorithm":      func(m map[string]any) { m["algs"] = []string{} },
+		"two kinds":         func(m map[string]any) { m["mayIssue"] = []string{"service", "user"} },
+		"an operator":       func(m map[string]any) { m["mayIssue"] = []string{"operator"} },
+		"users as services": func(m map[string]any) { m["mayIssue"] = []string{"user"} },
+		"a pop unknown":     func(m map[string]any) { m["pop"] = "mtls" },
+		"a user's scope":    func(m map[string]any) { m["scopeMap"] = map[string]any{"x": []string{"gc:account"}} },
+		"a service's scope": func(m map[string]any) { ofUsers(m); m["scopeMap"] = map[string]any{"x": []string{"gc:events"}} },
 		"a gateway's scope": func(m map[string]any) { m["scopeMap"] = map[string]any{"x": []string{"gc:groups.read"}} },
 		"too long a life":   func(m map[string]any) { m["maxLife"] = "48h" },
 		"no life":           func(m map[string]any) { delete(m, "maxLife") },

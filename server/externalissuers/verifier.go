@@ -28,6 +28,8 @@ const (
 	// rateWait is how long it may wait for its turn to ask the issuer; keyfunc's own default is a minute.
 	rateWait = 2 * time.Second
 	jktSize  = 43
+	// maxSubject is the length that OpenID Connect Core §2 allows.
+	maxSubject = 255
 )
 
 // Own verifies the service's own tokens.
@@ -145,14 +147,21 @@ func (i *trusted) verify(token string, parts []string, payload map[string]json.R
 }
 
 func (i *trusted) subject(payload map[string]json.RawMessage, c jwt.RegisteredClaims) (tokens.Subject, error) {
-	if kind := text(payload["gc_kind"]); kind != "" && kind != string(models.KindService) {
-		return tokens.Subject{}, errors.New("an external issuer makes services only")
+	s := tokens.Subject{Kind: i.MayIssue[0], IssuedAt: c.IssuedAt.Time, ExpiresAt: c.ExpiresAt.Time}
+	if kind, ok := payload["gc_kind"]; ok && text(kind) != string(s.Kind) {
+		return tokens.Subject{}, errors.New("the token is for another kind than the issuer may issue")
 	}
-	service, known := i.Services[text(payload[i.ClientIDClaim])]
-	if !known {
-		return tokens.Subject{}, errors.New("the client is none of those that are configured")
+	if s.Kind == models.KindUser {
+		s.Issuer, s.ExternalID = i.Issuer.Issuer, text(payload["sub"])
+		if s.ExternalID == "" || len(s.ExternalID) > maxSubject {
+			return tokens.Subject{}, errors.New("sub is missing or too long")
+		}
+	} else {
+		var known bool
+		if s.Service, known = i.Services[text(payload[i.ClientIDClaim])]; !known {
+			return tokens.Subject{}, errors.New("the client is none of those that are configured")
+		}
 	}
-	s := tokens.Subject{Kind: models.KindService, Service: service, IssuedAt: c.IssuedAt.Time, ExpiresAt: c.ExpiresAt.Time}
 	for _, value := range words(payload[i.ScopeClaim]) {
 		for _, scope := range i.ScopeMap[value] {
 			if !slices.Contains(s.Scopes, scope) {
@@ -166,6 +175,9 @@ func (i *trusted) subject(payload map[string]json.RawMessage, c jwt.RegisteredCl
 			return tokens.Subject{}, errors.New("the token is bound in a way that can't be checked")
 		}
 		s.JKT = text(bound["jkt"])
+	}
+	if i.PoP != "" && s.JKT == "" {
+		return tokens.Subject{}, errors.New("the token has to be bound to a key")
 	}
 	return s, nil
 }

@@ -133,7 +133,11 @@ func (a Access) principal(ctx context.Context, s tokens.Subject) (p models.Princ
 		p, err = a.Accounts.DevicePrincipal(ctx, s.Account, s.Device)
 		notBefore = p.Device.NotBefore
 	case models.KindUser:
-		p, err = a.Users.AppPrincipal(ctx, s)
+		if s.Issuer != "" {
+			p, err = a.Users.ExternalPrincipal(ctx, s)
+		} else {
+			p, err = a.Users.AppPrincipal(ctx, s)
+		}
 	default:
 		return p, unauthenticated("Tokens of this kind are not taken here.")
 	}

@@ -23,7 +23,7 @@ func (h handlers) ListPremises(ctx context.Context, r ginserver.ListPremisesRequ
 
 func (h handlers) CreatePremises(ctx context.Context, r ginserver.CreatePremisesRequestObject) (ginserver.CreatePremisesResponseObject, error) {
 	ctx, p := caller(ctx)
-	v, err := h.Accounts.CreatePremises(ctx, p.AccountID, r.Body.Name, false)
+	v, err := h.Accounts.AddPremises(ctx, p.AccountID, r.Body.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +151,18 @@ func (h handlers) ListLinks(ctx context.Context, r ginserver.ListLinksRequestObj
 
 func (h handlers) LinkService(ctx context.Context, r ginserver.LinkServiceRequestObject) (ginserver.LinkServiceResponseObject, error) {
 	ctx, p := caller(ctx)
-	l, err := h.Accounts.PutLink(ctx, r.ServiceID, p.AccountID)
+	account, err := own(p)
+	if err != nil {
+		return nil, err
+	}
+	want := models.Link{ServiceID: r.ServiceID, AccountID: account, GrantedBy: p.UserID}
+	if b := r.Body; b != nil {
+		want.Premises, want.ExpiresAt = value(b.Premises), value(b.ExpiresAt)
+		if b.Scopes != nil {
+			want.Scopes = convert(*b.Scopes, func(s api.ServiceScope) string { return string(s) })
+		}
+	}
+	l, err := h.Accounts.PutLink(ctx, want)
 	if err != nil {
 		return nil, err
 	}
@@ -167,5 +178,15 @@ func (h handlers) UnlinkService(ctx context.Context, r ginserver.UnlinkServiceRe
 }
 
 func link(l store.NamedLink) api.Link {
-	return api.Link{ServiceID: l.ServiceID, Name: l.ServiceName, ServiceAccountID: l.ServiceAccountID}
+	answer := api.Link{
+		ServiceID: l.ServiceID, Name: l.ServiceName, ServiceAccountID: l.ServiceAccountID, GrantedBy: l.GrantedBy, GrantedAt: l.GrantedAt,
+		Scopes: convert(l.Scopes, func(s string) api.ServiceScope { return api.ServiceScope(s) }),
+	}
+	if l.Premises != nil {
+		answer.Premises = &l.Premises
+	}
+	if !l.ExpiresAt.IsZero() {
+		answer.ExpiresAt = &l.ExpiresAt
+	}
+	return answer
 }

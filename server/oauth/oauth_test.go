@@ -76,7 +76,7 @@ func granted(t *testing.T, l *edgetest.Lab, h *servertest.Home, k edgetest.Key, 
 	}
 	g, err := l.OAuth.Authorize(t.Context(), oauth.DeviceAuthorization{Request: r, Proofs: []string{k.Proof(t, l, "POST", "/oauth/device_authorization", "")}})
 	require.NoError(t, err)
-	_, err = l.Grants.Decide(t.Context(), devicegrant.Approver{AccountID: h.Account.ID, UserID: user}, g.UserCode, devicegrant.Decision{Approve: true, PremisesID: h.Premises.ID})
+	_, err = l.Grants.Decide(t.Context(), devicegrant.Approver{AccountID: h.Account.ID, UserID: user, Fresh: true, Typed: true}, g.UserCode, devicegrant.Decision{Approve: true, PremisesID: h.Premises.ID})
 	require.NoError(t, err)
 	return g.DeviceCode
 }

@@ -256,7 +256,8 @@ func (p site) removeDevice(v *httpapi.Visit) error {
 
 func (p site) link(v *httpapi.Visit) error {
 	p.back(v)
-	if _, err := p.Accounts.PutLink(v.Context(), models.ServiceID(v.Field("serviceId")), v.Principal.AccountID); err != nil {
+	link := models.Link{ServiceID: models.ServiceID(v.Field("serviceId")), AccountID: v.Principal.AccountID, GrantedBy: v.Principal.UserID}
+	if _, err := p.Accounts.PutLink(v.Context(), link); err != nil {
 		return err
 	}
 	return doneAt(v, "linked")

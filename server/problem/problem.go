@@ -68,6 +68,7 @@ var catalogue = map[models.Code]row{
 	models.CodeBadRange:             {status: http.StatusUnprocessableEntity, title: "The range is not usable"},
 	models.CodeAlreadyExists:        {status: http.StatusConflict, title: "It exists already"},
 	models.CodeIdempotencyKeyReused: {status: http.StatusUnprocessableEntity, title: "The Idempotency-Key was used for another request"},
+	models.CodeQuotaExceeded:        {status: http.StatusConflict, title: "A quota is used up"},
 	models.CodeRateLimited:          {status: http.StatusTooManyRequests, title: "Too many requests", retryAfter: 10},
 	models.CodeOverloaded:           {status: http.StatusServiceUnavailable, title: "Too many callers wait", retryAfter: 5},
 	models.CodeUnavailable:          {status: http.StatusServiceUnavailable, title: "Not available now", retryAfter: 2},
@@ -117,6 +118,7 @@ func WriteOAuth(w http.ResponseWriter, e *models.Error, instance string) {
 // oauthErrors are the error codes of those problems that are not named after one.
 var oauthErrors = map[models.Code]string{
 	models.CodeAlreadyExists: "invalid_client_metadata", // RFC 7591 §3.2.2: the key of another device
+	models.CodeQuotaExceeded: "access_denied",
 	models.CodeRateLimited:   "temporarily_unavailable",
 	models.CodeOverloaded:    "temporarily_unavailable",
 	models.CodeUnavailable:   "temporarily_unavailable",

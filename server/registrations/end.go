@@ -81,6 +81,11 @@ func EndOwned(ctx context.Context, tx *store.Tx, owner store.Owner) ([]models.ID
 	if err != nil {
 		return nil, err
 	}
+	return EndPlaces(ctx, tx, places)
+}
+
+// EndPlaces is EndOwned for registrations that were read already.
+func EndPlaces(ctx context.Context, tx *store.Tx, places []store.Place) ([]models.ID, error) {
 	at := store.ByGateway(places)
 	gateways := slices.Sorted(maps.Keys(at))
 	for _, id := range gateways {

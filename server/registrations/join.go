@@ -90,11 +90,20 @@ func (s *Service) change(ctx context.Context, m member) (joined store.Renewed, c
 		if err != nil {
 			return err
 		}
-		state, err := tx.PutLease(v, m.lease)
-		joined = store.Renewed{ID: v.ID, GroupIP: group.IP, Generation: group.Generation, State: state}
-		changed = group.GatewayID
+		upTo := 0
+		if limit := s.opts.Quotas.RegistrationsPerAccount; own.ID == "" && limit > 0 { // only a further member is counted
+			upTo = limit + 1
+		}
+		counts, err := tx.PutLease(v, m.lease, upTo)
 		if err != nil {
 			return err
+		}
+		joined = store.Renewed{ID: v.ID, GroupIP: group.IP, Generation: group.Generation, State: counts.State}
+		changed = group.GatewayID
+		if own.ID == "" {
+			if err := s.checkQuotas(tx, v, counts); err != nil {
+				return err
+			}
 		}
 		entries := []audit.Entry{{Account: v.AccountID, Action: did, Object: audit.OfMember(v)}}
 		if m.isSource() && v.Number == 1 { // the first one of all
@@ -184,7 +193,10 @@ func (s *Service) create(tx *store.Tx, m member, gateway models.Gateway) (models
 		return models.Group{}, err
 	}
 	address.GroupID = g.ID
-	return g, tx.Allocate(address)
+	if err := tx.Allocate(address); err != nil {
+		return models.Group{}, err
+	}
+	return g, s.checkGroups(tx, g)
 }
 
 // groupOfDestination locks the gateway of the group that the destination means, and finds the group.

@@ -22,6 +22,8 @@ type Waker interface{ Wake(gatewayID models.ID) }
 type Options struct {
 	// AllowLoopback lifts the rules against 127/8 and ::1 (SPEC §10).
 	AllowLoopback bool
+	// Quotas bound what an account can have; those of registrations, groups and destinations are kept here.
+	Quotas models.Quotas
 }
 
 // Request asks to join a group, to renew or to move. Addresses that were null are the zero netip.Addr.

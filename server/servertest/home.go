@@ -42,7 +42,7 @@ func On(db *storetest.DB, st *store.Store) *Services {
 	woken := &Woken{}
 	return &Services{
 		DB:            db,
-		Accounts:      accounts.New(st, woken),
+		Accounts:      accounts.New(st, woken, models.Quotas{}),
 		Gateways:      gateways.New(st, woken, gateways.Options{}),
 		Registrations: registrations.New(st, woken, registrations.Options{}),
 		Groups:        groups.New(st),
@@ -146,7 +146,7 @@ func (h *Home) Service(t testing.TB, id models.ServiceID, serviceAccountID model
 		_, err = h.Accounts.CreateService(ctx, id, string(id))
 		require.NoError(t, err)
 	}
-	l, err := h.Accounts.CreateLink(ctx, id, h.Account.ID, serviceAccountID)
+	l, err := h.Accounts.CreateLink(ctx, models.Link{ServiceID: id, AccountID: h.Account.ID, ServiceAccountID: serviceAccountID})
 	require.NoError(t, err)
 	p, err := h.Accounts.ServicePrincipal(ctx, id)
 	require.NoError(t, err)

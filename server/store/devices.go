@@ -52,6 +52,12 @@ func (s *Store) DevicePage(ctx context.Context, account models.AccountID, after 
 	return all, err
 }
 
+// CountDevices counts the devices of an account.
+func (tx *Tx) CountDevices(account models.AccountID) (int, error) {
+	n, _, err := one(tx, scanInto[int], "SELECT count(*) FROM devices WHERE account_id = ?", string(account))
+	return n, err
+}
+
 // DevicesOf reads the devices of several accounts, oldest first.
 func (tx *Tx) DevicesOf(accounts []models.AccountID) ([]models.Device, error) {
 	return list(tx, scanDevice, "SELECT "+deviceColumns+" FROM devices WHERE account_id {among texts} ORDER BY created_at, id",

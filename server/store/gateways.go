@@ -64,6 +64,20 @@ func (tx *Tx) HoldGatewaysOf(premises models.PremisesID) error {
 	return err
 }
 
+// HoldGatewaysOfAccount does the same with all gateways of an account, in the order of their ids.
+func (tx *Tx) HoldGatewaysOfAccount(account models.AccountID) error {
+	ids, err := list(tx, scanInto[int64], "SELECT id FROM gateways WHERE account_id = ? ORDER BY id", string(account))
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if _, err := tx.exec("UPDATE gateways SET revision = revision WHERE id = ?", id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // InsertGateway adds a gateway that has declared nothing yet.
 func (tx *Tx) InsertGateway(g models.Gateway) error {
 	if _, err := tx.exec("INSERT INTO gateways (id, account_id, premises_id) VALUES (?, ?, ?)",

@@ -25,7 +25,8 @@ func stateOf(group string) string {
 
 // GroupMatch names groups by what a request says.
 type GroupMatch struct {
-	// AccountID, or the link by which a service knows the account.
+	// AccountID, or the link by which a service knows the account. A link that has ended or doesn't let the service register matches
+	// nothing, and premises that it doesn't cover match nothing.
 	AccountID        models.AccountID
 	ServiceID        models.ServiceID
 	ServiceAccountID models.ID
@@ -39,8 +40,10 @@ type GroupMatch struct {
 func (m GroupMatch) where(alias string) (string, []any) {
 	where, args := alias+".account_id = ?", []any{string(m.AccountID)}
 	if m.ServiceID != "" {
-		where = alias + ".account_id = (SELECT account_id FROM service_links WHERE service_id = ? AND service_account_id = ?)"
-		args = []any{string(m.ServiceID), int64(m.ServiceAccountID)}
+		// The first part finds the rows by their index, the second looks at their premises.
+		where = alias + ".account_id = (SELECT l.account_id FROM service_links l WHERE l.service_id = ? AND l.service_account_id = ? AND " + linkGrants +
+			") AND EXISTS (SELECT 1 FROM service_links l WHERE l.service_id = ? AND l.service_account_id = ? AND " + linkCovers(alias+".premises_id") + ")"
+		args = []any{string(m.ServiceID), int64(m.ServiceAccountID), scopeArg(models.ScopeRegister), string(m.ServiceID), int64(m.ServiceAccountID)}
 	}
 	where += " AND " + alias + ".name = ?"
 	args = append(args, m.Name)
@@ -91,6 +94,12 @@ func (tx *Tx) InsertGroup(g models.Group) error {
 	return err
 }
 
+// CountGroups counts the groups of a premises.
+func (tx *Tx) CountGroups(account models.AccountID, premises models.PremisesID) (int, error) {
+	n, _, err := one(tx, scanInto[int], "SELECT count(*) FROM groups g WHERE g.account_id = ? AND g.premises_id = ?", string(account), string(premises))
+	return n, err
+}
+
 // NextNumber takes the next member number of a role in a group.
 func (tx *Tx) NextNumber(id models.GroupID, role models.Role) (int64, error) {
 	column := "next_destination"
@@ -122,7 +131,7 @@ func (tx *Tx) EndGroups(ids []models.GroupID, revision int64) ([]models.Registra
 type Viewer struct {
 	Account models.AccountID // sees its own groups
 	Gateway models.ID        // sees those of its range
-	Service models.ServiceID // sees those of the accounts that linked it
+	Service models.ServiceID // sees those that its links cover and let it see
 }
 
 func (v Viewer) where() (string, []any) {
@@ -132,7 +141,8 @@ func (v Viewer) where() (string, []any) {
 	case v.Gateway != 0:
 		return "g.gateway_id = ?", []any{int64(v.Gateway)}
 	default:
-		return "EXISTS (SELECT 1 FROM service_links l WHERE l.service_id = ? AND l.account_id = g.account_id)", []any{string(v.Service)}
+		return "EXISTS (SELECT 1 FROM service_links l WHERE l.service_id = ? AND l.account_id = g.account_id AND " + linkGrants + " AND " +
+			linkCovers("g.premises_id") + ")", []any{string(v.Service), scopeArg(models.ScopeNotify)}
 	}
 }
 

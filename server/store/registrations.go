@@ -143,14 +143,31 @@ func (tx *Tx) MoveRegistration(r models.Registration) error {
 	return err
 }
 
-// PutLease gives a member its lease and counts the live destinations of its group.
-func (tx *Tx) PutLease(r models.Registration, l Lease) (state int, err error) {
-	state, _, err = one(tx, scanInto[int], `
+// Counts are what PutLease counts.
+type Counts struct {
+	// State is the number of live destinations of the group, the member included.
+	State int
+	// Registrations is the number of the account's, the member's included; no more than were asked for are counted.
+	Registrations int
+}
+
+// PutLease gives a member its lease, and counts the live destinations of its group and up to so many registrations of its account.
+func (tx *Tx) PutLease(r models.Registration, l Lease, upTo int) (c Counts, err error) {
+	c, _, err = one(tx, func(r row) (c Counts, err error) { err = r.Scan(&c.State, &c.Registrations); return c, err }, `
 		INSERT INTO leases (registration_id, ttl_seconds, expires_at, removable_at) VALUES (?, ?, {now} + ?, {now} + ?)
 		ON CONFLICT (registration_id) DO UPDATE SET ttl_seconds = excluded.ttl_seconds, expires_at = excluded.expires_at,
 			removable_at = excluded.removable_at
-		RETURNING `+stateOf("?"), append(append([]any{string(r.ID)}, l.args()...), string(r.GroupID))...)
-	return state, err
+		RETURNING `+stateOf("?")+", "+registrationsUpTo, append(append([]any{string(r.ID)}, l.args()...), string(r.GroupID), string(r.AccountID), upTo)...)
+	return c, err
+}
+
+// registrationsUpTo counts the registrations of an account by the indexes that are there, and no more than a limit.
+const registrationsUpTo = `(SELECT count(*) FROM (SELECT 1 FROM groups g JOIN registrations r ON r.group_id = g.id WHERE g.account_id = ? LIMIT ?) AS added)`
+
+// CountRegistrations counts up to so many registrations of an account.
+func (tx *Tx) CountRegistrations(account models.AccountID, upTo int) (int, error) {
+	n, _, err := one(tx, scanInto[int], "SELECT "+registrationsUpTo, string(account), upTo)
+	return n, err
 }
 
 // DeleteRegistrations removes members with their leases and gives what they were.

@@ -154,6 +154,14 @@ func orNull[T comparable](v T) any {
 	return v
 }
 
+// timeArg is a time in milliseconds, 0 for the zero one.
+func timeArg(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMilli()
+}
+
 // scanTime scans a row of one time.
 func scanTime(r row) (t time.Time, err error) { err = r.Scan(timeColumn{&t}); return t, err }
 

@@ -40,10 +40,55 @@ func (s *Store) UserByName(ctx context.Context, name string, from netip.Prefix) 
 // User reads a user of an account.
 func (s *Store) User(ctx context.Context, account models.AccountID, id string) (u models.User, found bool, err error) {
 	err = s.reading(ctx, func(tx *Tx) error {
+		u, found, err = tx.User(account, id)
+		return err
+	})
+	return u, found, err
+}
+
+// User reads a user of an account.
+func (tx *Tx) User(account models.AccountID, id string) (models.User, bool, error) {
+	return one(tx, func(r row) (u models.User, err error) {
+		err = r.Scan(userFields(&u)...)
+		return u, err
+	}, "SELECT "+userColumns+" FROM users u WHERE u.id = ? AND u.account_id = ?", id, string(account))
+}
+
+// InsertIdentity adds whom a user is at an external issuer, unless somebody is that already, and gives what there is then.
+func (tx *Tx) InsertIdentity(i models.Identity) (models.Identity, error) {
+	if _, err := tx.exec(`INSERT INTO identities (id, issuer, subject, user_id, created_at) VALUES (?, ?, ?, ?, {now})
+		ON CONFLICT (issuer, subject) DO NOTHING`, i.ID, i.Issuer, i.Subject, i.UserID); err != nil {
+		return i, err
+	}
+	there, found, err := one(tx, func(r row) (i models.Identity, err error) {
+		err = r.Scan(&i.ID, &i.Issuer, &i.Subject, &i.UserID, timeColumn{&i.CreatedAt})
+		return i, err
+	}, "SELECT id, issuer, subject, user_id, created_at FROM identities WHERE issuer = ? AND subject = ?", i.Issuer, i.Subject)
+	if err == nil && !found { // it was removed while we were at it
+		err = ErrAgain
+	}
+	return there, err
+}
+
+// DeleteIdentity removes an identity and gives the user it was of.
+func (tx *Tx) DeleteIdentity(id string) (user models.User, found bool, err error) {
+	userID, found, err := one(tx, scanInto[string], "DELETE FROM identities WHERE id = ? RETURNING user_id", id)
+	if err != nil || !found {
+		return user, false, err
+	}
+	return one(tx, func(r row) (u models.User, err error) {
+		err = r.Scan(userFields(&u)...)
+		return u, err
+	}, "SELECT "+userColumns+" FROM users u WHERE u.id = ?", userID)
+}
+
+// UserByIdentity reads the user who is somebody at an external issuer.
+func (s *Store) UserByIdentity(ctx context.Context, issuer, subject string) (u models.User, found bool, err error) {
+	err = s.reading(ctx, func(tx *Tx) error {
 		u, found, err = one(tx, func(r row) (u models.User, err error) {
 			err = r.Scan(userFields(&u)...)
 			return u, err
-		}, "SELECT "+userColumns+" FROM users u WHERE u.id = ? AND u.account_id = ?", id, string(account))
+		}, "SELECT "+userColumns+" FROM identities i JOIN users u ON u.id = i.user_id WHERE i.issuer = ? AND i.subject = ?", issuer, subject)
 		return err
 	})
 	return u, found, err

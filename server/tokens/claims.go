@@ -68,7 +68,7 @@ const (
 var scopes = map[models.Kind]string{
 	models.KindDevice:  "gc:register gc:notify",
 	models.KindGateway: "gc:groups.read gc:notify gc:consent.report",
-	models.KindService: "gc:register gc:events gc:notify",
+	models.KindService: strings.Join(models.ServiceScopes(), " "),
 	models.KindUser:    "gc:account gc:devices gc:links gc:groups gc:register gc:notify",
 }
 

@@ -33,6 +33,9 @@ type Subject struct {
 	UserID  string
 	ACR     string
 	LoginAt time.Time
+	// Issuer and ExternalID are set instead for users of an external issuer: its iss and sub, which only together name somebody.
+	Issuer     string
+	ExternalID string
 	// JKT is the thumbprint of the key that the token is bound to; empty for a bearer token.
 	JKT       string
 	Scopes    []string

@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -223,6 +224,66 @@ func (s *Service) AppPrincipal(ctx context.Context, t tokens.Subject) (models.Pr
 		return models.Principal{}, models.Errorf(models.CodeUnauthenticated, "The user of this token is gone, or has changed the password. Connect the app again.")
 	}
 	return models.Principal{Kind: models.KindUser, AccountID: u.AccountID, UserID: u.ID}, nil
+}
+
+// ExternalPrincipal tells for whom the token of an external issuer speaks, as a caller without scopes. Only whom the operator has made known
+// is somebody here; all others are CodeUnauthenticated. It is never fresh: what the issuer asked the user for isn't known.
+func (s *Service) ExternalPrincipal(ctx context.Context, t tokens.Subject) (models.Principal, error) {
+	u, found, err := s.store.UserByIdentity(ctx, t.Issuer, t.ExternalID)
+	if err != nil {
+		return models.Principal{}, err
+	}
+	if !found || t.IssuedAt.Before(u.NotBefore) {
+		return models.Principal{}, models.Errorf(models.CodeUnauthenticated,
+			"The issuer's user is nobody here, or has changed the password since. Get a new token, or ask the operator to make the identity known.")
+	}
+	return models.Principal{Kind: models.KindUser, AccountID: u.AccountID, UserID: u.ID}, nil
+}
+
+// AddIdentity says whom a user of an account is at an external issuer; saying it again changes nothing. Somebody who is another user already
+// is CodeAlreadyExists.
+func (s *Service) AddIdentity(ctx context.Context, account models.AccountID, userName, issuer, subject string) (i models.Identity, err error) {
+	u, err := s.ByName(ctx, account, userName)
+	if err != nil {
+		return i, err
+	}
+	err = s.store.Write(ctx, func(tx *store.Tx) error {
+		want := models.Identity{ID: models.NewIdentityID(), Issuer: issuer, Subject: subject, UserID: u.ID}
+		if i, err = tx.InsertIdentity(want); err != nil {
+			return err
+		}
+		switch {
+		case i.ID == want.ID:
+			return audit.Note(ctx, tx, audit.Entry{Account: account, Action: audit.IdentityAdd, Object: audit.OfUser(u.ID)})
+		case i.UserID != u.ID:
+			return models.Errorf(models.CodeAlreadyExists, "This subject of the issuer is another user already. Remove that identity first.")
+		}
+		return nil
+	})
+	return i, err
+}
+
+// RemoveIdentity ends it: the issuer's tokens for that subject are refused from then on.
+func (s *Service) RemoveIdentity(ctx context.Context, id string) error {
+	return s.store.Write(ctx, func(tx *store.Tx) error {
+		u, found, err := tx.DeleteIdentity(id)
+		if err != nil {
+			return err
+		}
+		if !found {
+			return models.NotFound()
+		}
+		return audit.Note(ctx, tx, audit.Entry{Account: u.AccountID, Action: audit.IdentityRemove, Object: audit.OfUser(u.ID)})
+	})
+}
+
+// ByName reads a user of an account by the name that they log in with; it is for operators.
+func (s *Service) ByName(ctx context.Context, account models.AccountID, name string) (models.User, error) {
+	u, _, found, err := s.store.UserByName(ctx, canonical(name), netip.Prefix{})
+	if err == nil && (!found || u.AccountID != account) {
+		err = models.Errorf(models.CodeNotFound, "The account has no such user. Check the name, or invite the user first.")
+	}
+	return u, err
 }
 
 // Login implements oauth.Users.
