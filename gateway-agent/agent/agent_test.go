@@ -82,7 +82,7 @@ func newHome(t *testing.T) *home {
 			Uplink: netip.MustParseAddr(uplink),
 			Range:  models.AddrRange{First: netip.MustParseAddr("127.31.0.230"), Last: netip.MustParseAddr("127.31.0.254")},
 		},
-		MediaPorts: []uint16{h.media}, CopyOptions: packet.Strip, StateDir: filepath.Join(dir, "state"),
+		MediaPorts: []uint16{h.media}, CopyOptions: packet.Strip, Backend: config.BackendAuto, StateDir: filepath.Join(dir, "state"),
 		AllowLoopback: true,
 	}
 	require.NoError(t, h.config.Check())

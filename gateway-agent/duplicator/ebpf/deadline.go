@@ -42,7 +42,9 @@ func bootTime() time.Duration {
 // set says when the snapshot ends.
 func (d *deadlines) set(validUntil time.Time) { d.limit = bootTime() + time.Until(validUntil) }
 
-func (d *deadlines) value() uint32 { return uint32(max(min(bootTime()+d.lease, d.limit), 0) >> tickBits) }
+func (d *deadlines) value() uint32 {
+	return uint32(max(min(bootTime()+d.lease, d.limit), 0) >> tickBits)
+}
 
 // begin lets an index be served, before it is.
 func (d *deadlines) begin(index uint32) error { return d.write(index, d.value()) }

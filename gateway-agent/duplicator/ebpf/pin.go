@@ -99,14 +99,22 @@ func configure(spec *ebpf.CollectionSpec, c Config) error {
 	return nil
 }
 
-// pinDir gives the directory of this interface in this network namespace, and makes it.
-func pinDir(c Config, lan *net.Interface) (string, error) {
+// pinPath gives the directory of this interface in this network namespace.
+func pinPath(c Config, lan *net.Interface) (string, error) {
 	var namespace unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/net", &namespace); err != nil {
 		return "", fmt.Errorf("read the network namespace: %w", err)
 	}
-	dir := filepath.Join(c.PinDir, fmt.Sprintf("interface-%d-of-%d", lan.Index, namespace.Ino))
-	err := os.MkdirAll(dir, 0o700)
+	return filepath.Join(c.PinDir, fmt.Sprintf("interface-%d-of-%d", lan.Index, namespace.Ino)), nil
+}
+
+// pinDir makes the directory.
+func pinDir(c Config, lan *net.Interface) (string, error) {
+	dir, err := pinPath(c, lan)
+	if err != nil {
+		return "", err
+	}
+	err = os.MkdirAll(dir, 0o700)
 	var stat unix.Statfs_t
 	if err == nil {
 		err = unix.Statfs(dir, &stat)
@@ -184,4 +192,25 @@ func (k *kernel) close() error {
 		errs = append(errs, k.link.Close())
 	}
 	return errors.Join(append(errs, k.prog.Close(), k.maps.Close())...)
+}
+
+// Remove takes what an earlier agent left on the interface out of the kernel. It does nothing if there is nothing, or if this agent may not
+// look there: what an agent with more rights left is then ended by its deadline, but its program keeps dropping what cameras send.
+func Remove(c Config) error {
+	if c.PinDir == "" {
+		c.PinDir = defaultPinDir
+	}
+	lan, err := net.InterfaceByName(c.Interface)
+	if err != nil {
+		return fmt.Errorf("duplicator: find LAN interface %q: %w; give the name of the interface that cameras are on", c.Interface, err)
+	}
+	dir, err := pinPath(c, lan)
+	if err != nil {
+		return err
+	}
+	// With the pin the link ends, and with it the program, unless an agent has it open: that one goes on.
+	if err := os.RemoveAll(dir); err != nil && !errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("duplicator: remove the program of an earlier agent: %w; remove %s as root", err, dir)
+	}
+	return nil
 }
