@@ -54,6 +54,7 @@ var cases = slices.Concat(
 		{"the gateway itself", gatewayItself},
 		{"stale", stale},
 		{"no groups", noGroups},
+		{"400 swaps at full load", swapsUnderLoad},
 	},
 )
 

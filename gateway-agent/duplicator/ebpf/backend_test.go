@@ -1,16 +1,23 @@
 package ebpf_test
 
 import (
+	"os"
 	"testing"
 
 	"go.uber.org/goleak"
 
+	"github.com/groupcast/groupcast/e2e/netlab"
 	"github.com/groupcast/groupcast/gateway-agent/duplicator"
 	"github.com/groupcast/groupcast/gateway-agent/duplicator/backendtest"
 	"github.com/groupcast/groupcast/gateway-agent/duplicator/ebpf"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(agentEnv) != "" {
+		os.Exit(agentProcess())
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func open(t *testing.T, c ebpf.Config) *ebpf.Backend {
 	t.Helper()
@@ -23,6 +30,6 @@ func open(t *testing.T, c ebpf.Config) *ebpf.Backend {
 
 func TestBackend(t *testing.T) {
 	backendtest.Run(t, backendtest.Backend{PacketByPacket: true, Open: func(t *testing.T, c duplicator.Config) duplicator.Duplicator {
-		return open(t, ebpf.Config{Config: c, Interface: backendtest.LAN, PinDir: bpfFS(t)})
+		return open(t, ebpf.Config{Config: c, Interface: backendtest.LAN, PinDir: netlab.BPFFS(t)})
 	}})
 }

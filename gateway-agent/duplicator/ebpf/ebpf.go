@@ -46,7 +46,7 @@ type Backend struct {
 	mu       sync.Mutex // guards everything below
 	counters *registry
 	plan     *table.Snapshot // what is in force, without what is refused; never nil
-	asked    *table.Snapshot // what Apply was given last
+	asked    *table.Snapshot // what Apply was given last; never nil
 	groups   map[netip.Addr]*group
 	version  uint32 // of the last sources
 	closed   bool
@@ -79,7 +79,7 @@ func Open(c Config) (*Backend, error) {
 	if len(lan.HardwareAddr) != 6 {
 		return nil, fmt.Errorf("%w: LAN interface %s is not Ethernet", ErrUnavailable, c.Interface)
 	}
-	b := &Backend{config: c, lan: lan, plan: &table.Snapshot{}, groups: map[netip.Addr]*group{}}
+	b := &Backend{config: c, lan: lan, plan: &table.Snapshot{}, asked: &table.Snapshot{}, groups: map[netip.Addr]*group{}}
 	if err := b.open(); err != nil {
 		return nil, errors.Join(err, b.free())
 	}
@@ -272,10 +272,8 @@ func (b *Backend) Close() error {
 	b.until.end(Handover)
 	b.mu.Unlock()
 	b.stop()
-	err := b.hops.close()
-	b.hops = nil
 	b.done.Wait()
-	return errors.Join(err, b.free())
+	return b.free()
 }
 
 // free closes whatever is open.

@@ -208,7 +208,12 @@ func Remove(c Config) error {
 	if err != nil {
 		return err
 	}
-	// With the pin the link ends, and with it the program, unless an agent has it open: that one goes on.
+	if old, err := link.LoadPinnedLink(filepath.Join(dir, pinnedLink), nil); err == nil {
+		// Removing the last pin would do it too, but later.
+		if err := errors.Join(old.Detach(), old.Close()); err != nil {
+			return fmt.Errorf("duplicator: detach the program of an earlier agent from %s: %w", c.Interface, err)
+		}
+	}
 	if err := os.RemoveAll(dir); err != nil && !errors.Is(err, fs.ErrPermission) {
 		return fmt.Errorf("duplicator: remove the program of an earlier agent: %w; remove %s as root", err, dir)
 	}
