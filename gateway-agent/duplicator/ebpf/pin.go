@@ -119,7 +119,7 @@ func pinDir(c Config, lan *net.Interface) (string, error) {
 	if err == nil {
 		err = unix.Statfs(dir, &stat)
 	}
-	if err == nil && stat.Type != unix.BPF_FS_MAGIC {
+	if err == nil && uint32(stat.Type) != unix.BPF_FS_MAGIC {
 		_ = os.Remove(dir)
 		return "", fmt.Errorf("%s is not in a BPF file system; mount one: mount -t bpf bpf /sys/fs/bpf", c.PinDir)
 	}
