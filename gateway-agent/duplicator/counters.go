@@ -41,6 +41,7 @@ const (
 	DropNoSocket    = "no-socket"   // destination: no socket could be opened; logged
 	DropError       = "error"       // destination: any other error of the send
 	DropPort        = "other-port"  // group: not a port that cameras send to, where the backend sees those
+	DropNotUDP      = "not-udp"     // group: a packet of another protocol, where the backend sees those
 	DropStale       = "stale"       // destination: it may not be served any longer unless the agent says so
 )
 

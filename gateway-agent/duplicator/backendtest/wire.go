@@ -23,19 +23,19 @@ func (h *Home) inject(packets ...[]byte) {
 }
 
 // exchange puts packets on the camera's wire, and fails unless exactly those copies are on the uplink that package packet makes of
-// them. Destinations in dead get none.
-func (h *Home) exchange(packets [][]byte, dead ...string) []datagram {
+// them.
+func (h *Home) exchange(packets [][]byte) []datagram {
 	h.t.Helper()
-	return h.compare(packets, h.backend.PacketByPacket, dead...)
+	return h.compare(packets, h.backend.PacketByPacket)
 }
 
 // exchangeDatagrams compares what receivers get but not how it is cut into packets.
-func (h *Home) exchangeDatagrams(packets [][]byte, dead ...string) []datagram {
+func (h *Home) exchangeDatagrams(packets [][]byte) {
 	h.t.Helper()
-	return h.compare(packets, false, dead...)
+	h.compare(packets, false)
 }
 
-func (h *Home) compare(packets [][]byte, exact bool, dead ...string) []datagram {
+func (h *Home) compare(packets [][]byte, exact bool) []datagram {
 	h.t.Helper()
 	before := len(h.onUplink())
 	h.inject(packets...)
@@ -45,7 +45,7 @@ func (h *Home) compare(packets [][]byte, exact bool, dead ...string) []datagram 
 		packets = append(slices.Clone(packets), end)
 		h.inject(end)
 	}
-	want := h.wanted(packets, dead...)
+	want := h.wanted(packets)
 	ends := 0
 	for _, d := range want {
 		if d.payload == "the end" {
@@ -70,7 +70,7 @@ func (h *Home) compare(packets [][]byte, exact bool, dead ...string) []datagram 
 		}
 	}
 	if exact {
-		h.checkPackets(got, slices.Concat(h.reference(packets, ports, dead...)...))
+		h.checkPackets(got, slices.Concat(h.reference(packets, ports)...))
 	}
 	return assemble(got)
 }
@@ -107,10 +107,10 @@ func (h *Home) onUplink() [][]byte {
 }
 
 // wanted gives what the destinations have to receive. Each puts its own fragments together: two may be at one address.
-func (h *Home) wanted(packets [][]byte, dead ...string) []datagram {
+func (h *Home) wanted(packets [][]byte) []datagram {
 	h.t.Helper()
 	var all []datagram
-	for _, copies := range h.reference(packets, nil, dead...) {
+	for _, copies := range h.reference(packets, nil) {
 		all = append(all, assemble(copies)...)
 	}
 	return all
@@ -118,7 +118,7 @@ func (h *Home) wanted(packets [][]byte, dead ...string) []datagram {
 
 // reference makes the copies of the packets by package packet, those of each destination on their own. ports gives the source port
 // of the copies for that of the camera; nil keeps it.
-func (h *Home) reference(packets [][]byte, ports map[netip.AddrPort]uint16, dead ...string) [][][]byte {
+func (h *Home) reference(packets [][]byte, ports map[netip.AddrPort]uint16) [][][]byte {
 	h.t.Helper()
 	byDestination := map[string][][]byte{}
 	for _, b := range packets {
@@ -131,7 +131,7 @@ func (h *Home) reference(packets [][]byte, ports map[netip.AddrPort]uint16, dead
 			continue
 		}
 		for _, d := range v.Group.Destinations {
-			if d.Addr.Is6() || slices.Contains(dead, d.ID) {
+			if d.Addr.Is6() {
 				continue
 			}
 			c, err := p.AppendCopy(nil, packet.Rewrite{

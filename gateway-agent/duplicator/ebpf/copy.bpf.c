@@ -48,6 +48,7 @@ enum group_counter {
 	G_STREAMS,
 	G_OTHER_PORT,
 	G_ERROR,
+	G_NOT_UDP,
 };
 enum destination_counter {
 	D_PACKETS,
@@ -405,8 +406,10 @@ int copy(struct __sk_buff *skb)
 	__u32 version = g->version, socket = g->socket, index = g->index;
 	struct pass p = {.skb = skb, .scratch = scr, .inner = inner, .count = g->destinations, .now = bpf_ktime_get_boot_ns()};
 	struct counters *c = counters_of(index);
-	if (ip.protocol != IPPROTO_UDP)
+	if (ip.protocol != IPPROTO_UDP) {
+		count(c, G_NOT_UDP, 1);
 		return TCX_DROP;
+	}
 
 	// What packet.Parse checks.
 	__u32 header = ip.ihl * 4, size = bpf_ntohs(ip.tot_len), length = skb->len - ETH_HLEN;

@@ -25,6 +25,7 @@ var groupDrops = map[int]string{
 	1: packet.Malformed.String(), 2: packet.Stale.String(), 3: packet.UnknownGroup.String(), 4: packet.Spoof.String(),
 	5: packet.Unregistered.String(), 6: packet.Unflagged.String(), 7: packet.TTL.String(), 8: duplicator.DropStreams,
 	9: duplicator.DropPort, 10: duplicator.DropError,
+	11: duplicator.DropNotUDP,
 }
 
 var destinationDrops = map[int]string{

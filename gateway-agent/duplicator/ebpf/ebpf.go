@@ -1,7 +1,6 @@
 package ebpf
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -51,7 +50,7 @@ type Backend struct {
 	version  uint32 // of the last sources
 	closed   bool
 
-	stop context.CancelFunc
+	quit chan struct{}
 	done sync.WaitGroup
 }
 
@@ -79,13 +78,11 @@ func Open(c Config) (*Backend, error) {
 	if len(lan.HardwareAddr) != 6 {
 		return nil, fmt.Errorf("%w: LAN interface %s is not Ethernet", ErrUnavailable, c.Interface)
 	}
-	b := &Backend{config: c, lan: lan, plan: &table.Snapshot{}, asked: &table.Snapshot{}, groups: map[netip.Addr]*group{}}
+	b := &Backend{config: c, lan: lan, plan: &table.Snapshot{}, asked: &table.Snapshot{}, groups: map[netip.Addr]*group{}, quit: make(chan struct{})}
 	if err := b.open(); err != nil {
 		return nil, errors.Join(err, b.free())
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	b.stop = cancel
-	b.done.Go(func() { b.run(ctx) })
+	b.done.Go(b.run)
 	return b, nil
 }
 
@@ -167,7 +164,7 @@ func (b *Backend) swap() error {
 	}
 	hops, err := b.hops.resolve(addrs)
 	errs := []error{err}
-	rest := &table.Snapshot{Version: b.asked.Version, ValidUntil: b.asked.ValidUntil, Groups: map[netip.Addr]*table.Group{}}
+	rest := &table.Snapshot{Version: b.asked.Version, ValidUntil: b.plan.ValidUntil, Groups: map[netip.Addr]*table.Group{}}
 	for ip, g := range b.plan.Groups {
 		built := b.build(g, hops)
 		if err := b.install(ip, built); err != nil {
@@ -200,14 +197,14 @@ func (b *Backend) present() map[uint32]bool {
 }
 
 // run follows the network and keeps what is in force from running out.
-func (b *Backend) run(ctx context.Context) {
+func (b *Backend) run() {
 	renew := time.NewTicker(b.config.Lease / 6)
 	defer renew.Stop()
 	tidy := time.NewTicker(time.Second)
 	defer tidy.Stop()
 	for {
 		select {
-		case <-ctx.Done():
+		case <-b.quit:
 			return
 		case <-b.hops.changed:
 			b.locked("follow the network", b.swap)
@@ -243,7 +240,11 @@ func (b *Backend) tidy() error {
 // count counts an answer of the network for each destination at that address and port.
 func (b *Backend) count(to netip.AddrPort, a answer) {
 	for ip, g := range b.groups {
-		for _, d := range b.plan.Groups[ip].Destinations {
+		planned, ok := b.plan.Group(ip)
+		if !ok {
+			continue
+		}
+		for _, d := range planned.Destinations {
 			if d.Addr == to.Addr() && (d.Port == to.Port() || d.Port == 0) && g.kernelServes[d.ID] {
 				b.counters.answered(d.ID, a)
 			}
@@ -271,7 +272,7 @@ func (b *Backend) Close() error {
 	b.closed = true
 	b.until.end(Handover)
 	b.mu.Unlock()
-	b.stop()
+	close(b.quit)
 	b.done.Wait()
 	return b.free()
 }
