@@ -629,3 +629,20 @@ func (h *home) get(url string) string {
 	require.NoError(h.t, err)
 	return b.String()
 }
+
+// Whatever the host: loopback is no LAN that the kernel path can be on.
+func TestTheBackendIsChosenByTrying(t *testing.T) {
+	h := newHome(t)
+	h.start()
+	h.inForce("e1.1")
+	assert.Contains(t, h.log.String(), "copying by sockets")
+	assert.Contains(t, h.log.String(), "LAN interface lo is not Ethernet")
+	h.stop()
+
+	h.config.Backend = config.BackendEBPF
+	h.start()
+	err := <-h.ended
+	h.cancel()
+	h.cancel = nil
+	assert.ErrorContains(t, err, "LAN interface lo is not Ethernet", "what was asked for is not replaced by something else")
+}

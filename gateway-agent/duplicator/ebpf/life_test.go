@@ -243,14 +243,14 @@ func TestAfterCloseTheProgramGoesSilent(t *testing.T) {
 	netlab.Isolated(t, func(t *testing.T) {
 		var b *ebpf.Backend
 		h := home(t, func(t *testing.T, c duplicator.Config) duplicator.Duplicator {
-			b = open(t, ebpf.Config{Config: c, Interface: backendtest.LAN, PinDir: netlab.BPFFS(t), Lease: shortLease})
+			b = open(t, ebpf.Config{Config: c, Interface: backendtest.LAN, PinDir: netlab.BPFFS(t)})
 			return b
 		})
 		s := newStream(t, h)
 		s.send()
 		s.expect(1, 1)
 		_ = b.Close()
-		time.Sleep(shortLease)
+		time.Sleep(ebpf.Handover)
 		s.send()
 		if got := s.arrived(); len(got) != 0 {
 			t.Errorf("copied after the deadline: %v", got)
@@ -389,6 +389,41 @@ func TestRemove(t *testing.T) {
 	})
 }
 
+// What is pinned for an interface that is gone doesn't stay for ever.
+func TestAGoneInterfaceLeavesNothing(t *testing.T) {
+	netlab.Isolated(t, func(t *testing.T) {
+		netlab.NewHome(t, netlab.Current(t, "gateway"))
+		dir := netlab.BPFFS(t)
+		c := ebpf.Config{Config: duplicator.Config{GroupRange: backendtest.GroupRange, Uplink: backendtest.Uplink}, PinDir: dir}
+		pins := func() int {
+			t.Helper()
+			all, err := filepath.Glob(filepath.Join(dir, "*", "link"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(all)
+		}
+		for _, iface := range []string{"lan0", "wan0"} {
+			c.Interface = iface
+			_ = open(t, c).Close()
+		}
+		if n := pins(); n != 2 {
+			t.Fatalf("%d links are pinned for two interfaces", n)
+		}
+		lan0, err := netlink.LinkByName("lan0")
+		if err == nil {
+			err = netlink.LinkDel(lan0)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = open(t, c).Close()
+		if n := pins(); n != 1 {
+			t.Errorf("%d links are pinned for one interface", n)
+		}
+	})
+}
+
 // The network may change before there is a snapshot.
 func TestANetworkThatChangesBeforeTheFirstSnapshot(t *testing.T) {
 	netlab.Isolated(t, func(t *testing.T) {
@@ -417,6 +452,7 @@ func TestTheNextHopChanges(t *testing.T) {
 		s := newStream(t, h)
 		s.send()
 		s.expect(1, 1)
+		h.Apply(backendtest.WorkedExample()) // by now the next hop is known
 		mac := net.HardwareAddr{2, 0, 0, 0, 0, 0x99}
 		h.WAN.Do(func() {
 			ext0, err := netlink.LinkByName("ext0")

@@ -43,6 +43,7 @@ func load(c Config, lan *net.Interface) (*kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
+	sweep(c.PinDir)
 	if err := rlimit.RemoveMemlock(); err != nil {
 		return nil, fmt.Errorf("%w: %w; run the agent as root or give it CAP_BPF and CAP_NET_ADMIN", ErrUnavailable, err)
 	}
@@ -149,6 +150,22 @@ func (k *kernel) attach() error {
 	}
 	k.link, k.taken = fresh, true
 	return errors.Join(k.link.Pin(path), k.pinStreams())
+}
+
+// sweep removes what belongs to interfaces that are gone: a program stays in memory as long as its link is pinned.
+func sweep(dir string) {
+	pins, _ := filepath.Glob(filepath.Join(dir, "interface-*", pinnedLink)) // the pattern is right
+	for _, pin := range pins {
+		l, err := link.LoadPinnedLink(pin, nil)
+		if err != nil {
+			continue
+		}
+		info, err := l.Info()
+		if err == nil && info.TCX() != nil && info.TCX().Ifindex == 0 {
+			_ = os.RemoveAll(filepath.Dir(pin))
+		}
+		_ = l.Close()
+	}
 }
 
 // here tells whether a link is one to our interface, which may have gone and come again since.
