@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"syscall"
 	"testing"
@@ -152,22 +153,28 @@ func (w *wire) copiesOf(t *testing.T, payload []byte, n int) map[string][]byte {
 // the uplink.
 func TestWorkedExampleOnTheWire(t *testing.T) {
 	netlab.Require(t)
+	nop := []byte{1, 0, 0, 0} // FIGs 9–11
 	for _, mode := range []struct {
-		copyOptions string
-		options     []byte
+		backend, copyOptions string
+		options              []byte
+		log                  string
 	}{
-		{"strip", nil},
-		{"nop", []byte{1, 0, 0, 0}}, // FIGs 9–11
+		{"socket", "strip", nil, "copying by sockets"},
+		{"socket", "nop", nop, "copying by sockets"},
+		{"ebpf", "strip", nil, "copying in the kernel"},
+		{"auto", "nop", nop, "copying in the kernel"},
 	} {
-		t.Run(mode.copyOptions, func(t *testing.T) {
+		t.Run(mode.backend+", "+mode.copyOptions, func(t *testing.T) {
 			w := newWire(t)
 			e := newExample(t, harness.Options{In: w.gateway, Listen: "127.0.0.1:8080"})
-			harness.StartAgent(t, harness.AgentOptions{
+			agent := harness.StartAgent(t, harness.AgentOptions{
 				Server: e.Server, GatewayID: e.gateway, Token: e.gatewayToken, In: w.gateway,
 				LANInterface: "lan0", LANPrefix: "172.168.0.0/24", LANAddress: gatewayAddr, Uplink: uplinkAddr,
 				GroupRange: "172.168.0.233-172.168.0.254", CopyOptions: mode.copyOptions,
+				Backend: mode.backend, BPFDir: filepath.Join(netlab.BPFFS(t), "groupcast"),
 			})
 			e.awaitDeclared(t)
+			assert.Contains(t, agent.Log(), mode.log)
 			e.postCamera(t)
 			e.postSecondGroup(t)
 			e.postUpload(t)

@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"os/exec"
@@ -23,6 +24,8 @@ type AgentOptions struct {
 	In *netlab.Namespace
 
 	LANInterface, LANPrefix, LANAddress, Uplink, GroupRange, CopyOptions string
+	// Backend copies; empty means socket, whatever the host could run. BPFDir is for ebpf.
+	Backend, BPFDir string
 	// AllowLoopback lets the agent copy to 127/8.
 	AllowLoopback bool
 }
@@ -54,6 +57,8 @@ func StartAgent(t testing.TB, o AgentOptions) *Agent {
 		{"uplink-address", o.Uplink},
 		{"group-range", o.GroupRange},
 		{"copy-options", o.CopyOptions},
+		{"backend", cmp.Or(o.Backend, "socket")},
+		{"bpf-dir", o.BPFDir},
 		{"state-dir", filepath.Join(a.Dir, "state")},
 		{"log-level", "debug"},
 	} {

@@ -150,6 +150,25 @@ func (n *Namespace) Address(iface, prefix string) {
 	}
 }
 
+// MTU sets the largest IP packet that an interface takes, in bytes.
+func (n *Namespace) MTU(iface string, bytes int) {
+	n.t.Helper()
+	if err := n.handle.LinkSetMTU(n.link(iface), bytes); err != nil {
+		n.t.Fatalf("%s: set the MTU of %s to %d: %v", n.Name, iface, bytes, err)
+	}
+}
+
+// Offload leaves checksums and segmentation to the interface again, which Connect turned off. A virtual one does neither, so what its
+// peer gets has checksums that nobody computed, and super-packets.
+func (n *Namespace) Offload(iface string) {
+	n.t.Helper()
+	var err error
+	n.Do(func() { err = checksumOffload(iface, true) })
+	if err != nil {
+		n.t.Fatalf("%s: turn on checksum offload: %v", end(n, iface), err)
+	}
+}
+
 // Route sends what goes to the prefix by way of a neighbour.
 func (n *Namespace) Route(prefix, via string) {
 	n.t.Helper()
@@ -210,7 +229,7 @@ func Connect(a *Namespace, ifaceA string, b *Namespace, ifaceB string) {
 		iface string
 	}{{a, ifaceA}, {b, ifaceB}} {
 		var err error
-		e.n.Do(func() { err = disableChecksumOffload(e.iface) })
+		e.n.Do(func() { err = checksumOffload(e.iface, false) })
 		if err != nil {
 			a.t.Fatalf("%s: turn off checksum offload: %v", end(e.n, e.iface), err)
 		}

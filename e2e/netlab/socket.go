@@ -25,8 +25,8 @@ func forceBuffer(conn *net.UDPConn) error {
 	return setErr
 }
 
-// disableChecksumOffload turns off transmit checksum offload, and with it segmentation offload.
-func disableChecksumOffload(iface string) error {
+// checksumOffload turns transmit checksum offload on or off, and with it segmentation offload.
+func checksumOffload(iface string, on bool) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -34,6 +34,9 @@ func disableChecksumOffload(iface string) error {
 	defer unix.Close(fd)
 
 	value := struct{ cmd, data uint32 }{cmd: unix.ETHTOOL_STXCSUM}
+	if on {
+		value.data = 1
+	}
 	request := struct {
 		name [unix.IFNAMSIZ]byte
 		data unsafe.Pointer

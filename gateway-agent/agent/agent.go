@@ -78,19 +78,16 @@ func (a *Agent) open(ctx context.Context) error {
 		return err
 	}
 	a.closers = append(a.closers, store.Close)
-	copier, err := duplicator.OpenSocket(duplicator.Config{
-		GroupRange: c.Gateway.Range, Uplink: c.Gateway.Uplink, Ports: c.MediaPorts, CopyOptions: c.CopyOptions,
-		AllowLoopback: c.AllowLoopback, MaxStale: sync.MaxStaleLimit, Log: a.log,
-	})
+	iface, err := lanInterface(c)
+	if err != nil {
+		return err
+	}
+	copier, err := openDuplicator(c, iface, a.log)
 	if err != nil {
 		return err
 	}
 	a.duplicator = copier
 	a.closers = append(a.closers, copier.Close)
-	iface, err := lanInterface(c)
-	if err != nil {
-		return err
-	}
 	guard, err := lan.Open(iface, c.Gateway.Range)
 	if err != nil {
 		return err

@@ -82,7 +82,7 @@ func newHome(t *testing.T) *home {
 			Uplink: netip.MustParseAddr(uplink),
 			Range:  models.AddrRange{First: netip.MustParseAddr("127.31.0.230"), Last: netip.MustParseAddr("127.31.0.254")},
 		},
-		MediaPorts: []uint16{h.media}, CopyOptions: packet.Strip, StateDir: filepath.Join(dir, "state"),
+		MediaPorts: []uint16{h.media}, CopyOptions: packet.Strip, Backend: config.BackendAuto, StateDir: filepath.Join(dir, "state"),
 		AllowLoopback: true,
 	}
 	require.NoError(t, h.config.Check())
@@ -628,4 +628,21 @@ func (h *home) get(url string) string {
 	_, err = io.Copy(&b, r.Body)
 	require.NoError(h.t, err)
 	return b.String()
+}
+
+// Whatever the host: loopback is no LAN that the kernel path can be on.
+func TestTheBackendIsChosenByTrying(t *testing.T) {
+	h := newHome(t)
+	h.start()
+	h.inForce("e1.1")
+	assert.Contains(t, h.log.String(), "copying by sockets")
+	assert.Contains(t, h.log.String(), "LAN interface lo is not Ethernet")
+	h.stop()
+
+	h.config.Backend = config.BackendEBPF
+	h.start()
+	err := <-h.ended
+	h.cancel()
+	h.cancel = nil
+	assert.ErrorContains(t, err, "LAN interface lo is not Ethernet", "what was asked for is not replaced by something else")
 }

@@ -34,6 +34,8 @@ type Config struct {
 
 	MediaPorts  []uint16
 	CopyOptions packet.CopyOptions
+	Backend     string // one of the Backend constants
+	BPFDir      string // where the ebpf backend stays while the agent restarts
 
 	StateDir      string
 	MetricsListen netip.AddrPort // the zero AddrPort: off
@@ -42,6 +44,13 @@ type Config struct {
 	LogLevel  slog.Level
 	LogFormat string // text or json
 }
+
+// What copies. Auto takes the fastest that the host can run.
+const (
+	BackendAuto   = "auto"
+	BackendSocket = "socket"
+	BackendEBPF   = "ebpf"
+)
 
 // Source collects the flags of one command line; Load adds the environment and the file.
 type Source struct {

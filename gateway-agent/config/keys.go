@@ -75,6 +75,14 @@ var keys = []key{
 		c.CopyOptions = packet.CopyOptions(s)
 		return oneOf(s, string(packet.Strip), string(packet.NOP))
 	}},
+	{name: "backend", def: BackendAuto, help: "what copies: `auto|socket|ebpf`", read: func(c *Config, s string) error {
+		c.Backend = s
+		return oneOf(s, BackendAuto, BackendSocket, BackendEBPF)
+	}},
+	{name: "bpf-dir", def: "/sys/fs/bpf/groupcast", help: "`DIR` in a BPF file system, where the ebpf backend stays while the agent restarts", read: func(c *Config, s string) error {
+		c.BPFDir = s
+		return nil
+	}},
 	{name: "state-dir", def: "/var/lib/groupcast-gateway-agent", help: "`DIR` for the last group information; one agent per directory", read: func(c *Config, s string) error {
 		c.StateDir = s
 		return nil

@@ -20,7 +20,7 @@ type Counters struct {
 type DestinationCounters struct {
 	Packets uint64
 	Bytes   uint64            // UDP payload
-	Drops   map[string]uint64 // copies that were not sent, by reason; see the Drop constants
+	Drops   map[string]uint64 // copies that were not sent or came back, by reason; see the Drop constants
 }
 
 // GroupCounters counts what arrived at one group IP.
@@ -40,6 +40,9 @@ const (
 	DropTooBig      = "too-big"     // destination: the datagram doesn't fit
 	DropNoSocket    = "no-socket"   // destination: no socket could be opened; logged
 	DropError       = "error"       // destination: any other error of the send
+	DropPort        = "other-port"  // group: not a port that cameras send to, where the backend sees those
+	DropNotUDP      = "not-udp"     // group: a packet of another protocol, where the backend sees those
+	DropStale       = "stale"       // destination: it may not be served any longer unless the agent says so
 )
 
 // departedKept is how long the counters of a destination that left can still be read.

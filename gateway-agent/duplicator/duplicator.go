@@ -21,7 +21,8 @@ type Duplicator interface {
 	Apply(*table.Snapshot) error
 	// Counters gives what was counted since the start.
 	Counters() Counters
-	// Close stops all copying and frees every socket.
+	// Close frees what this process holds, and stops its copying. What a backend left in the kernel for the agent's successor
+	// ends by itself within the time that the backend says.
 	Close() error
 }
 
@@ -50,6 +51,15 @@ type Config struct {
 
 // ErrNotApplied is wrapped by the errors of Apply that leave the snapshot before in force.
 var ErrNotApplied = errors.New("the snapshot is not in force")
+
+// Complete gives the configuration with its defaults, or says everything that is wrong with it.
+func (c Config) Complete() (Config, error) {
+	c = c.withDefaults()
+	if err := c.validate(); err != nil {
+		return Config{}, fmt.Errorf("duplicator: %w", err)
+	}
+	return c, nil
+}
 
 func (c Config) withDefaults() Config {
 	if len(c.Ports) == 0 {

@@ -43,6 +43,17 @@ func newPlan(s *table.Snapshot, now time.Time, c Config, r refusals) (*plan, err
 	return p, errors.Join(errs...)
 }
 
+// Effective is what a backend beside the socket backend acts by: the snapshot without what this host refuses, and with a ValidUntil by the
+// monotonic clock. An error that wraps ErrNotApplied comes without a snapshot; any other names the groups that are missing.
+func (c Config) Effective(s *table.Snapshot) (*table.Snapshot, error) {
+	r, err := newRefusals(c)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotApplied, err)
+	}
+	p, err := newPlan(s, time.Now(), c, r)
+	return p.Snapshot, err
+}
+
 func (p *plan) withoutRefused(g *table.Group, r refusals) *table.Group {
 	kept := *g
 	kept.Destinations = make([]table.Destination, 0, len(g.Destinations))

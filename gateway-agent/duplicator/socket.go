@@ -34,9 +34,9 @@ var errClosed = errors.New("the duplicator is closed")
 
 // OpenSocket makes a backend that copies nothing until Apply.
 func OpenSocket(c Config) (*Socket, error) {
-	c = c.withDefaults()
-	if err := c.validate(); err != nil {
-		return nil, fmt.Errorf("duplicator: %w", err)
+	c, err := c.Complete()
+	if err != nil {
+		return nil, err
 	}
 	s := &Socket{config: c, counters: newRegistry(), listeners: map[netip.AddrPort]*listener{}}
 	empty, _ := newPlan(nil, time.Now(), c, refusals{})

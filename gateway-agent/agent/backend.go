@@ -1,0 +1,45 @@
+package agent
+
+import (
+	"errors"
+	"log/slog"
+
+	"github.com/groupcast/groupcast/gateway-agent/config"
+	"github.com/groupcast/groupcast/gateway-agent/duplicator"
+	"github.com/groupcast/groupcast/gateway-agent/duplicator/ebpf"
+	"github.com/groupcast/groupcast/gateway-agent/sync"
+)
+
+// openDuplicator opens the configured backend, or by auto the fastest that this host can run, and says which and why.
+func openDuplicator(c config.Config, iface string, log *slog.Logger) (duplicator.Duplicator, error) {
+	base := duplicator.Config{
+		GroupRange: c.Gateway.Range, Uplink: c.Gateway.Uplink, Ports: c.MediaPorts, CopyOptions: c.CopyOptions,
+		AllowLoopback: c.AllowLoopback, MaxStale: sync.MaxStaleLimit, Log: log,
+	}
+	inKernel := ebpf.Config{Config: base, Interface: iface, PinDir: c.BPFDir}
+	why := "it is the configured backend"
+	if c.Backend != config.BackendSocket {
+		d, err := ebpf.Open(inKernel)
+		switch {
+		case err == nil:
+			if c.Backend == config.BackendAuto {
+				why = "this host can run it"
+			}
+			log.Info("copying in the kernel", "backend", config.BackendEBPF, "why", why, "lan", iface)
+			return d, nil
+		case c.Backend == config.BackendEBPF || !errors.Is(err, ebpf.ErrUnavailable):
+			return nil, err
+		}
+		why = err.Error()
+	}
+	// A program that an agent before this one left would keep the cameras' datagrams from the sockets.
+	if err := ebpf.Remove(inKernel); err != nil {
+		return nil, err
+	}
+	d, err := duplicator.OpenSocket(base)
+	if err != nil {
+		return nil, err
+	}
+	log.Info("copying by sockets", "backend", config.BackendSocket, "why", why)
+	return d, nil
+}

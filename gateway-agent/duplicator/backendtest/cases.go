@@ -1,0 +1,624 @@
+package backendtest
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/groupcast/groupcast/e2e/netlab"
+	"github.com/groupcast/groupcast/gateway-agent/duplicator"
+	"github.com/groupcast/groupcast/gateway-agent/packet"
+	"github.com/groupcast/groupcast/gateway-agent/table"
+)
+
+type testCase struct {
+	name string
+	run  func(*testing.T, Backend)
+}
+
+var cases = slices.Concat(
+	inBothModes("worked example", workedExample),
+	inBothModes("fragments", fragmented),
+	inBothModes("UDP checksum left to the device", checksumOffload),
+	inBothModes("super-packets", superPackets),
+	inBothModes("options around the option", optionsAround),
+	inBothModes("trigger source", triggerSource),
+	[]testCase{
+		{"without the option nothing leaves", withoutTheOption},
+		{"two groups never see each other", twoGroups},
+		{"0 to 64 destinations", manyDestinations},
+		{"fragments of the camera's kernel", kernelFragments},
+		{"UDP checksum zero", zeroChecksum},
+		{"malformed", malformed},
+		{"wrong source", wrongSource},
+		{"wrong stream id", wrongStreamID},
+		{"foreign group", foreignGroup},
+		{"no hop left", noHop},
+		{"don't fragment", dontFragment},
+		{"don't fragment and too big", tooBig},
+		{"cameras with one source port", natCollision},
+		{"header fields", headerFields},
+		{"short frames", shortFrames},
+		{"no ARP", noARP},
+		{"destination that refuses", refusing},
+		{"destination ports", destinationPorts},
+		{"IPv6", ipv6},
+		{"hairpin", hairpin},
+		{"the gateway itself", gatewayItself},
+		{"stale", stale},
+		{"no groups", noGroups},
+		{"400 swaps at full load", swapsUnderLoad},
+	},
+)
+
+func inBothModes(name string, run func(*testing.T, Backend, packet.CopyOptions)) []testCase {
+	var both []testCase
+	for _, mode := range []packet.CopyOptions{packet.Strip, packet.NOP} {
+		both = append(both, testCase{name + ", " + string(mode), func(t *testing.T, b Backend) { run(t, b, mode) }})
+	}
+	return both
+}
+
+// The worked example, steps 6 and 8: one datagram, exactly three copies; then the thumbnail service leaves, and the very next copies are
+// two.
+func workedExample(t *testing.T, b Backend, mode packet.CopyOptions) {
+	h := NewHome(t, b, mode, nil)
+	upload, thumbnail, phone := h.Receiver(netlab.Upload), h.Receiver(netlab.Thumbnail), h.Receiver(netlab.Phone)
+	cam := h.Sender(Camera, StreamID)
+	h.send(cam, Groupcast1, "one frame of video")
+	for _, r := range []*net.UDPConn{upload, thumbnail, phone} {
+		if from := h.expect(r, "one frame of video"); from.Addr() != Uplink {
+			t.Errorf("from %s", from)
+		}
+	}
+	h.until("captured", func() bool { return len(h.onUplink()) == 3 })
+	h.exchange([][]byte{raw{payload: []byte("the next"), id: 7}.bytes()})
+
+	left := WorkedExample()
+	g := left.Groups[Groupcast1]
+	g.Destinations = []table.Destination{g.Destinations[0], g.Destinations[2]}
+	h.Apply(left)
+	h.exchange([][]byte{raw{payload: []byte("without the thumbnail"), id: 8}.bytes()})
+	h.send(cam, Groupcast1, "the last")
+	for _, r := range []*net.UDPConn{upload, phone} {
+		h.expect(r, "the next")
+		h.expect(r, "the end")
+		h.expect(r, "without the thumbnail")
+		h.expect(r, "the end")
+		h.expect(r, "the last")
+	}
+}
+
+// Step 6, the other half: no option, copied bit 0, an option behind the end, and nothing of them is on the uplink.
+func withoutTheOption(t *testing.T, b Backend) {
+	h := NewHome(t, b, packet.Strip, nil)
+	h.exchange([][]byte{
+		raw{payload: []byte("none"), noOptions: true}.bytes(),
+		raw{payload: []byte("copied bit 0"), options: []byte{0x08, 6, 172, 168, 0, 5}}.bytes(),
+		raw{payload: []byte("behind the end"), options: []byte{0, 0, 0x88, 6, 172, 168, 0, 5}}.bytes(),
+	})
+	// The camera's kernel drops what it believes to be for nobody, so only the raw ones count.
+	if n := h.drops(packet.Unflagged.String()); n != 3 {
+		t.Errorf("unflagged: %d", n)
+	}
+}
+
+func twoGroups(t *testing.T, b Backend) {
+	h := NewHome(t, b, packet.Strip, nil)
+	var packets [][]byte
+	for i := range 20 {
+		packets = append(packets,
+			raw{payload: text(i, 20), id: uint16(i)}.bytes(), raw{payload: text(100+i, 20), to: Groupcast2, sport: 4001}.bytes())
+	}
+	for _, d := range h.exchange(packets) {
+		second := strings.HasPrefix(d.payload, "0001")
+		if d.payload != "the end" && second != (d.to.Addr().String() == netlab.Live) {
+			t.Errorf("%s got %q", d.to, d.payload)
+		}
+	}
+}
+
+func manyDestinations(t *testing.T, b Backend) {
+	h := NewHome(t, b, packet.Strip, nil)
+	h.exchange(nil) // so that the next hop is known
+	for _, n := range []int{0, 1, 2, 3, 8, 32, 64} {
+		var d []table.Destination
+		for i := range n {
+			d = append(d, To(fmt.Sprint("d", i), fmt.Sprintf("198.51.100.%d", i+1)))
+		}
+		h.Apply(Snapshot(d))
+		received := h.Duplicator.Counters().Groups[Groupcast1].Received
+		h.exchange([][]byte{raw{payload: text(n, 1000), id: 1}.bytes(), raw{payload: text(n+100, 1200), id: 2}.bytes()})
+		h.until("counted", func() bool { return h.Duplicator.Counters().Groups[Groupcast1].Received == received+3 })
+	}
+	c := h.Duplicator.Counters().Destinations["d63"]
+	if c.Packets != 3 || c.Bytes != 1000+1200+7 || len(c.Drops) != 0 {
+		t.Errorf("counted for the 64th: %+v", c)
+	}
+	if n := len(h.onUplink()); n != 3+1+3*(1+2+3+8+32+64) {
+		t.Errorf("%d packets on the uplink", n)
+	}
+}
+
+func fragmented(t *testing.T, b Backend, mode packet.CopyOptions) {
+	h := NewHome(t, b, mode, nil)
+	h.exchange(nil)
+	var packets [][]byte
+	for i, size := range []int{4000, 1481, 9000, 2953} {
+		packets = append(packets, fragments(raw{payload: text(i, size), id: uint16(100 + i)}, 1464)...)
+	}
+	h.exchange(packets)
+}
+
+// Step 7: 4,000 bytes at MTU 1500 are three fragments with the option in each. Receivers put their copies together.
+func kernelFragments(t *testing.T, b Backend) {
+	h := NewHome(t, b, packet.NOP, nil)
+	receivers := []*net.UDPConn{h.Receiver(netlab.Upload), h.Receiver(netlab.Thumbnail), h.Receiver(netlab.Phone)}
+	cam := h.Sender(Camera, StreamID)
+	// Asks for the address first: the kernel queues only the last fragments of a datagram for a neighbour it doesn't know.
+	for _, payload := range []string{"hello", string(text(1, 4000))} {
+		h.send(cam, Groupcast1, payload)
+		for _, r := range receivers {
+			h.expect(r, payload)
+		}
+	}
+	sent := func(frames []netlab.Frame) (all [][]byte) {
+		for _, f := range frames {
+			if p := f.IPv4(); p != nil && f.Outgoing && binary.BigEndian.Uint16(p[6:])&0x3fff != 0 {
+				all = append(all, p)
+			}
+		}
+		return all
+	}
+	for i, p := range sent(h.Inside.Wait(wait, func(frames []netlab.Frame) bool { return len(sent(frames)) == 3 })) {
+		if !bytes.Equal(p[20:26], StreamID) {
+			t.Errorf("fragment %d: header %x", i, p[:28])
+		}
+	}
+}
+
+func zeroChecksum(t *testing.T, b Backend) {
+	h := NewHome(t, b, packet.Strip, nil)
+	h.exchange([][]byte{raw{payload: text(1, 100), noChecksum: true}.bytes()})
+	for _, p := range h.onUplink() {
+		zero := p[26] == 0 && p[27] == 0
+		// A kernel's own datagrams always carry one: zero stays zero where packets are copied.
+		if b.PacketByPacket && zero != strings.HasPrefix(string(p[28:]), "000001") {
+			t.Errorf("UDP checksum %x of %q", p[26:28], p[28:])
+		}
+	}
+}
+
+// A camera process on a virtual interface leaves the UDP checksum to a device that doesn't exist.
+func checksumOffload(t *testing.T, b Backend, mode packet.CopyOptions) {
+	h := NewHome(t, b, mode, nil)
+	h.Home.Camera.Offload("cam0")
+	upload, phone := h.Receiver(netlab.Upload), h.Receiver(netlab.Phone)
+	cam := h.Sender(Camera, StreamID)
+	for i, size := range []int{20, 1200, 1, 1400} {
+		h.send(cam, Groupcast1, string(text(i, size)))
+		h.expect(upload, string(text(i, size)))
+		h.expect(phone, string(text(i, size)))
+	}
+	for _, p := range h.onUplink() {
+		if err := netlab.VerifyIPv4(p); err != nil {
+			t.Error(err)
+		}
+	}
+	// Otherwise the test would show nothing.
+	h.Inside.Wait(wait, func(frames []netlab.Frame) bool {
+		return slices.ContainsFunc(frames, func(f netlab.Frame) bool {
+			p := f.IPv4()
+			return p != nil && f.Outgoing && p[9] == 17 && netlab.VerifyIPv4(p) != nil
+		})
+	})
+}
+
+// A camera process on a virtual interface may send up to 64 datagrams as one packet.
+func superPackets(t *testing.T, b Backend, mode packet.CopyOptions) {
+	h := NewHome(t, b, mode, nil)
+	h.Home.Camera.Offload("cam0")
+	upload, phone := h.Receiver(netlab.Upload), h.Receiver(netlab.Phone)
+	cam := h.Sender(Camera, StreamID)
+	h.send(cam, Groupcast1, "hello")
+	h.expect(upload, "hello")
+	h.expect(phone, "hello")
+	h.control(cam, func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT, 1000) })
+	var all strings.Builder
+	for i := range 10 {
+		all.Write(text(i, 1000))
+	}
+	h.send(cam, Groupcast1, all.String()+"the rest")
+	for _, r := range []*net.UDPConn{upload, phone} {
+		for i := range 10 {
+			h.expect(r, string(text(i, 1000)))
+		}
+		h.expect(r, "the rest")
+	}
+	for _, p := range h.onUplink() {
+		if err := netlab.VerifyIPv4(p); err != nil {
+			t.Error(err)
+		}
+	}
+	// Otherwise the test would show nothing.
+	h.Inside.Wait(wait, func(frames []netlab.Frame) bool {
+		return slices.ContainsFunc(frames, func(f netlab.Frame) bool { return f.Outgoing && len(f.Data) > 5000 })
+	})
+	want := uint64(len("hello") + 10*1000 + len("the rest"))
+	if c := h.Duplicator.Counters().Destinations["upload"]; c.Packets != 12 || c.Bytes != want {
+		t.Errorf("counted %+v, want 12 packets and %d bytes", c, want)
+	}
+}
+
+func optionsAround(t *testing.T, b Backend, mode packet.CopyOptions) {
+	h := NewHome(t, b, mode, nil)
+	var packets [][]byte
+	for i, options := range [][]byte{
+		{1, 1, 0x88, 6, 172, 168, 0, 5},
+		{1, 0x88, 6, 172, 168, 0, 5, 1},
+		{0x94, 4, 0, 0, 0x88, 6, 172, 168, 0, 5}, // router alert before
+		{0x88, 6, 172, 168, 0, 5, 0x94, 4, 0, 0},
+		{0x88, 6, 172, 168, 0, 5, 0, 0x88, 6, 1, 2, 3}, // what follows the end isn't read
+		{0x9e, 34, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 0x88, 6, 172, 168, 0, 5}, // 40 bytes
+	} {
+		packets = append(packets, raw{payload: text(i, 50), options: options}.bytes())
+	}
+	h.exchange(packets)
+}
+
+func malformed(t *testing.T, b Backend) {
+	h := NewHome(t, b, packet.Strip, nil)
+	change := func(at int, v ...byte) []byte {
+		p := raw{payload: []byte("malformed")}.bytes()
+		copy(p[at:], v)
+		header := min(int(p[0]&15)*4, len(p))
+		if at != 10 && header >= 20 {
+			copy(p[10:12], []byte{0, 0})
+			binary.BigEndian.PutUint16(p[10:], ^sum(p[:header]))
+		}
+		return p
+	}
+	h.exchange([][]byte{
+		change(10, 0xde, 0xad), // header checksum
+		change(0, 0x44),        // header of 16 bytes
+		change(0, 0x4f),        // header beyond the packet
+		change(2, 0xff, 0xff),  // total length beyond the frame
+		change(2, 0, 21),       // total length shorter than the header
+		change(21, 0),          // option of length 0
+		change(21, 1),          // option of length 1
+		change(21, 200),        // option beyond the header
+		change(21, 5),          // 0x88 of length 5
+		change(21, 8),          // 0x88 of length 8
+		change(28+4, 0, 7),     // UDP length 7
+		change(28+4, 0xff, 0),  // UDP length beyond the packet
+		change(6, 0x20, 0),     // first fragment, not of whole words
+		change(6, 0x3f, 0xff),  // fragment beyond 65,535 bytes
+		raw{payload: []byte("twice"), options: append(bytes.Clone(StreamID), StreamID...)}.bytes(),
+		raw{payload: []byte("ICMP"), protocol: 1}.bytes(),
+		raw{payload: []byte("TCP"), protocol: 6}.bytes(),
+	})
+	// Where the kernel's own stack comes first, it is the one that drops them.
+	if n, other := h.drops(packet.Malformed.String()), h.drops(duplicator.DropNotUDP); b.PacketByPacket && (n != 15 || other != 2) {
+		t.Errorf("counted as malformed: %d, as not UDP: %d", n, other)
+	}
+}
+
+func wrongSource(t *testing.T, b Backend) {
+	h := NewHome(t, b, packet.Strip, nil)
+	h.exchange([][]byte{
+		raw{from: Neighbour, payload: []byte("somebody else"), options: []byte{0x88, 6, 172, 168, 0, 6}}.bytes(),
+		raw{from: Neighbour, payload: []byte("no option either"), noOptions: true}.bytes(),
+	})
+	h.until("counted", func() bool { return h.drops(packet.Unregistered.String()) == 2 })
+}
+
+// Rows 24 and 25 of the threat model: a host on the LAN can't have anything copied under its own address, and nothing of the group range
+// leaves (onUplink).
+func wrongStreamID(t *testing.T, b Backend) {
+	h := NewHome(t, b, packet.Strip, nil)
+	h.exchange([][]byte{
+		raw{payload: []byte("the neighbour's id"), options: []byte{0x88, 6, 172, 168, 0, 6}}.bytes(),
+		raw{from: Neighbour, payload: []byte("the camera's id")}.bytes(),
+	})
+	h.until("counted", func() bool { return h.drops(packet.Spoof.String()) == 2 })
+}
+
+// What is sent to a group IP of nobody leaves by no interface, whatever it carries.
+func foreignGroup(t *testing.T, b Backend) {
+	h := NewHome(t, b, packet.Strip, nil)
+	foreign := netip.MustParseAddr("172.168.0.240")
+	h.exchange([][]byte{
+		raw{to: foreign, payload: []byte("foreign")}.bytes(),
+		raw{to: foreign, payload: []byte("foreign"), noOptions: true}.bytes(),
+		raw{to: foreign, payload: []byte("foreign"), protocol: 6}.bytes(),
+	})
+	h.inject(raw{payload: []byte("not a media port"), dport: 6000}.bytes())
+	h.exchange(nil)
+	if n := len(h.onUplink()); n != 2*(3+1) {
+		t.Errorf("%d packets on the uplink", n)
+	}
+}
+
+func noHop(t *testing.T, b Backend) {
+	h := NewHome(t, b, packet.Strip, nil)
+	h.exchange([][]byte{
+		raw{payload: []byte("one"), ttl: 1}.bytes(), raw{payload: []byte("two"), ttl: 2}.bytes(), raw{payload: []byte("all"), ttl: 255}.bytes(),
+	})
+	h.until("counted", func() bool { return h.drops(packet.TTL.String()) == 1 })
+}
+
+func dontFragment(t *testing.T, b Backend) {
+	h := NewHome(t, b, packet.Strip, nil)
+	h.exchange([][]byte{raw{payload: text(1, 1464), flags: 0x4000, id: 5}.bytes()})
+}
+
+// A copy that doesn't fit the uplink in one piece gets there all the same.
+func tooBig(t *testing.T, b Backend) {
+	h := NewHome(t, b, packet.Strip, nil)
+	h.exchange(nil)
+	h.Gateway.MTU("wan0", 1000)
+	h.Apply(WorkedExample())
+	time.Sleep(300 * time.Millisecond) // a backend may learn of it by itself
+	h.exchangeDatagrams([][]byte{
+		raw{payload: text(1, 1400), flags: 0x4000, id: 5}.bytes(), raw{payload: text(2, 1400), id: 6}.bytes(), raw{payload: text(3, 900), id: 7}.bytes(),
+	})
+}
+
+// Two cameras, and two streams of one, with the same source port get ports of their own.
+func natCollision(t *testing.T, b Backend) {
+	s := WorkedExample()
+	s.Groups[Groupcast1].Sources = append(s.Groups[Groupcast1].Sources, table.Source{ID: "other", Addr: Neighbour, Trigger: table.TriggerOption})
+	h := NewHome(t, b, packet.Strip, s)
+	other := []byte{0x88, 6, 172, 168, 0, 6}
+	upload, live := h.Receiver(netlab.Upload), h.Receiver(netlab.Live)
+	ports := map[uint16]string{}
+	for range 3 {
+		for name, p := range map[string]raw{
+			"camera":                       {payload: []byte("camera")},
+			"other camera":                 {payload: []byte("other camera"), from: Neighbour, options: other},
+			"other port":                   {payload: []byte("other port"), sport: 4002},
+			"camera to the other group IP": {payload: []byte("camera to the other group IP"), to: Groupcast2},
+		} {
+			h.inject(p.bytes())
+			at := upload
+			if p.to == Groupcast2 {
+				at = live
+			}
+			from := h.expect(at, name)
+			if before, ok := ports[from.Port()]; ok && before != name {
+				t.Errorf("%s and %s leave from port %d", before, name, from.Port())
+			}
+			ports[from.Port()] = name
+		}
+	}
+	if len(ports) != 4 {
+		t.Errorf("four streams leave from %d ports", len(ports))
+	}
+}
+
+// A camera that can't set options needs none; if it sends one, it has to be its own.
+func triggerSource(t *testing.T, b Backend, mode packet.CopyOptions) {
+	h := NewHome(t, b, mode, withTrigger(WorkedExample(), table.TriggerSource))
+	h.exchange([][]byte{
+		raw{payload: text(1, 1000), noOptions: true}.bytes(),
+		raw{payload: text(2, 1000)}.bytes(),
+		raw{payload: text(3, 1000), options: []byte{0x94, 4, 0, 0}}.bytes(),
+		raw{payload: text(4, 1000), options: []byte{0x88, 6, 172, 168, 0, 6}}.bytes(),
+		raw{payload: text(5, 1000), from: Neighbour, noOptions: true}.bytes(),
+	})
+}
+
+func headerFields(t *testing.T, b Backend) {
+	h := NewHome(t, b, packet.Strip, nil)
+	var packets [][]byte
+	for i := range 64 {
+		packets = append(packets, raw{payload: text(i, 7+i), id: uint16(i * 1031), tos: byte(i * 4), flags: uint16(i%2) << 14, ttl: byte(64 + i)}.bytes())
+	}
+	h.exchange(packets)
+}
+
+// Ethernet fills up short frames; the padding isn't part of the copy.
+func shortFrames(t *testing.T, b Backend) {
+	h := NewHome(t, b, packet.Strip, nil)
+	h.exchange([][]byte{append(raw{payload: []byte("a")}.bytes(), make([]byte, 30)...), raw{payload: []byte{}, id: 9}.bytes()})
+	for _, f := range h.Wide.Frames() {
+		if p := f.IPv4(); p != nil && !f.Outgoing && len(f.Data) > 60 && len(f.Data) != 14+len(p) {
+			t.Errorf("a frame of %d bytes carries a packet of %d", len(f.Data), len(p))
+		}
+	}
+}
+
+// Destinations that answer no ARP cost the others nothing.
+func noARP(t *testing.T, b Backend) {
+	const datagrams = 5000
+	s := WorkedExample()
+	g := s.Groups[Groupcast1]
+	dead := []table.Destination{To("dead 77", "203.0.113.77"), To("dead 78", "203.0.113.78")}
+	g.Destinations = append(dead, g.Destinations...)
+	h := NewHome(t, b, packet.Strip, s)
+	// What waits for ARP fills the socket's buffer before the kernel's queue for the neighbour is full.
+	h.Gateway.Sysctl("net.ipv4.neigh.wan0.unres_qlen_bytes", "8000000")
+	live := map[string]*net.UDPConn{"upload": h.Receiver(netlab.Upload), "thumbnail": h.Receiver(netlab.Thumbnail), "phone": h.Receiver(netlab.Phone)}
+	cam := h.Sender(Camera, StreamID)
+	for i := range datagrams {
+		h.send(cam, Groupcast1, string(text(i, 1197)))
+		if i%100 == 99 { // keeps within the receive buffers
+			h.until("judged", func() bool { return h.Duplicator.Counters().Groups[Groupcast1].Received == uint64(i+1) })
+		}
+	}
+	for _, r := range live {
+		for i := range datagrams {
+			h.expect(r, string(text(i, 1197)))
+		}
+	}
+	counters := h.Duplicator.Counters()
+	for id := range live {
+		if c := counters.Destinations[id]; c.Packets != datagrams || len(c.Drops) != 0 {
+			t.Errorf("%s: %+v", id, c)
+		}
+	}
+	for _, d := range dead {
+		if c := counters.Destinations[d.ID]; c.Packets+total(c.Drops) < datagrams {
+			t.Errorf("%s: %+v: not every datagram is accounted for", d.ID, c)
+		}
+	}
+}
+
+func total(m map[string]uint64) (n uint64) {
+	for _, v := range m {
+		n += v
+	}
+	return n
+}
+
+// A host that has nobody at the port says so; that is counted and keeps nobody from anything.
+func refusing(t *testing.T, b Backend) {
+	h := NewHome(t, b, packet.Strip, nil)
+	upload := h.Receiver(netlab.Upload) // nobody listens at the phone
+	cam := h.Sender(Camera, StreamID)
+	for i := 0; h.Duplicator.Counters().Destinations["phone"].Drops["refused"] == 0; i++ {
+		if i > 1000 {
+			t.Fatalf("never counted: %+v", h.Duplicator.Counters())
+		}
+		h.send(cam, Groupcast1, string(text(i, 100)))
+		h.expect(upload, string(text(i, 100)))
+		time.Sleep(5 * time.Millisecond)
+	}
+	if c := h.Duplicator.Counters().Destinations["upload"]; len(c.Drops) != 0 {
+		t.Errorf("%+v", c)
+	}
+}
+
+func destinationPorts(t *testing.T, b Backend) {
+	s := WorkedExample()
+	g := s.Groups[Groupcast1]
+	g.Destinations[0].Port, g.Destinations[2].Port = 6000, 7000
+	g.Destinations = append(g.Destinations, table.Destination{ID: "second at upload", Addr: netip.MustParseAddr(netlab.Upload), Port: 7001})
+	h := NewHome(t, b, packet.Strip, s)
+	// A receiver couldn't tell the fragments for two of its ports apart if they had one identification, so a backend may choose others.
+	h.exchangeDatagrams([][]byte{raw{payload: text(1, 100)}.bytes(), raw{payload: text(2, 100), noChecksum: true}.bytes()})
+	h.exchangeDatagrams(fragments(raw{payload: text(3, 3000), id: 3}, 1464))
+}
+
+// An IPv6 destination gets the same payload over IPv6, with one hop less, from one port that stays.
+func ipv6(t *testing.T, b Backend) {
+	s := WorkedExample()
+	g := s.Groups[Groupcast1]
+	g.Destinations = append(g.Destinations, table.Destination{ID: "six", Addr: netip.MustParseAddr("2001:db8:1::2"), Port: 6000})
+	h := NewHome(t, b, packet.NOP, nil)
+	h.Gateway.Address("wan0", "2001:db8:1::1/64")
+	h.WAN.Address("ext0", "2001:db8:1::2/64")
+	h.Apply(s)
+	four, six := h.Receiver(netlab.Upload), h.WAN.ListenUDP("[2001:db8:1::2]:6000")
+	h.control(six, func(fd int) error { return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVHOPLIMIT, 1) })
+	cam := h.Sender(Camera, StreamID)
+
+	var port uint16
+	for i, payload := range []string{"video", "", strings.Repeat("more than a packet ", 100)} {
+		h.send(cam, Groupcast1, payload)
+		h.expect(four, payload)
+		buf, oob := make([]byte, 4000), make([]byte, 100)
+		_ = six.SetReadDeadline(time.Now().Add(wait))
+		n, oobn, _, from, err := six.ReadMsgUDPAddrPort(buf, oob)
+		if err != nil || string(buf[:n]) != payload {
+			t.Fatalf("received %q, %v, want %q", buf[:n], err, payload)
+		}
+		if from.Addr() != netip.MustParseAddr("2001:db8:1::1") || i > 0 && from.Port() != port {
+			t.Errorf("from %s, port before %d", from, port)
+		}
+		port = from.Port()
+		messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+		if err != nil || len(messages) != 1 || messages[0].Data[0] != 63 {
+			t.Errorf("hop limit in %v, %v; want 63", messages, err)
+		}
+	}
+	h.until("counted", func() bool { return h.Duplicator.Counters().Destinations["six"].Packets == 3 })
+	h.until("captured", func() bool { return len(h.onUplink()) == 3*(1+1+2) })
+	h.exchange([][]byte{raw{payload: text(1, 1000), id: 44}.bytes()})
+}
+
+// Receivers in the home get their copies on the LAN, from the uplink address like everybody.
+func hairpin(t *testing.T, b Backend) {
+	s := WorkedExample()
+	s.Groups[Groupcast1].Destinations = []table.Destination{To("tablet", "172.168.0.9")}
+	h := NewHome(t, b, packet.Strip, nil)
+	h.Home.Camera.Address("cam0", "172.168.0.9/24")
+	h.Apply(s)
+	tablet := h.Home.Camera.ListenUDP("172.168.0.9:5004")
+	cam := h.Sender(Camera, StreamID)
+	for i := range 10 {
+		h.send(cam, Groupcast1, string(text(i, 100)))
+		if from := h.expect(tablet, string(text(i, 100))); from.Addr() != Uplink {
+			t.Errorf("from %s", from)
+		}
+	}
+	if n := len(h.onUplink()); n != 0 {
+		t.Errorf("%d packets on the uplink", n)
+	}
+}
+
+// The gateway's own addresses and the broadcast addresses of its networks are known from its interfaces.
+func gatewayItself(t *testing.T, b Backend) {
+	s := WorkedExample()
+	h := NewHome(t, b, packet.Strip, s)
+	withRefused := WorkedExample()
+	g := withRefused.Groups[Groupcast1]
+	for _, a := range []string{"172.168.0.1", "203.0.113.1", "172.168.0.255", "203.0.113.255", "172.168.0.235", "127.0.0.1"} {
+		g.Destinations = append(g.Destinations, To(a, a))
+	}
+	own, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("172.168.0.1:5004")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	h.Apply(withRefused)
+	h.snapshot = s // what is refused gets nothing
+	h.exchange([][]byte{raw{payload: []byte("video")}.bytes()})
+	// Groupcast2 got its own last datagram and nothing else.
+	if c := h.Duplicator.Counters(); c.Refused != 6 || c.Groups[Groupcast2].Received != 1 {
+		t.Errorf("%+v", c)
+	}
+	_ = own.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	if n, _, err := own.ReadFrom(make([]byte, 100)); err == nil {
+		t.Errorf("the gateway itself got %d bytes", n)
+	}
+}
+
+// Nothing is copied by a snapshot that ran out.
+func stale(t *testing.T, b Backend) {
+	h := NewHome(t, b, packet.Strip, nil)
+	h.exchange(nil)
+	s := WorkedExample()
+	s.ValidUntil = time.Now().Add(300 * time.Millisecond)
+	h.Apply(s)
+	time.Sleep(time.Until(s.ValidUntil) + 50*time.Millisecond)
+	before := len(h.onUplink())
+	h.inject(raw{payload: []byte("too late")}.bytes())
+	h.until("counted", func() bool { return h.drops(packet.Stale.String()) == 1 })
+	if n := len(h.onUplink()) - before; n != 0 {
+		t.Errorf("%d copies", n)
+	}
+}
+
+// Without a snapshot nothing is copied.
+func noGroups(t *testing.T, b Backend) {
+	h := NewHome(t, b, packet.Strip, nil)
+	h.exchange(nil)
+	if err := h.Duplicator.Apply(nil); err != nil {
+		t.Fatal(err)
+	}
+	before := len(h.onUplink())
+	h.inject(raw{payload: []byte("for nobody")}.bytes())
+	time.Sleep(100 * time.Millisecond)
+	if n := len(h.onUplink()) - before; n != 0 {
+		t.Errorf("%d copies", n)
+	}
+}

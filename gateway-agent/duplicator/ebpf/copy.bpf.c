@@ -1,0 +1,548 @@
+//go:build ignore
+
+// SPDX-License-Identifier: Apache-2.0
+//
+// copy: TCX program on the ingress of the LAN interface. It copies the datagrams that cameras send to a group IP (SPEC 9). What it
+// decides and writes is what package packet does: that is the reference, and the suite in backendtest holds the two together.
+//
+// A packet that isn't for the group range passes (TCX_NEXT). One that is never passes, except for the clone that is handed over to
+// the socket backend, which serves what this program can't.
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#define TCX_NEXT (-1)
+#define TCX_DROP 2
+
+#define MAX_PORTS 16
+#define MIN_HEADER 20
+#define MAX_HEADER 60
+#define UDP_HEADER 8
+#define MAX_IPV4 65535
+#define OPTION_TYPE 0x88
+#define OPTION_LENGTH 6
+#define SECOND 1000000000ull
+#define TICK_BITS 26 // a tick is 67 ms; nine years of them fit
+
+// Marks of clones that come back through the ingress. A mark never comes from the wire.
+#define MARK_MASK 0xffff0000
+#define MARK_RESOLVE 0x67630000 // the low half is the interface to leave by: the kernel's own neighbour code sends it
+#define MARK_SOCKET 0x67640000  // for the socket backend
+
+// Order and number of these are known to counters.go.
+enum group_counter {
+	G_RECEIVED,
+	G_MALFORMED,
+	G_STALE,
+	G_UNKNOWN_GROUP,
+	G_SPOOF,
+	G_UNREGISTERED,
+	G_UNFLAGGED,
+	G_TTL,
+	G_STREAMS,
+	G_OTHER_PORT,
+	G_ERROR,
+	G_NOT_UDP,
+};
+enum destination_counter {
+	D_PACKETS,
+	D_BYTES,
+	D_FULL,
+	D_UNREACHABLE,
+	D_TOO_BIG,
+	D_STALE,
+	D_ERROR,
+};
+#define COUNTERS 12
+
+enum kind {
+	K_RESOLVED,   // both MAC addresses are known
+	K_RESOLVE,    // the next hop's isn't known (yet): the kernel asks for it
+	K_UNREACHABLE // the next hop doesn't answer
+};
+
+enum trigger { T_OPTION, T_SOURCE };
+
+// slot is an element of a group's inner map: slot 0 is the group (struct group), the others are destinations.
+struct slot {
+	__be32 addr;
+	__be16 port; // 0: the camera's
+	__u8 kind;
+	__u8 twin; // how many destinations before this one have its address
+	__u32 ifindex;
+	__u32 index; // of counters and deadlines
+	__u32 mtu;
+	__u8 mac[12]; // destination, source
+};
+
+struct group {
+	__u32 destinations;
+	__u32 index;
+	__u32 version; // of its sources
+	__u32 socket;  // 1: the socket backend has destinations of its own
+	__u8 pad[16];
+};
+
+_Static_assert(sizeof(struct slot) == sizeof(struct group), "both are elements of one map");
+
+struct source_key {
+	__be32 group, addr;
+	__u32 version;
+};
+
+struct stream_key {
+	__be32 addr, group;
+	__be16 port, group_port;
+};
+
+struct stream {
+	__u64 used; // boot time
+	__be16 port;
+	__u8 pad[6];
+};
+
+struct counters {
+	__u64 n[COUNTERS];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
+	__uint(max_entries, 512);
+	__type(key, __be32);
+	__array(
+	    values, struct {
+		    __uint(type, BPF_MAP_TYPE_ARRAY);
+		    __uint(max_entries, 1);
+		    __uint(map_flags, BPF_F_INNER_MAP);
+		    __uint(key_size, sizeof(__u32));
+		    __uint(value_size, sizeof(struct slot));
+	    });
+} groups SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 32768);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct source_key);
+	__type(value, __u32);
+} sources SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 256);
+	__type(key, struct stream_key);
+	__type(value, struct stream);
+} streams SEC(".maps");
+
+// Source ports that are reserved and belong to no stream yet, in network byte order.
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, 256);
+	__uint(value_size, sizeof(__u32));
+} ports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct counters);
+} counts SEC(".maps");
+
+// Boot time in ticks until which a group or destination may be served. A living agent pushes them forward. 32 bits, because every
+// machine writes them at once.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u32);
+} deadlines SEC(".maps");
+
+// The stack is shared with the callback of bpf_loop, so what is larger stands here.
+struct scratch {
+	__u8 header[64];
+	struct {
+		__u8 pad[2]; // so that ip is aligned
+		__u8 mac[12];
+		__be16 proto;
+		struct iphdr ip;
+	} frame;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct scratch);
+} scratch SEC(".maps");
+
+// Set before loading. Addresses are in host byte order.
+const volatile __u32 range_first, range_last;
+const volatile __be32 uplink;
+const volatile __u16 media_ports[MAX_PORTS];
+const volatile __u32 media_port_count;
+const volatile __u32 nop_options;
+
+static __always_inline void count(struct counters *c, __u32 i, __u64 n)
+{
+	if (c && i < COUNTERS)
+		c->n[i] += n;
+}
+
+static __always_inline struct counters *counters_of(__u32 index) { return bpf_map_lookup_elem(&counts, &index); }
+
+static __always_inline bool in_force(__u32 index, __u64 now)
+{
+	__u32 *until = bpf_map_lookup_elem(&deadlines, &index);
+	return until && (__u32)(now >> TICK_BITS) < *(volatile __u32 *)until;
+}
+
+static __always_inline __u32 fold(__u64 s)
+{
+	s = (s & 0xffffffff) + (s >> 32);
+	s = (s & 0xffff) + (s >> 16);
+	s = (s & 0xffff) + (s >> 16);
+	return (s & 0xffff) + (s >> 16);
+}
+
+// pass is what the callback of bpf_loop works with.
+struct pass {
+	struct __sk_buff *skb;
+	struct scratch *scratch;
+	void *inner;
+	__u64 now;
+	__u64 bytes;      // UDP payload
+	__u32 packets;    // datagrams: 0 for a later fragment, more than one for a super-packet
+	__u32 count;      // of destinations
+	__u32 sum;        // of the copy's IPv4 header without identification and destination
+	__be16 id;        // identification
+	__u32 udp;        // offset of the UDP header, 0 for a later fragment
+	__u32 size;       // of the IPv4 packet
+	__u32 super;      // a super-packet: size isn't that on the wire
+	__be32 at;        // the destination that the packet has now
+	__be16 port;      // the port that the packet has now
+	__be16 own_port;  // the camera's
+	__u32 last;       // interface for the original
+};
+
+static __always_inline long write_copy(struct pass *p, struct slot *d)
+{
+	struct __sk_buff *skb = p->skb;
+	__be32 addr = d->addr;
+	__be16 port = d->port ?: p->own_port;
+	if (p->udp) {
+		__u32 check = p->udp + 6;
+		if (bpf_l4_csum_replace(skb, check, p->at, addr, BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0 | 4))
+			return -1;
+		if (port != p->port) {
+			if (bpf_l4_csum_replace(skb, check, p->port, port, BPF_F_MARK_MANGLED_0 | 2) ||
+			    bpf_skb_store_bytes(skb, p->udp + 2, &port, 2, 0))
+				return -1;
+			p->port = port;
+		}
+	}
+	p->at = addr;
+	p->scratch->frame.ip.daddr = addr;
+	// A receiver couldn't tell the fragments for two of its ports apart if they had one identification.
+	__be16 id = p->id ^ bpf_htons((__u16)d->twin << 12);
+	p->scratch->frame.ip.id = id;
+	p->scratch->frame.ip.check = ~fold((__u64)p->sum + addr + id);
+	__builtin_memcpy(p->scratch->frame.mac, d->mac, 12);
+	return bpf_skb_store_bytes(skb, 0, p->scratch->frame.mac, ETH_HLEN + MIN_HEADER, 0);
+}
+
+static long copy_to(__u32 i, struct pass *p)
+{
+	__u32 slot = i + 1;
+	struct slot *d = bpf_map_lookup_elem(p->inner, &slot);
+	if (!d)
+		return 1;
+	struct counters *c = counters_of(d->index);
+	__u64 datagrams = p->packets;
+	if (!in_force(d->index, p->now)) {
+		count(c, D_STALE, datagrams);
+		return 0;
+	}
+	if (d->kind == K_UNREACHABLE) {
+		count(c, D_UNREACHABLE, datagrams);
+		return 0;
+	}
+	if (!p->super && p->size > d->mtu) {
+		count(c, D_TOO_BIG, datagrams);
+		return 0;
+	}
+	if (write_copy(p, d)) {
+		count(c, D_ERROR, datagrams);
+		return 0;
+	}
+	__u32 ifindex = d->ifindex;
+	long result = 0;
+	if (d->kind == K_RESOLVE) {
+		p->skb->mark = MARK_RESOLVE | (ifindex & ~MARK_MASK);
+		result = bpf_clone_redirect(p->skb, p->skb->ifindex, BPF_F_INGRESS);
+		p->skb->mark = 0;
+	} else if (slot == p->count) {
+		p->last = ifindex;
+	} else {
+		result = bpf_clone_redirect(p->skb, ifindex, 0);
+	}
+	if (result == 0 || result == 2 /* NET_XMIT_CN: it was sent */) {
+		count(c, D_PACKETS, datagrams);
+		count(c, D_BYTES, p->bytes);
+	} else {
+		count(c, result > 0 ? D_FULL : D_ERROR, datagrams);
+	}
+	return 0;
+}
+
+// stream_port gives the source port of a camera stream, or 0 if there are too many streams.
+static __always_inline __be16 stream_port(struct stream_key *key, __u64 now)
+{
+	struct stream *s = bpf_map_lookup_elem(&streams, key);
+	if (s) {
+		if (now - s->used > SECOND)
+			s->used = now;
+		return s->port;
+	}
+	__u32 port = 0;
+	if (bpf_map_pop_elem(&ports, &port))
+		return 0;
+	struct stream fresh = {.used = now, .port = port};
+	long err = bpf_map_update_elem(&streams, key, &fresh, BPF_NOEXIST);
+	if (!err)
+		return port;
+	bpf_map_push_elem(&ports, &port, 0);
+	s = bpf_map_lookup_elem(&streams, key); // another CPU was first, or there is no room
+	return s ? s->port : 0;
+}
+
+// search is what the callback of bpf_loop works with that reads one option. A plain loop is beyond what the verifier follows.
+struct search {
+	__u8 *header;
+	__u32 at, length;
+	__be32 id;
+	bool found, bad;
+};
+
+static long next_option(__u32 i, struct search *o)
+{
+	__u32 at = o->at, length = o->length;
+	if (at >= length)
+		return 1;
+	__u8 type = o->header[at & 63];
+	if (type == 0)
+		return 1;
+	if (type == 1) {
+		o->at = at + 1;
+		return 0;
+	}
+	__u32 size = o->header[(at + 1) & 63];
+	if (at + 2 > length || size < 2 || at + size > length) {
+		o->bad = true;
+		return 1;
+	}
+	if (type == OPTION_TYPE) {
+		if (size != OPTION_LENGTH || o->found) {
+			o->bad = true;
+			return 1;
+		}
+		o->found = true;
+		o->id = o->header[(at + 2) & 63] | o->header[(at + 3) & 63] << 8 | o->header[(at + 4) & 63] << 16 |
+			(__u32)o->header[(at + 5) & 63] << 24;
+	}
+	o->at = at + size;
+	return 0;
+}
+
+static __always_inline bool media_port(__be16 port)
+{
+	__u16 p = bpf_ntohs(port);
+	for (__u32 i = 0; i < MAX_PORTS; i++)
+		if (i < media_port_count && media_ports[i] == p)
+			return true;
+	return false;
+}
+
+SEC("tc")
+int copy(struct __sk_buff *skb)
+{
+	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
+		return TCX_NEXT;
+	__u32 mark = skb->mark;
+	if ((mark & MARK_MASK) == MARK_RESOLVE) {
+		skb->mark = 0;
+		return bpf_redirect_neigh(mark & ~MARK_MASK, NULL, 0, 0);
+	}
+	if ((mark & MARK_MASK) == MARK_SOCKET) {
+		skb->mark = 0;
+		return TCX_NEXT;
+	}
+	struct iphdr ip;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)))
+		return TCX_NEXT;
+	__u32 to = bpf_ntohl(ip.daddr);
+	if (to < range_first || to > range_last)
+		return TCX_NEXT;
+
+	// From here on nothing passes.
+	__u32 zero = 0;
+	__be32 group_ip = ip.daddr;
+	void *inner = bpf_map_lookup_elem(&groups, &group_ip);
+	struct scratch *scr = bpf_map_lookup_elem(&scratch, &zero);
+	if (!scr)
+		return TCX_DROP;
+	if (!inner) {
+		count(counters_of(0), G_UNKNOWN_GROUP, 1);
+		return TCX_DROP;
+	}
+	struct group *g = bpf_map_lookup_elem(inner, &zero);
+	if (!g)
+		return TCX_DROP;
+	__u32 version = g->version, socket = g->socket, index = g->index;
+	struct pass p = {.skb = skb, .scratch = scr, .inner = inner, .count = g->destinations, .now = bpf_ktime_get_boot_ns()};
+	struct counters *c = counters_of(index);
+	if (ip.protocol != IPPROTO_UDP) {
+		count(c, G_NOT_UDP, 1);
+		return TCX_DROP;
+	}
+
+	// What packet.Parse checks.
+	__u32 header = ip.ihl * 4, size = bpf_ntohs(ip.tot_len), length = skb->len - ETH_HLEN;
+	__u32 field = bpf_ntohs(ip.frag_off), offset = (field & 0x1fff) * 8, more = field & 0x2000;
+	bool first = offset == 0;
+	p.super = skb->gso_size > 0;
+	p.packets = !first ? 0 : p.super && skb->gso_segs > 1 ? skb->gso_segs : 1;
+	count(c, G_RECEIVED, p.packets);
+	if (ip.version != 4 || header < MIN_HEADER || header > MAX_HEADER || size < header || size > length)
+		goto malformed;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, scr->header, header))
+		goto malformed;
+	__s64 sum = bpf_csum_diff(NULL, 0, (__be32 *)scr->header, header, 0);
+	if (sum < 0 || fold((__u32)sum) != 0xffff)
+		goto malformed;
+	__u32 payload = size - header;
+	if ((more && (payload == 0 || payload % 8)) || header + offset + payload > MAX_IPV4)
+		goto malformed;
+	struct {
+		__be16 source, dest, len;
+	} udp = {};
+	if (first) {
+		if (payload < UDP_HEADER || bpf_skb_load_bytes(skb, ETH_HLEN + header, &udp, sizeof(udp)))
+			goto malformed;
+		__u32 udp_length = bpf_ntohs(udp.len);
+		if (udp_length < UDP_HEADER || (!more && udp_length > payload))
+			goto malformed;
+	}
+	struct search option = {.header = scr->header, .at = MIN_HEADER, .length = header};
+	if (header > MIN_HEADER)
+		bpf_loop(MAX_HEADER - MIN_HEADER, next_option, &option, 0);
+	if (option.bad)
+		goto malformed;
+	bool flagged = option.found;
+	if (first && !media_port(udp.dest)) {
+		count(c, G_OTHER_PORT, p.packets);
+		return TCX_DROP;
+	}
+
+	// What packet.Decide decides, in its order.
+	if (!in_force(index, p.now)) {
+		count(c, G_STALE, p.packets);
+		return TCX_DROP;
+	}
+	if (flagged && option.id != ip.saddr) {
+		count(c, G_SPOOF, p.packets);
+		return TCX_DROP;
+	}
+	struct source_key source = {.group = group_ip, .addr = ip.saddr, .version = version};
+	__u32 *trigger = bpf_map_lookup_elem(&sources, &source);
+	if (!trigger) {
+		count(c, G_UNREGISTERED, p.packets);
+		return TCX_DROP;
+	}
+	__u32 by_source = *trigger == T_SOURCE;
+	if (!flagged && !by_source) {
+		count(c, G_UNFLAGGED, p.packets);
+		return TCX_DROP;
+	}
+	if (ip.ttl <= 1) {
+		count(c, G_TTL, p.packets);
+		return TCX_DROP;
+	}
+
+	skb->mark = 0;
+	if (socket) {
+		skb->mark = MARK_SOCKET;
+		if (bpf_clone_redirect(skb, skb->ifindex, BPF_F_INGRESS))
+			count(c, G_ERROR, p.packets);
+		skb->mark = 0;
+	}
+	if (p.count == 0)
+		return TCX_DROP;
+	__be16 source_port = 0;
+	if (first) {
+		struct stream_key stream = {.addr = ip.saddr, .group = group_ip, .port = udp.source, .group_port = udp.dest};
+		source_port = stream_port(&stream, p.now);
+		if (!source_port) {
+			count(c, G_STREAMS, p.packets);
+			return TCX_DROP;
+		}
+	}
+
+	// What all copies have in common is written once.
+	if (!p.super && length > size && bpf_skb_change_tail(skb, ETH_HLEN + size, 0)) // padding of a short frame
+		goto failed;
+	__u32 options = nop_options && !by_source && header > MIN_HEADER ? 4 : 0;
+	__u32 removed = header - MIN_HEADER - options;
+	if (removed && bpf_skb_adjust_room(skb, -(__s32)removed, BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_FIXED_GSO))
+		goto failed;
+	p.size = size - removed;
+	p.bytes = first ? payload - UDP_HEADER : payload;
+	if (first && !more && !p.super)
+		p.bytes = bpf_ntohs(udp.len) - UDP_HEADER;
+	scr->frame.proto = bpf_htons(ETH_P_IP);
+	scr->frame.ip = ip;
+	scr->frame.ip.ihl = (MIN_HEADER + options) / 4;
+	scr->frame.ip.tot_len = bpf_htons(p.size);
+	scr->frame.ip.ttl = ip.ttl - 1;
+	scr->frame.ip.saddr = uplink;
+	scr->frame.ip.check = scr->frame.ip.id = 0;
+	scr->frame.ip.daddr = 0;
+	p.id = ip.id;
+	if (options) {
+		const __u8 nop[4] = {1, 0, 0, 0};
+		if (bpf_skb_store_bytes(skb, ETH_HLEN + MIN_HEADER, nop, 4, 0))
+			goto failed;
+	}
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)&scr->frame.ip, MIN_HEADER, options ? 1 : 0); // nop is 0x0001 as it lies in memory
+	if (sum < 0)
+		goto failed;
+	p.sum = fold((__u32)sum);
+	p.at = group_ip;
+	if (first) {
+		p.udp = ETH_HLEN + MIN_HEADER + options;
+		p.port = p.own_port = udp.dest;
+		__u32 check = p.udp + 6;
+		if (bpf_l4_csum_replace(skb, check, ip.saddr, uplink, BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0 | 4) ||
+		    bpf_l4_csum_replace(skb, check, udp.source, source_port, BPF_F_MARK_MANGLED_0 | 2) ||
+		    bpf_skb_store_bytes(skb, p.udp, &source_port, 2, 0))
+			goto failed;
+	}
+	bpf_loop(p.count, copy_to, &p, 0);
+	if (p.last)
+		return bpf_redirect(p.last, 0);
+	return TCX_DROP;
+
+malformed:
+	count(c, G_MALFORMED, 1);
+	return TCX_DROP;
+failed:
+	count(c, G_ERROR, p.packets);
+	return TCX_DROP;
+}
+
+char copyright[] SEC("license") = "Apache-2.0";

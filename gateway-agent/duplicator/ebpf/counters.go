@@ -1,0 +1,165 @@
+package ebpf
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/groupcast/groupcast/gateway-agent/duplicator"
+	"github.com/groupcast/groupcast/gateway-agent/packet"
+	"github.com/groupcast/groupcast/gateway-agent/table"
+)
+
+// tally is struct counters of copy.bpf.c; what its elements count is in groupDrops and destinationDrops.
+type tally [12]uint64
+
+// Elements that are no drops.
+const (
+	groupReceived      = 0
+	destinationPackets = 0
+	destinationBytes   = 1
+)
+
+var groupDrops = map[int]string{
+	1: packet.Malformed.String(), 2: packet.Stale.String(), 3: packet.UnknownGroup.String(), 4: packet.Spoof.String(),
+	5: packet.Unregistered.String(), 6: packet.Unflagged.String(), 7: packet.TTL.String(), 8: duplicator.DropStreams,
+	9: duplicator.DropPort, 10: duplicator.DropError,
+	11: duplicator.DropNotUDP,
+}
+
+var destinationDrops = map[int]string{
+	2: duplicator.DropFull, 3: duplicator.DropUnreachable, 4: duplicator.DropTooBig, 5: duplicator.DropStale, 6: duplicator.DropError,
+}
+
+// departedKept is how long the counters of what left can still be read.
+const departedKept = 10 * time.Minute
+
+// registry gives each group and destination an element of the kernel's counters and deadlines, and never the same to two.
+type registry struct {
+	counts  *ebpf.Map
+	used    map[string]*entry // by destination id or groupKey
+	free    []uint32
+	next    uint32 // never used so far; 0 stands for none
+	answers map[string]*[answers]uint64
+}
+
+type entry struct {
+	index    uint32
+	departed time.Time // zero while it is in force
+}
+
+func newRegistry(counts *ebpf.Map) *registry {
+	return &registry{counts: counts, used: map[string]*entry{}, next: 1, answers: map[string]*[answers]uint64{}}
+}
+
+// groupKey can't be an id: ids have no slash.
+func groupKey(ip netip.Addr) string { return "group/" + ip.String() }
+
+// index gives the element of a destination or group of the plan, and false if there was no room for it.
+func (r *registry) index(key string) (uint32, bool) {
+	if e := r.used[key]; e != nil {
+		return e.index, true
+	}
+	return 0, false
+}
+
+// keep gives what is in the plan an element each, and takes it from what left long ago.
+func (r *registry) keep(plan *table.Snapshot, now time.Time) {
+	present := map[string]bool{}
+	for ip, g := range plan.Groups {
+		present[groupKey(ip)] = true
+		for _, d := range g.Destinations {
+			present[d.ID] = true
+		}
+	}
+	for key, e := range r.used {
+		switch {
+		case present[key]:
+			e.departed = time.Time{}
+		case e.departed.IsZero():
+			e.departed = now
+		case now.Sub(e.departed) > departedKept:
+			delete(r.used, key)
+			delete(r.answers, key)
+			if r.counts.Put(e.index, make([]tally, ebpf.MustPossibleCPU())) == nil { // no packet counts there any more
+				r.free = append(r.free, e.index)
+			}
+		}
+	}
+	for key := range present {
+		if r.used[key] != nil {
+			continue
+		}
+		switch {
+		case len(r.free) > 0:
+			r.used[key] = &entry{index: r.free[0]}
+			r.free = r.free[1:]
+		case r.next < entries:
+			r.used[key] = &entry{index: r.next}
+			r.next++
+		}
+	}
+}
+
+func (r *registry) answered(id string, a answer) {
+	if r.answers[id] == nil {
+		r.answers[id] = new([answers]uint64)
+	}
+	r.answers[id][a]++
+}
+
+// read adds up what the CPUs counted, and what the socket backend did for the rest.
+func (r *registry) read(rest duplicator.Counters) duplicator.Counters {
+	c := duplicator.Counters{
+		Destinations: map[string]duplicator.DestinationCounters{}, Groups: map[netip.Addr]duplicator.GroupCounters{}, Refused: rest.Refused,
+	}
+	for key, e := range r.used {
+		var perCPU []tally
+		if r.counts.Lookup(e.index, &perCPU) != nil {
+			continue
+		}
+		var n tally
+		for _, cpu := range perCPU {
+			for i, v := range cpu {
+				n[i] += v
+			}
+		}
+		if ip, err := netip.ParseAddr(key[min(len("group/"), len(key)):]); err == nil && key == groupKey(ip) {
+			g := duplicator.GroupCounters{Received: n[groupReceived], Drops: named(n, groupDrops)}
+			for _, reason := range []string{duplicator.DropOverflow, duplicator.DropStreams} {
+				add(g.Drops, reason, rest.Groups[ip].Drops[reason])
+			}
+			c.Groups[ip] = g
+			continue
+		}
+		d := duplicator.DestinationCounters{Packets: n[destinationPackets], Bytes: n[destinationBytes], Drops: named(n, destinationDrops)}
+		other := rest.Destinations[key]
+		d.Packets += other.Packets
+		d.Bytes += other.Bytes
+		for reason, v := range other.Drops {
+			add(d.Drops, reason, v)
+		}
+		if got := r.answers[key]; got != nil {
+			for a, v := range got {
+				add(d.Drops, answerDrops[a], v)
+			}
+		}
+		c.Destinations[key] = d
+	}
+	return c
+}
+
+func named(n tally, names map[int]string) map[string]uint64 {
+	drops := map[string]uint64{}
+	for i, name := range names {
+		add(drops, name, n[i])
+	}
+	return drops
+}
+
+func add(drops map[string]uint64, reason string, n uint64) {
+	if n > 0 {
+		drops[reason] += n
+	}
+}

@@ -1,0 +1,86 @@
+package ebpf
+
+import (
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// Handover is how long what is in force stays so after Close: long enough for the next agent to start.
+const Handover = 10 * time.Second
+
+// tickBits is TICK_BITS of copy.bpf.c.
+const tickBits = 26
+
+// deadlines writes until when each group and destination may be served, into memory that the program reads for every packet. The
+// clock is the one that also runs while the host sleeps.
+type deadlines struct {
+	memory  *ebpf.Memory
+	lease   time.Duration
+	limit   time.Duration // boot time: no longer than the snapshot
+	present map[uint32]bool
+}
+
+func newDeadlines(m *ebpf.Map, lease time.Duration) (*deadlines, error) {
+	memory, err := m.Memory()
+	if err != nil {
+		return nil, fmt.Errorf("map the deadlines: %w", err)
+	}
+	return &deadlines{memory: memory, lease: lease, present: map[uint32]bool{}}, nil
+}
+
+func bootTime() time.Duration {
+	var t unix.Timespec
+	// It can't fail: the clock is older than TCX.
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &t)
+	return time.Duration(t.Nano())
+}
+
+// set says when the snapshot ends.
+func (d *deadlines) set(validUntil time.Time) { d.limit = bootTime() + time.Until(validUntil) }
+
+func (d *deadlines) value() uint32 {
+	return uint32(max(min(bootTime()+d.lease, d.limit), 0) >> tickBits)
+}
+
+// begin lets an index be served, before it is.
+func (d *deadlines) begin(index uint32) error { return d.write(index, d.value()) }
+
+// keep makes these the indices that are served, and ends the others at once.
+func (d *deadlines) keep(present map[uint32]bool) {
+	for index := range d.present {
+		if !present[index] {
+			_ = d.write(index, 0)
+		}
+	}
+	d.present = present
+	_ = d.renew()
+}
+
+// renew pushes all forward.
+func (d *deadlines) renew() error {
+	value := d.value()
+	for index := range d.present {
+		if err := d.write(index, value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// end pushes nothing forward any more, and lets nothing go on for longer than that.
+func (d *deadlines) end(within time.Duration) {
+	d.limit = min(d.limit, bootTime()+within)
+	_ = d.renew()
+}
+
+// write stores four aligned bytes, which every machine does at once.
+func (d *deadlines) write(index, value uint32) error {
+	var b [4]byte
+	binary.NativeEndian.PutUint32(b[:], value)
+	_, err := d.memory.WriteAt(b[:], int64(index)*8) // elements of an array are eight bytes apart
+	return err
+}

@@ -1,0 +1,296 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/groupcast/groupcast/gateway-agent/duplicator"
+	"github.com/groupcast/groupcast/gateway-agent/table"
+)
+
+// Config is how the backend copies.
+type Config struct {
+	duplicator.Config
+	// Interface is the LAN interface that cameras are on. It has to be Ethernet.
+	Interface string
+	// PinDir is a directory in a BPF file system; it is made if it isn't there. Default: /sys/fs/bpf/groupcast.
+	PinDir string
+	// Lease is how long the kernel goes on without a living agent. Default and most: 30 seconds (SPEC §9).
+	Lease time.Duration
+}
+
+const (
+	defaultPinDir = "/sys/fs/bpf/groupcast"
+	maxLease      = 30 * time.Second
+)
+
+// ErrUnavailable is wrapped by errors of Open that say why this host can't run the backend.
+var ErrUnavailable = errors.New("the kernel path is not available")
+
+// Backend copies in the kernel.
+type Backend struct {
+	config Config
+	lan    *net.Interface
+	kernel *kernel
+	socket *duplicator.Socket // serves what the kernel path can't
+	hops   *nextHops
+	ports  *portPool
+	until  *deadlines
+
+	mu       sync.Mutex // guards everything below
+	counters *registry
+	plan     *table.Snapshot // what is in force, without what is refused; never nil
+	asked    *table.Snapshot // what Apply was given last; never nil
+	groups   map[netip.Addr]*group
+	version  uint32 // of the last sources
+	closed   bool
+
+	quit chan struct{}
+	done sync.WaitGroup
+}
+
+var _ duplicator.Duplicator = (*Backend)(nil)
+
+// Open loads the program. What an earlier agent left in the kernel goes on until the first Apply, or until its deadline.
+func Open(c Config) (*Backend, error) {
+	var err error
+	if c.Config, err = c.Config.Complete(); err != nil {
+		return nil, err
+	}
+	if c.PinDir == "" {
+		c.PinDir = defaultPinDir
+	}
+	if c.Lease == 0 {
+		c.Lease = maxLease
+	}
+	if c.Lease < time.Second || c.Lease > maxLease {
+		return nil, fmt.Errorf("duplicator: a lease of %s is not between 1s and %s", c.Lease, maxLease)
+	}
+	lan, err := net.InterfaceByName(c.Interface)
+	if err != nil {
+		return nil, fmt.Errorf("duplicator: find LAN interface %q: %w; give the name of the interface that cameras are on", c.Interface, err)
+	}
+	if len(lan.HardwareAddr) != 6 {
+		return nil, fmt.Errorf("%w: LAN interface %s is not Ethernet", ErrUnavailable, c.Interface)
+	}
+	b := &Backend{config: c, lan: lan, plan: &table.Snapshot{}, asked: &table.Snapshot{}, groups: map[netip.Addr]*group{}, quit: make(chan struct{})}
+	if err := b.open(); err != nil {
+		return nil, errors.Join(err, b.free())
+	}
+	b.done.Go(b.run)
+	return b, nil
+}
+
+func (b *Backend) open() error {
+	var err error
+	if b.kernel, err = load(b.config, b.lan); err != nil {
+		return err
+	}
+	b.counters = newRegistry(b.kernel.maps.Counts)
+	if b.until, err = newDeadlines(b.kernel.maps.Deadlines, b.config.Lease); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	b.ports = newPortPool(b.config.Uplink, b.kernel.maps.Ports, b.kernel.maps.Streams)
+	if b.hops, err = followNextHops(b.config.Uplink); err != nil {
+		return err
+	}
+	b.socket, err = duplicator.OpenSocket(b.config.Config)
+	return err
+}
+
+// Apply implements duplicator.Duplicator. If the host's addresses can't be read, the old snapshot stays in force until it is stale.
+func (b *Backend) Apply(s *table.Snapshot) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return fmt.Errorf("%w: the duplicator is closed", duplicator.ErrNotApplied)
+	}
+	plan, err := b.config.Effective(s)
+	if plan == nil {
+		return err
+	}
+	if s == nil {
+		s = &table.Snapshot{}
+	}
+	handedOut := b.handedOut(plan)
+	b.plan, b.asked = plan, s
+	b.until.set(plan.ValidUntil)
+	b.counters.keep(plan, time.Now())
+	// A stream that is new to this agent finds a port; those of the last agent keep theirs.
+	errs := errors.Join(err, b.ports.fill(b.config.MaxStreams), b.swap())
+	if takeErr := b.kernel.takeOver(b.ports); takeErr != nil {
+		return errors.Join(fmt.Errorf("%w: %w", duplicator.ErrNotApplied, takeErr), errs)
+	}
+	b.ports.prune(func(ip, camera netip.Addr) bool { return !handedOut[ip] && b.keepsStream(ip, camera) }, b.config.StreamIdle)
+	return errors.Join(errs, b.hops.ask())
+}
+
+// handedOut gives the group IPs that belong to another group by the next plan, or were handed out again.
+func (b *Backend) handedOut(next *table.Snapshot) map[netip.Addr]bool {
+	again := map[netip.Addr]bool{}
+	for ip, old := range b.plan.Groups {
+		if g, ok := next.Group(ip); ok && (g.ID != old.ID || g.Generation != old.Generation) {
+			again[ip] = true
+		}
+	}
+	return again
+}
+
+// keepsStream tells whether a camera stream may keep its port: its group is the same and the camera still in it.
+func (b *Backend) keepsStream(ip, camera netip.Addr) bool {
+	g, ok := b.plan.Group(ip)
+	if !ok {
+		return false
+	}
+	_, ok = g.Source(camera)
+	return ok
+}
+
+// swap makes the kernel's maps and the socket backend's snapshot those of the plan, as the network is now. A group whose content
+// stays isn't touched.
+func (b *Backend) swap() error {
+	var addrs []netip.Addr
+	for _, g := range b.plan.Groups {
+		for _, d := range g.Destinations {
+			if d.Addr.Is4() {
+				addrs = append(addrs, d.Addr)
+			}
+		}
+	}
+	hops, err := b.hops.resolve(addrs)
+	errs := []error{err}
+	rest := &table.Snapshot{Version: b.asked.Version, ValidUntil: b.plan.ValidUntil, Groups: map[netip.Addr]*table.Group{}}
+	for ip, g := range b.plan.Groups {
+		built := b.build(g, hops)
+		if err := b.install(ip, built); err != nil {
+			errs = append(errs, fmt.Errorf("group %s: %w", g.ID, err))
+			continue
+		}
+		if left := built.rest(b.asked.Groups[ip]); left != nil {
+			rest.Groups[ip] = left
+		}
+	}
+	for ip := range maps.Clone(b.groups) {
+		if _, ok := b.plan.Groups[ip]; !ok {
+			errs = append(errs, b.remove(ip))
+		}
+	}
+	b.until.keep(b.present())
+	return errors.Join(append(errs, b.socket.Apply(rest))...)
+}
+
+// present gives the indices of the groups and destinations that the kernel serves.
+func (b *Backend) present() map[uint32]bool {
+	present := map[uint32]bool{}
+	for _, g := range b.groups {
+		present[g.index] = true
+		for _, s := range g.slots {
+			present[s.Index] = true
+		}
+	}
+	return present
+}
+
+// run follows the network and keeps what is in force from running out.
+func (b *Backend) run() {
+	renew := time.NewTicker(b.config.Lease / 6)
+	defer renew.Stop()
+	tidy := time.NewTicker(time.Second)
+	defer tidy.Stop()
+	for {
+		select {
+		case <-b.quit:
+			return
+		case <-b.hops.changed:
+			b.locked("follow the network", b.swap)
+		case <-renew.C:
+			b.locked("renew", b.until.renew)
+		case <-tidy.C:
+			b.locked("tidy", b.tidy)
+		}
+	}
+}
+
+func (b *Backend) locked(what string, f func() error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := f(); err != nil {
+		b.config.Log.Warn("the kernel path could not do all it should; trying again", "what", what, "err", err)
+	}
+}
+
+func (b *Backend) tidy() error {
+	b.ports.prune(b.keepsStream, b.config.StreamIdle)
+	smaller := false
+	b.ports.answers(func(to netip.AddrPort, a answer) {
+		smaller = smaller || a == answerTooBig
+		b.count(to, a)
+	})
+	if smaller {
+		b.hops.dirty() // the kernel's route knows the smaller MTU now
+	}
+	return errors.Join(b.ports.fill(b.config.MaxStreams), b.hops.ask())
+}
+
+// count counts an answer of the network for each destination at that address and port.
+func (b *Backend) count(to netip.AddrPort, a answer) {
+	for ip, g := range b.groups {
+		planned, ok := b.plan.Group(ip)
+		if !ok {
+			continue
+		}
+		for _, d := range planned.Destinations {
+			if d.Addr == to.Addr() && (d.Port == to.Port() || d.Port == 0) && g.kernelServes[d.ID] {
+				b.counters.answered(d.ID, a)
+			}
+		}
+	}
+}
+
+// Counters implements duplicator.Duplicator.
+func (b *Backend) Counters() duplicator.Counters {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return duplicator.Counters{}
+	}
+	return b.counters.read(b.socket.Counters())
+}
+
+// Close implements duplicator.Duplicator. What is in force stays so for Handover at most, unless the next agent takes over.
+func (b *Backend) Close() error {
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return nil
+	}
+	b.closed = true
+	b.until.end(Handover)
+	b.mu.Unlock()
+	close(b.quit)
+	b.done.Wait()
+	return b.free()
+}
+
+// free closes whatever is open.
+func (b *Backend) free() error {
+	var errs []error
+	if b.hops != nil {
+		errs = append(errs, b.hops.close())
+	}
+	if b.socket != nil {
+		errs = append(errs, b.socket.Close())
+	}
+	if b.ports != nil {
+		b.ports.close()
+	}
+	if b.kernel != nil {
+		errs = append(errs, b.kernel.close())
+	}
+	return errors.Join(errs...)
+}

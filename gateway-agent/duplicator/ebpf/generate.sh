@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Compiles copy.bpf.c if it isn't what the committed object was made from. So clang and libbpf's headers (Debian: clang, llvm,
+# libbpf-dev) are needed only by whoever changes it, and an object that doesn't belong to its source is found without them.
+set -euo pipefail
+cd "$(dirname "$0")"
+record=copy.sha256
+made=(copy.bpf.c generate.sh copy_bpfel.go copy_bpfel.o)
+if sha256sum --status --check "$record" 2>/dev/null; then
+	exit 0
+fi
+if ! command -v clang llvm-strip >/dev/null; then
+	echo "gateway-agent/duplicator/ebpf: copy.bpf.c changed: install clang, llvm and libbpf-dev to compile it" >&2
+	exit 1
+fi
+GOPACKAGE=ebpf go tool -modfile=../../../.ci/tools/go.mod bpf2go -target bpfel -no-global-types -cc clang -cflags \
+	"-O2 -g -Wall -Werror -mcpu=v3 -I/usr/include/$(uname -m)-linux-gnu" copy copy.bpf.c
+sha256sum "${made[@]}" >"$record"

@@ -1,0 +1,204 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/groupcast/groupcast/gateway-agent/packet"
+	"github.com/groupcast/groupcast/gateway-agent/table"
+)
+
+// slot is struct slot of copy.bpf.c. Addresses and ports are in network byte order.
+type slot struct {
+	Addr    [4]byte
+	Port    [2]byte
+	Kind    uint8
+	Twin    uint8 // how many destinations before this one have its address
+	Ifindex uint32
+	Index   uint32
+	MTU     uint32
+	MAC     [12]byte // destination, source
+}
+
+// maxTwins is how many destinations of a group may have one address: four bits of the identification tell them apart.
+const maxTwins = 16
+
+// header is struct group of copy.bpf.c.
+type header struct {
+	Destinations uint32
+	Index        uint32
+	Version      uint32
+	Socket       uint32
+	_            [16]byte
+}
+
+type sourceKey struct {
+	Group, Addr [4]byte
+	Version     uint32
+}
+
+// Values of enum trigger.
+const (
+	triggerOption uint32 = iota
+	triggerSource
+)
+
+// group is what the kernel has of one group.
+type group struct {
+	index        uint32
+	version      uint32
+	socket       bool // the socket backend serves some of its destinations
+	slots        []slot
+	sources      map[netip.Addr]uint32 // triggers
+	kernelServes map[string]bool       // destination ids
+}
+
+// same tells whether two are the same to the program, but for the version.
+func (g *group) same(other *group) bool {
+	return g.index == other.index && g.socket == other.socket && slices.Equal(g.slots, other.slots) &&
+		equal(g.sources, other.sources)
+}
+
+func equal(a, b map[netip.Addr]uint32) bool {
+	for k, v := range a {
+		if other, ok := b[k]; !ok || other != v {
+			return false
+		}
+	}
+	return len(a) == len(b)
+}
+
+// build says what the kernel has to know of a group of the plan.
+func (b *Backend) build(g *table.Group, hops map[netip.Addr]nextHop) *group {
+	built := &group{sources: map[netip.Addr]uint32{}, kernelServes: map[string]bool{}}
+	built.index, _ = b.counters.index(groupKey(g.IP)) // keep made it, or there is no room and install says so
+	saved := 4
+	if b.config.CopyOptions == packet.Strip {
+		saved = 8
+	}
+	for _, s := range g.Sources {
+		built.sources[s.Addr] = triggerOption
+		if s.Trigger == table.TriggerSource {
+			built.sources[s.Addr] = triggerSource
+			saved = 0 // its datagrams needn't have options that the copies do without
+		}
+	}
+	seen := map[netip.Addr]uint8{}
+	for _, d := range g.Destinations {
+		hop, ok := hops[d.Addr]
+		index, known := b.counters.index(d.ID)
+		if !ok || !known || seen[d.Addr] == maxTwins || hop.mtu < b.lan.MTU-saved {
+			built.socket = true
+			continue
+		}
+		built.kernelServes[d.ID] = true
+		built.slots = append(built.slots, slot{
+			Addr: d.Addr.As4(), Port: [2]byte{byte(d.Port >> 8), byte(d.Port)}, Kind: hop.kind, Twin: seen[d.Addr],
+			Ifindex: uint32(hop.ifindex), Index: index, MTU: uint32(hop.mtu), MAC: hop.mac,
+		})
+		seen[d.Addr]++
+	}
+	return built
+}
+
+// rest is the group as the socket backend has to serve it, including what it has to refuse; nil if nothing is left.
+func (g *group) rest(asked *table.Group) *table.Group {
+	if asked == nil {
+		return nil
+	}
+	left := *asked
+	left.Destinations = nil
+	for _, d := range asked.Destinations {
+		if !g.kernelServes[d.ID] {
+			left.Destinations = append(left.Destinations, d)
+		}
+	}
+	if len(left.Destinations) == 0 {
+		return nil
+	}
+	return &left
+}
+
+// install puts a group into force at once: sources under a version that no packet asks for yet, then the inner map that names it.
+func (b *Backend) install(ip netip.Addr, g *group) error {
+	if g.index == 0 {
+		return errors.Join(fmt.Errorf("there is no room for more than %d groups and destinations", entries-1), b.remove(ip))
+	}
+	old := b.groups[ip]
+	if old != nil && old.same(g) {
+		old.kernelServes = g.kernelServes
+		return nil
+	}
+	b.version++
+	g.version = b.version
+	if err := b.put(ip, g); err != nil {
+		b.forgetSources(ip, g)
+		return errors.Join(err, b.remove(ip))
+	}
+	b.groups[ip] = g
+	b.forgetSources(ip, old)
+	return nil
+}
+
+func (b *Backend) put(ip netip.Addr, g *group) error {
+	key := ip.As4()
+	for addr, trigger := range g.sources {
+		if err := b.kernel.maps.Sources.Put(sourceKey{key, addr.As4(), g.version}, trigger); err != nil {
+			return fmt.Errorf("put a source into the kernel: %w", err)
+		}
+	}
+	inner, err := ebpf.NewMap(&ebpf.MapSpec{
+		Type: ebpf.Array, KeySize: 4, ValueSize: 32, MaxEntries: uint32(len(g.slots)) + 1, Flags: innerMap,
+	})
+	if err != nil {
+		return fmt.Errorf("make the map of a group: %w", err)
+	}
+	defer inner.Close()
+	h := header{Destinations: uint32(len(g.slots)), Index: g.index, Version: g.version}
+	if g.socket {
+		h.Socket = 1
+	}
+	errs := []error{inner.Put(uint32(0), &h), b.until.begin(g.index)}
+	for i := range g.slots {
+		errs = append(errs, inner.Put(uint32(i+1), &g.slots[i]), b.until.begin(g.slots[i].Index))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("fill the map of a group: %w", err)
+	}
+	// Returns when no packet is copied by the map before any more.
+	if err := b.kernel.maps.Groups.Put(key, inner); err != nil {
+		return fmt.Errorf("put a group into the kernel: %w", err)
+	}
+	return nil
+}
+
+// innerMap is BPF_F_INNER_MAP: inner maps may differ in size.
+const innerMap = 1 << 12
+
+// remove takes a group out of force.
+func (b *Backend) remove(ip netip.Addr) error {
+	old := b.groups[ip]
+	if old == nil {
+		return nil
+	}
+	_ = b.until.write(old.index, 0) // whatever comes next
+	if err := b.kernel.maps.Groups.Delete(ip.As4()); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("take group IP %s out of the kernel: %w", ip, err)
+	}
+	delete(b.groups, ip)
+	b.forgetSources(ip, old)
+	return nil
+}
+
+func (b *Backend) forgetSources(ip netip.Addr, g *group) {
+	if g == nil {
+		return
+	}
+	for addr := range g.sources {
+		_ = b.kernel.maps.Sources.Delete(sourceKey{ip.As4(), addr.As4(), g.version})
+	}
+}

@@ -1,0 +1,224 @@
+package ebpf
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Values of enum kind of copy.bpf.c.
+const (
+	kindResolved uint8 = iota
+	kindResolve
+	kindUnreachable
+)
+
+// nextHop is how a destination is reached.
+type nextHop struct {
+	kind    uint8
+	ifindex int
+	mtu     int
+	mac     [12]byte // destination, source
+}
+
+// calm is how long a change of the network has to wait for others that come with it.
+const calm = 20 * time.Millisecond
+
+// refresh is how often the kernel is asked to confirm a neighbour that it knows: nothing of what the program sends does.
+const refresh = 5 * time.Second
+
+// maxIfindex is what fits into the mark of a clone.
+const maxIfindex = 0xffff
+
+// nextHops follows the kernel's routes and neighbours.
+type nextHops struct {
+	uplink  net.IP
+	handle  *netlink.Handle
+	events  *os.File
+	changed chan struct{}
+	ended   chan struct{}
+
+	neighbours map[neighbour]*neighbourState // those that are in use
+}
+
+type neighbour struct {
+	ifindex int
+	ip      netip.Addr
+}
+
+type neighbourState struct {
+	valid  bool // its address is known
+	fresh  bool // and needs no confirmation
+	failed bool // it didn't answer, and hasn't since
+	asked  time.Time
+}
+
+// Netlink groups whose messages mean that a next hop may have changed.
+const netlinkGroups = 1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_NEIGH-1) | 1<<(unix.RTNLGRP_IPV4_IFADDR-1) |
+	1<<(unix.RTNLGRP_IPV4_ROUTE-1) | 1<<(unix.RTNLGRP_IPV4_RULE-1)
+
+func followNextHops(uplink netip.Addr) (*nextHops, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("follow routes and neighbours: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: netlinkGroups}); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("follow routes and neighbours: %w", err)
+	}
+	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("read routes and neighbours: %w", err)
+	}
+	h := &nextHops{
+		uplink: uplink.AsSlice(), handle: handle, events: os.NewFile(uintptr(fd), "netlink"),
+		changed: make(chan struct{}, 1), ended: make(chan struct{}), neighbours: map[neighbour]*neighbourState{},
+	}
+	go h.follow()
+	return h, nil
+}
+
+// follow says that something changed; what it was is read from the kernel's tables, so that no lost message does harm.
+func (h *nextHops) follow() {
+	defer close(h.ended)
+	buf := make([]byte, 1<<16)
+	for {
+		if _, err := h.events.Read(buf); err != nil && !errors.Is(err, unix.ENOBUFS) {
+			return // closed
+		}
+		time.Sleep(calm)
+		h.dirty()
+	}
+}
+
+func (h *nextHops) dirty() {
+	select {
+	case h.changed <- struct{}{}:
+	default:
+	}
+}
+
+// resolve gives the next hops of those destinations that the kernel path can reach.
+func (h *nextHops) resolve(destinations []netip.Addr) (map[netip.Addr]nextHop, error) {
+	links, macs, err := h.tables()
+	if err != nil {
+		return nil, fmt.Errorf("read routes and neighbours: %w", err)
+	}
+	hops, inUse := map[netip.Addr]nextHop{}, map[neighbour]*neighbourState{}
+	for _, to := range destinations {
+		n, mtu, ok := h.route(to, links)
+		if !ok {
+			continue
+		}
+		state := inUse[n]
+		if state == nil {
+			if state = h.neighbours[n]; state == nil {
+				state = &neighbourState{}
+			}
+			inUse[n] = state
+		}
+		hop := nextHop{ifindex: n.ifindex, mtu: mtu, kind: kindResolve}
+		entry := macs[n]
+		state.valid, state.fresh = entry.State&valid != 0 && len(entry.HardwareAddr) == 6, entry.State&fresh != 0
+		switch {
+		case state.valid:
+			hop.kind, state.failed = kindResolved, false
+			copy(hop.mac[:6], entry.HardwareAddr)
+			copy(hop.mac[6:], links[n.ifindex].HardwareAddr)
+		case entry.State&netlink.NUD_FAILED != 0, state.failed: // until it answers, however often it is asked
+			hop.kind, state.failed = kindUnreachable, true
+		}
+		hops[to] = hop
+	}
+	h.neighbours = inUse
+	return hops, nil
+}
+
+const (
+	fresh = netlink.NUD_PERMANENT | netlink.NUD_NOARP | netlink.NUD_REACHABLE
+	valid = fresh | netlink.NUD_PROBE | netlink.NUD_STALE | netlink.NUD_DELAY
+)
+
+// tables reads the interfaces that can be copied to, and all neighbours.
+func (h *nextHops) tables() (map[int]*netlink.LinkAttrs, map[neighbour]netlink.Neigh, error) {
+	all, err := h.handle.LinkList()
+	if err != nil {
+		return nil, nil, err
+	}
+	links := map[int]*netlink.LinkAttrs{}
+	for _, l := range all {
+		if a := l.Attrs(); a.EncapType == "ether" && len(a.HardwareAddr) == 6 && a.Index <= maxIfindex && a.Flags&net.FlagUp != 0 {
+			links[a.Index] = a
+		}
+	}
+	entries, err := h.handle.NeighList(0, netlink.FAMILY_V4)
+	if err != nil {
+		return nil, nil, err
+	}
+	macs := map[neighbour]netlink.Neigh{}
+	for _, e := range entries {
+		if ip, ok := netip.AddrFromSlice(e.IP); ok {
+			macs[neighbour{e.LinkIndex, ip.Unmap()}] = e
+		}
+	}
+	return links, macs, nil
+}
+
+// route asks the kernel for the way from the uplink address to a destination, and the largest packet that it takes.
+func (h *nextHops) route(to netip.Addr, links map[int]*netlink.LinkAttrs) (neighbour, int, bool) {
+	routes, err := h.handle.RouteGetWithOptions(to.AsSlice(), &netlink.RouteGetOptions{SrcAddr: h.uplink})
+	if err != nil || len(routes) == 0 {
+		return neighbour{}, 0, false
+	}
+	r := routes[0]
+	link := links[r.LinkIndex]
+	if link == nil || r.Type != unix.RTN_UNICAST || r.Via != nil || r.Encap != nil {
+		return neighbour{}, 0, false
+	}
+	mtu := link.MTU
+	if r.MTU > 0 {
+		mtu = min(mtu, r.MTU)
+	}
+	n := neighbour{r.LinkIndex, to}
+	if gateway, ok := netip.AddrFromSlice(r.Gw); ok {
+		n.ip = gateway.Unmap()
+	}
+	return n, mtu, true
+}
+
+// ask has the kernel find neighbours that it doesn't know, and confirm those that it hasn't heard from for some time.
+func (h *nextHops) ask() error {
+	var errs []error
+	now := time.Now()
+	for n, state := range h.neighbours {
+		pause := refresh
+		if !state.valid {
+			pause = time.Second
+		}
+		if state.fresh || now.Sub(state.asked) < pause {
+			continue
+		}
+		state.asked = now
+		err := h.handle.NeighSet(&netlink.Neigh{
+			LinkIndex: n.ifindex, IP: n.ip.AsSlice(), Family: netlink.FAMILY_V4, State: netlink.NUD_NONE, Flags: netlink.NTF_USE,
+		})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("ask for a neighbour: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (h *nextHops) close() error {
+	err := h.events.Close()
+	<-h.ended
+	h.handle.Close()
+	return err
+}
