@@ -4,9 +4,11 @@ import "time"
 
 // Account is the tenant: everything else belongs to exactly one.
 type Account struct {
-	ID        AccountID
-	Name      string
-	CreatedAt time.Time
+	ID   AccountID
+	Name string
+	// JoinPolicy is who joins every new group.
+	JoinPolicy JoinPolicy
+	CreatedAt  time.Time
 }
 
 // Premises is a home or building of an account.

@@ -115,6 +115,15 @@ func (e TokenAnswerTokenType) Valid() bool {
 	}
 }
 
+// AccountChange defines model for AccountChange.
+type AccountChange struct {
+	// JoinPolicy Who is to join every new group; empty lists are nobody.
+	JoinPolicy *JoinPolicy `json:"joinPolicy,omitempty"`
+
+	// Name What the account is called.
+	Name *string `json:"name,omitempty"`
+}
+
 // AccountID The tenant that everything else belongs to.
 type AccountID = models.AccountID
 
@@ -122,7 +131,10 @@ type AccountID = models.AccountID
 type AccountInfo struct {
 	// AccountID The tenant that everything else belongs to.
 	AccountID AccountID `json:"accountId"`
-	Name      string    `json:"name"`
+
+	// JoinPolicy Who is to join every new group; empty lists are nobody.
+	JoinPolicy JoinPolicy `json:"joinPolicy"`
+	Name       string     `json:"name"`
 }
 
 // Confirmation defines model for Confirmation.
@@ -452,6 +464,23 @@ type IssuerMetadata struct {
 	TokenEndpoint                              string   `json:"token_endpoint"`
 	TokenEndpointAuthMethodsSupported          []string `json:"token_endpoint_auth_methods_supported"`
 	TokenEndpointAuthSigningAlgValuesSupported []string `json:"token_endpoint_auth_signing_alg_values_supported"`
+}
+
+// JoinPolicy Who is to join every new group; empty lists are nobody.
+type JoinPolicy struct {
+	Devices []JoinRule `json:"devices"`
+
+	// Services Services by id. One without a link joins nothing until it is linked.
+	Services []ServiceID `json:"services"`
+}
+
+// JoinRule Devices of this type and, if it is given, of exactly this model.
+type JoinRule struct {
+	// DeviceType What kind of device it is.
+	DeviceType DeviceType `json:"deviceType"`
+
+	// Model As the device gave it when it enrolled.
+	Model *string `json:"model,omitempty"`
 }
 
 // KeySet RFC 7517 §5.
@@ -1009,6 +1038,9 @@ type RevokeTokenFormdataRequestBody = RevocationRequest
 
 // RequestTokenFormdataRequestBody defines body for RequestToken for application/x-www-form-urlencoded ContentType.
 type RequestTokenFormdataRequestBody = TokenRequest
+
+// ChangeAccountJSONRequestBody defines body for ChangeAccount for application/json ContentType.
+type ChangeAccountJSONRequestBody = AccountChange
 
 // ConfirmJSONRequestBody defines body for Confirm for application/json ContentType.
 type ConfirmJSONRequestBody = Confirmation

@@ -6,6 +6,7 @@ package accounts
 
 import (
 	"context"
+	"slices"
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/audit"
@@ -57,6 +58,63 @@ func (s *Service) Account(ctx context.Context, id models.AccountID) (models.Acco
 		err = noAccount(id)
 	}
 	return a, err
+}
+
+// Change changes what is not nil.
+type Change struct {
+	Name       *string
+	JoinPolicy *models.JoinPolicy
+}
+
+// ChangeAccount renames an account or replaces its join policy. A policy may name a service that isn't linked: it says who is to join, and
+// the link who may, so neither has to come first, and a policy outlives a link that is ended and made again. A service that doesn't exist is
+// CodeNotFound, because it is a slip of the pen.
+func (s *Service) ChangeAccount(ctx context.Context, id models.AccountID, change Change) (a models.Account, err error) {
+	var policy models.JoinPolicy
+	if change.JoinPolicy != nil {
+		if policy, err = change.JoinPolicy.Normal(); err != nil {
+			return a, err
+		}
+	}
+	err = s.store.Write(ctx, func(tx *store.Tx) error {
+		var found bool
+		if a, found, err = tx.LockAccount(id); err != nil {
+			return err
+		}
+		if !found {
+			return noAccount(id)
+		}
+		if change.Name != nil {
+			a.Name = *change.Name
+		}
+		if change.JoinPolicy != nil {
+			if err := knownServices(tx, policy.Services); err != nil {
+				return err
+			}
+			a.JoinPolicy = policy
+		}
+		if err := tx.SetAccount(a); err != nil {
+			return err
+		}
+		return audit.Note(ctx, tx, audit.Entry{Account: id, Action: audit.AccountChange, Object: audit.OfAccount(id)})
+	})
+	return a, err
+}
+
+func knownServices(tx *store.Tx, ids []models.ServiceID) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	known, err := tx.ServicesAmong(ids)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if !slices.Contains(known, id) {
+			return models.Errorf(models.CodeNotFound, "There is no service %s. Check its id, or leave it out of joinPolicy.", id)
+		}
+	}
+	return nil
 }
 
 // CreatePremises creates a premises of an account.

@@ -51,6 +51,7 @@ func TestDecisionsOfTheContract(t *testing.T) {
 			"login":               nil,
 			"logout":              {user},
 			"getAccount":          {user},
+			"changeAccount":       {user},
 			"changePassword":      {user},
 			"confirm":             {user},
 			"listLinks":           {user},

@@ -257,6 +257,51 @@ func TestAccountHolder(t *testing.T) {
 	})
 }
 
+func TestJoinPolicy(t *testing.T) {
+	each(t, func(t *testing.T, s *service) {
+		h := s.home(t, "Smith")
+		s.home(t, "Jones") // brings svc-jones, which the Smiths have no link with
+		cookie := s.user(t, h, "anna")
+		do := func(method, body string) *http.Response {
+			return s.do(t, method, "/v1/account", body, "Cookie", cookie)
+		}
+		empty := map[string]any{"devices": []any{}, "services": []any{}}
+		assert.Equal(t, empty, object(t, do(http.MethodGet, ""))["joinPolicy"], "nobody joins by itself unless somebody says so")
+
+		r := do(http.MethodPatch, `{"joinPolicy":{"devices":[{"deviceType":"phone"},{"deviceType":"receiver","model":"RX-1"},{"deviceType":"phone"}],
+			"services":["svc-smith","svc-jones"]}}`)
+		require.Equal(t, http.StatusOK, r.StatusCode, "%s", text(t, r))
+		a := object(t, do(http.MethodGet, ""))
+		policy := map[string]any{
+			"devices":  []any{map[string]any{"deviceType": "phone"}, map[string]any{"deviceType": "receiver", "model": "RX-1"}},
+			"services": []any{"svc-smith", "svc-jones"},
+		}
+		assert.Equal(t, policy, a["joinPolicy"])
+		for body, want := range map[string]string{
+			`{"joinPolicy":{"devices":[{"deviceType":"toaster"}],"services":[]}}`:       "bad-request",
+			`{"joinPolicy":{"devices":[{"deviceType":"gateway"}],"services":[]}}`:       "bad-request",
+			`{"joinPolicy":{"devices":[{"type":"phone"}],"services":[]}}`:               "bad-request",
+			`{"joinPolicy":{"devices":[]}}`:                                             "bad-request",
+			`{"joinPolicy":{"devices":[],"services":["svc-upload; DROP TABLE users"]}}`: "bad-request",
+			`{"joinPolicy":{"devices":[],"services":["svc-smith","svc-nobody"]}}`:       "not-found",
+		} {
+			assert.Equal(t, want, code(t, do(http.MethodPatch, body)), body)
+		}
+		a = object(t, do(http.MethodPatch, `{"name":"The Smith Family"}`))
+		assert.Equal(t, "The Smith Family", a["name"])
+		assert.Equal(t, policy, a["joinPolicy"], "what isn't sent stays, and what was refused changed nothing")
+		assert.Equal(t, a, object(t, do(http.MethodPatch, `{}`)))
+		assert.Equal(t, empty, object(t, do(http.MethodPatch, `{"joinPolicy":{"devices":[],"services":[]}}`))["joinPolicy"])
+
+		// A policy lets nobody in.
+		require.Equal(t, http.StatusOK, do(http.MethodPatch, `{"joinPolicy":{"devices":[],"services":["svc-smith"]}}`).StatusCode)
+		groupIP := s.source(t, h, "door")
+		require.Equal(t, http.StatusNoContent, s.do(t, http.MethodDelete, "/v1/account/services/svc-smith", "", "Cookie", cookie).StatusCode)
+		status, body := s.post(t, h.uploadToken, `{"type":"Service","id":"%s","destination":true,"publicIPv4":"96.114.14.140","groupName":"door","groupIP":%q}`, h.upload, groupIP)
+		assert.Equal(t, http.StatusNotFound, status, "%v", body)
+	})
+}
+
 func TestRateLimits(t *testing.T) {
 	s := start(t, settings(t, dataDir(t), "--rate-limit-source", "500", "--rate-limit-principal", "5"))
 	h := s.home(t, "Smith")

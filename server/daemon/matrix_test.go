@@ -103,6 +103,8 @@ func body(operation string, kind models.Kind, o objects) string {
 		return fmt.Sprintf(`{"oldPassword":%q,"newPassword":"four other words it is"}`, goodPassword)
 	case "confirm":
 		return fmt.Sprintf(`{"password":%q}`, goodPassword)
+	case "changeAccount":
+		return fmt.Sprintf(`{"joinPolicy":{"devices":[{"deviceType":"phone"}],"services":[%q]}}`, o.service)
 	case "createPremises", "renamePremises":
 		return `{"name":"Cabin"}`
 	case "createTicket":

@@ -8,6 +8,7 @@ import (
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
 	"github.com/groupcast/groupcast/openapi/ginserver"
+	"github.com/groupcast/groupcast/server/accounts"
 	"github.com/groupcast/groupcast/server/users"
 )
 
@@ -40,7 +41,7 @@ func (h handlers) SignUp(ctx context.Context, r ginserver.SignUpRequestObject) (
 		return nil, err
 	}
 	a, err := h.Accounts.Account(ctx, u.AccountID)
-	return ginserver.SignUp201JSONResponse{AccountID: a.ID, Name: a.Name}, err
+	return ginserver.SignUp201JSONResponse(accountInfo(a)), err
 }
 
 func (h handlers) Login(ctx context.Context, r ginserver.LoginRequestObject) (ginserver.LoginResponseObject, error) {
@@ -69,7 +70,35 @@ func (h handlers) GetAccount(ctx context.Context, _ ginserver.GetAccountRequestO
 	if err != nil {
 		return nil, err
 	}
-	return ginserver.GetAccount200JSONResponse{AccountID: a.ID, Name: a.Name}, nil
+	return ginserver.GetAccount200JSONResponse(accountInfo(a)), nil
+}
+
+func (h handlers) ChangeAccount(ctx context.Context, r ginserver.ChangeAccountRequestObject) (ginserver.ChangeAccountResponseObject, error) {
+	ctx, p := caller(ctx)
+	account, err := own(p)
+	if err != nil {
+		return nil, err
+	}
+	change := accounts.Change{Name: r.Body.Name}
+	if policy := r.Body.JoinPolicy; policy != nil {
+		change.JoinPolicy = &models.JoinPolicy{Services: policy.Services}
+		for _, d := range policy.Devices {
+			change.JoinPolicy.Devices = append(change.JoinPolicy.Devices, models.DeviceRule{Type: d.DeviceType, Model: value(d.Model)})
+		}
+	}
+	a, err := h.Accounts.ChangeAccount(ctx, account, change)
+	if err != nil {
+		return nil, err
+	}
+	return ginserver.ChangeAccount200JSONResponse(accountInfo(a)), nil
+}
+
+func accountInfo(a models.Account) api.AccountInfo {
+	policy := api.JoinPolicy{Services: append([]models.ServiceID{}, a.JoinPolicy.Services...)}
+	policy.Devices = convert(a.JoinPolicy.Devices, func(r models.DeviceRule) api.JoinRule {
+		return api.JoinRule{DeviceType: r.Type, Model: orNil(r.Model)}
+	})
+	return api.AccountInfo{AccountID: a.ID, Name: a.Name, JoinPolicy: policy}
 }
 
 func (h handlers) ChangePassword(ctx context.Context, r ginserver.ChangePasswordRequestObject) (ginserver.ChangePasswordResponseObject, error) {

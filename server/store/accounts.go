@@ -2,9 +2,24 @@ package store
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 
 	"github.com/groupcast/groupcast/models"
 )
+
+const accountColumns = "id, name, join_policy, created_at"
+
+func scanAccount(r row) (a models.Account, err error) {
+	var policy []byte
+	if err = r.Scan(&a.ID, &a.Name, &policy, timeColumn{&a.CreatedAt}); err != nil {
+		return a, err
+	}
+	if err = json.Unmarshal(policy, &a.JoinPolicy); err != nil {
+		err = fmt.Errorf("join_policy of %s: %w", a.ID, err)
+	}
+	return a, err
+}
 
 // InsertAccount adds an account and fills in when.
 func (tx *Tx) InsertAccount(a models.Account) (_ models.Account, err error) {
@@ -16,21 +31,35 @@ func (tx *Tx) InsertAccount(a models.Account) (_ models.Account, err error) {
 // Account reads an account.
 func (s *Store) Account(ctx context.Context, id models.AccountID) (a models.Account, found bool, err error) {
 	err = s.reading(ctx, func(tx *Tx) error {
-		a, found, err = one(tx, func(r row) (a models.Account, err error) {
-			err = r.Scan(&a.ID, &a.Name, timeColumn{&a.CreatedAt})
-			return a, err
-		}, "SELECT id, name, created_at FROM accounts WHERE id = ?", string(id))
+		a, found, err = tx.Account(id)
 		return err
 	})
 	return a, found, err
 }
 
+// Account reads an account.
+func (tx *Tx) Account(id models.AccountID) (models.Account, bool, error) {
+	return one(tx, scanAccount, "SELECT "+accountColumns+" FROM accounts WHERE id = ?", string(id))
+}
+
+// LockAccount reads an account and keeps others from changing it until commit.
+func (tx *Tx) LockAccount(id models.AccountID) (models.Account, bool, error) {
+	return one(tx, scanAccount, "UPDATE accounts SET name = name WHERE id = ? RETURNING "+accountColumns, string(id))
+}
+
+// SetAccount stores name and join policy of an account.
+func (tx *Tx) SetAccount(a models.Account) error {
+	policy, err := json.Marshal(a.JoinPolicy)
+	if err != nil {
+		return err
+	}
+	_, err = tx.exec("UPDATE accounts SET name = ?, join_policy = ? WHERE id = ?", a.Name, string(policy), string(a.ID))
+	return err
+}
+
 // Accounts reads up to limit accounts after an id, sorted by id.
 func (tx *Tx) Accounts(after string, limit int) ([]models.Account, error) {
-	return list(tx, func(r row) (a models.Account, err error) {
-		err = r.Scan(&a.ID, &a.Name, timeColumn{&a.CreatedAt})
-		return a, err
-	}, "SELECT id, name, created_at FROM accounts WHERE id > ? ORDER BY id LIMIT ?", after, limit)
+	return list(tx, scanAccount, "SELECT "+accountColumns+" FROM accounts WHERE id > ? ORDER BY id LIMIT ?", after, limit)
 }
 
 const premisesColumns = "id, account_id, name, allow_public_range, created_at"

@@ -30,6 +30,11 @@ func (tx *Tx) Service(id models.ServiceID) (models.Service, bool, error) {
 	}, "SELECT id, name, not_before, created_at FROM services WHERE id = ?", string(id))
 }
 
+// ServicesAmong gives which of the ids are services, sorted.
+func (tx *Tx) ServicesAmong(ids []models.ServiceID) ([]models.ServiceID, error) {
+	return list(tx, scanInto[models.ServiceID], "SELECT id FROM services WHERE id {among texts} ORDER BY id", texts(tx, ids))
+}
+
 const linkColumns = "service_id, account_id, service_account_id, created_at"
 
 func scanLink(r row) (l models.Link, err error) {
