@@ -13,9 +13,6 @@ import (
 	"github.com/groupcast/groupcast/server/store"
 )
 
-// Waker is told which gateways have new group information, after the change is committed.
-type Waker interface{ Wake(gatewayID models.ID) }
-
 // Account is an account with everything that belongs to it, each oldest first.
 type Account struct {
 	models.Account
@@ -27,11 +24,10 @@ type Account struct {
 // Service keeps accounts.
 type Service struct {
 	store *store.Store
-	waker Waker
 }
 
-// New makes the service; the waker is called after commit only.
-func New(st *store.Store, waker Waker) *Service { return &Service{store: st, waker: waker} }
+// New makes the service.
+func New(st *store.Store) *Service { return &Service{store: st} }
 
 // CreateAccount creates an account.
 func (s *Service) CreateAccount(ctx context.Context, name string) (a models.Account, err error) {
@@ -250,13 +246,6 @@ func readAccounts(tx *store.Tx, after string, limit int) (all []Account, next st
 		at[l.AccountID].Links = append(at[l.AccountID].Links, l)
 	}
 	return all, next, nil
-}
-
-// wake tells the gateways whose group information changed.
-func (s *Service) wake(gateways []models.ID) {
-	for _, id := range gateways {
-		s.waker.Wake(id)
-	}
 }
 
 func noAccount(id models.AccountID) error {

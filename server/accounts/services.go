@@ -57,6 +57,13 @@ func (s *Service) CreateLink(ctx context.Context, service models.ServiceID, acco
 		if l, err = tx.InsertLink(l); err != nil {
 			return err
 		}
+		v, _, err := tx.Service(service)
+		if err != nil {
+			return err
+		}
+		if err := tx.AppendAccountEvent(account, linkEvent(models.EventLinkGranted, l, v)); err != nil {
+			return err
+		}
 		return audit.Note(ctx, tx, audit.Entry{Account: account, Action: audit.LinkPut, Object: audit.OfService(service)})
 	})
 	switch {
@@ -70,7 +77,7 @@ func (s *Service) CreateLink(ctx context.Context, service models.ServiceID, acco
 }
 
 // PutLink records an account's consent for a service if it has not consented yet. There is no service: CodeNotFound.
-func (s *Service) PutLink(ctx context.Context, service models.ServiceID, account models.AccountID) (l store.NamedLink, err error) {
+func (s *Service) PutLink(ctx context.Context, service models.ServiceID, account models.AccountID) (l models.NamedLink, err error) {
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
 		added, err := tx.PutLink(models.Link{ServiceID: service, AccountID: account, ServiceAccountID: models.NewID()})
 		if err != nil {
@@ -87,6 +94,9 @@ func (s *Service) PutLink(ctx context.Context, service models.ServiceID, account
 		if l.ServiceName = v.Name; err != nil || !added {
 			return err
 		}
+		if err := tx.AppendAccountEvent(account, linkEvent(models.EventLinkGranted, l.Link, v)); err != nil {
+			return err
+		}
 		return audit.Note(ctx, tx, audit.Entry{Account: account, Action: audit.LinkPut, Object: audit.OfService(service)})
 	})
 	if s.store.IsReference(err) {
@@ -96,20 +106,19 @@ func (s *Service) PutLink(ctx context.Context, service models.ServiceID, account
 }
 
 // ListLinks reads a page of an account's links, sorted by service, and the token of the next page, which is empty on the last.
-func (s *Service) ListLinks(ctx context.Context, account models.AccountID, page models.Page) (all []store.NamedLink, next string, err error) {
+func (s *Service) ListLinks(ctx context.Context, account models.AccountID, page models.Page) (all []models.NamedLink, next string, err error) {
 	after, err := page.After()
 	if err != nil {
 		return nil, "", err
 	}
 	all, err = s.store.LinkPage(ctx, account, after, page.Limit()+1)
-	all, next = cut(all, page, func(l store.NamedLink) string { return string(l.ServiceID) })
+	all, next = cut(all, page, func(l models.NamedLink) string { return string(l.ServiceID) })
 	return all, next, err
 }
 
 // DeleteLink ends the consent and with it the service's registrations in the account.
 func (s *Service) DeleteLink(ctx context.Context, service models.ServiceID, account models.AccountID) error {
-	var changed []models.ID
-	err := s.store.Write(ctx, func(tx *store.Tx) error {
+	return s.store.Write(ctx, func(tx *store.Tx) error {
 		link, found, err := tx.Link(service, account)
 		if err != nil {
 			return err
@@ -117,7 +126,7 @@ func (s *Service) DeleteLink(ctx context.Context, service models.ServiceID, acco
 		if !found {
 			return models.NotFound()
 		}
-		if changed, err = registrations.EndOwned(tx, store.Owner{Service: service, ServiceAccountID: link.ServiceAccountID}); err != nil {
+		if err = registrations.EndOwned(tx, store.Owner{Service: service, ServiceAccountID: link.ServiceAccountID}); err != nil {
 			return err
 		}
 		err = tx.DeleteLink(link)
@@ -127,13 +136,19 @@ func (s *Service) DeleteLink(ctx context.Context, service models.ServiceID, acco
 		if err != nil {
 			return err
 		}
+		v, _, err := tx.Service(service)
+		if err != nil {
+			return err
+		}
+		if err := tx.AppendAccountEvent(account, linkEvent(models.EventLinkRevoked, link, v)); err != nil {
+			return err
+		}
 		return audit.Note(ctx, tx, audit.Entry{Account: account, Action: audit.LinkEnd, Object: audit.OfService(service)})
 	})
-	if err != nil {
-		return err
-	}
-	s.wake(changed)
-	return nil
+}
+
+func linkEvent(t models.EventType, l models.Link, v models.Service) models.Event {
+	return models.Event{Type: t, Link: &models.NamedLink{Link: l, ServiceName: v.Name}}
 }
 
 // LinkByServiceAccountID finds the account that a service means by a service account id.

@@ -26,6 +26,7 @@ import (
 	"github.com/groupcast/groupcast/server/apidocs"
 	"github.com/groupcast/groupcast/server/backup"
 	"github.com/groupcast/groupcast/server/config"
+	"github.com/groupcast/groupcast/server/eventhub"
 	"github.com/groupcast/groupcast/server/expiry"
 	"github.com/groupcast/groupcast/server/gateways"
 	"github.com/groupcast/groupcast/server/groups"
@@ -52,6 +53,8 @@ type Daemon struct {
 	log   *slog.Logger
 	store *store.Store
 	hub   *longpoll.Hub
+	// listeners are those who wait for events.
+	listeners *eventhub.Hub
 
 	public, admin, metrics listening
 
@@ -144,7 +147,16 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		Log:         d.log,
 		Metrics:     registry,
 	})
-	accountService := accounts.New(d.store, d.hub)
+	d.listeners = eventhub.New()
+	d.store.OnCommit(func(c store.Changed) {
+		for _, id := range c.Gateways {
+			d.hub.Wake(id)
+		}
+		for _, p := range c.Events {
+			d.listeners.Wake(p)
+		}
+	})
+	accountService := accounts.New(d.store)
 	issuer := d.cfg.URL(d.public.Addr())
 	proxies, err := d.cfg.Proxies()
 	if err != nil {
@@ -177,12 +189,12 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		return edges{}, fmt.Errorf("openapi.yaml: %w", err)
 	}
 	httpapi.Mount(public, httpapi.Services{
-		Registrations: registrations.New(d.store, d.hub, registrations.Options{MaxStale: d.cfg.MaxStale, AllowLoopback: d.cfg.AllowLoopback}),
+		Registrations: registrations.New(d.store, registrations.Options{MaxStale: d.cfg.MaxStale, AllowLoopback: d.cfg.AllowLoopback}),
 		Accounts:      accountService,
 		Users:         id.users,
 		Enrolment:     id.Enrolment,
 		Groups:        groupService,
-		Gateways:      gateways.New(d.store, d.hub, gateways.Options{MaxStale: d.cfg.MaxStale, AllowLoopback: d.cfg.AllowLoopback}),
+		Gateways:      gateways.New(d.store, gateways.Options{MaxStale: d.cfg.MaxStale, AllowLoopback: d.cfg.AllowLoopback}),
 		Polls:         d.hub,
 		OAuth:         id.OAuth,
 		Keys:          ring,
@@ -230,7 +242,7 @@ func (d *Daemon) ready(ctx context.Context) error {
 
 // serve starts everything that runs.
 func (d *Daemon) serve(ctx context.Context, e edges, registry *prometheus.Registry) {
-	reaper := expiry.New(d.store, d.hub, d.log)
+	reaper := expiry.New(d.store, d.log)
 	d.work.Go(func() { d.hub.Run(ctx) })
 	d.work.Go(func() { reaper.Run(ctx) })
 	for _, run := range d.background {

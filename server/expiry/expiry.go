@@ -33,19 +33,15 @@ const (
 	amnestyBatch = 1000
 )
 
-// Waker is told which gateways have new group information, after the change is committed.
-type Waker interface{ Wake(gatewayID models.ID) }
-
 // Reaper ends leases.
 type Reaper struct {
 	store *store.Store
-	waker Waker
 	log   *slog.Logger
 }
 
-// New makes the reaper; the waker is called after commit only.
-func New(st *store.Store, waker Waker, log *slog.Logger) *Reaper {
-	return &Reaper{store: st, waker: waker, log: log}
+// New makes the reaper.
+func New(st *store.Store, log *slog.Logger) *Reaper {
+	return &Reaper{store: st, log: log}
 }
 
 // Run ends leases until the context is done. A database that is away is logged once and tried again.
@@ -155,7 +151,7 @@ func (r *Reaper) end(ctx context.Context, due []store.Place) (ended int, err err
 			if len(over) == 0 { // renewed, or another replica was first
 				return errNothingOver
 			}
-			all, err := registrations.End(tx, gateway, over)
+			all, err := registrations.End(tx, gateway, over, models.EventMemberExpired)
 			n = len(all)
 			return err
 		})
@@ -166,7 +162,6 @@ func (r *Reaper) end(ctx context.Context, due []store.Place) (ended int, err err
 			return ended, err
 		}
 		ended += n
-		r.waker.Wake(id)
 	}
 	return ended, nil
 }

@@ -9,7 +9,6 @@ import (
 	"github.com/groupcast/groupcast/openapi/ginserver"
 	"github.com/groupcast/groupcast/server/accounts"
 	"github.com/groupcast/groupcast/server/enrolment"
-	"github.com/groupcast/groupcast/server/store"
 )
 
 func (h handlers) ListPremises(ctx context.Context, r ginserver.ListPremisesRequestObject) (ginserver.ListPremisesResponseObject, error) {
@@ -166,6 +165,6 @@ func (h handlers) UnlinkService(ctx context.Context, r ginserver.UnlinkServiceRe
 	return ginserver.UnlinkService204Response{}, nil
 }
 
-func link(l store.NamedLink) api.Link {
+func link(l models.NamedLink) api.Link {
 	return api.Link{ServiceID: l.ServiceID, Name: l.ServiceName, ServiceAccountID: l.ServiceAccountID}
 }

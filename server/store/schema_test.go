@@ -28,21 +28,22 @@ func TestSchemaIsChecked(t *testing.T) {
 		status, err := db.MigrationStatus(ctx)
 		require.NoError(t, err)
 		require.NotEmpty(t, status)
-		for i, m := range status {
+		before, last := int64(0), int64(0)
+		for _, m := range status {
 			require.True(t, m.Applied, m.Name)
-			require.EqualValues(t, i+1, m.Version)
+			require.Greater(t, m.Version, last)
+			before, last = last, m.Version
 			require.False(t, m.AppliedAt.IsZero())
 			require.True(t, strings.HasSuffix(m.Name, ".sql"))
 		}
 		require.NoError(t, db.Migrate(ctx), "again changes nothing")
-		last := len(status)
 
 		db.Exec(t, fmt.Sprintf("DELETE FROM goose_db_version WHERE version_id = %d", last))
 		err = db.CheckSchema(ctx)
-		if last == 1 {
+		if before == 0 {
 			require.ErrorContains(t, err, "no schema yet")
 		} else {
-			require.ErrorContains(t, err, fmt.Sprintf("has schema version %d and this groupcastd needs %d", last-1, last))
+			require.ErrorContains(t, err, fmt.Sprintf("has schema version %d and this groupcastd needs %d", before, last))
 		}
 		require.ErrorContains(t, err, "groupcastd migrate up")
 		insert := "INSERT INTO goose_db_version (version_id, is_applied) VALUES (99, true)"
@@ -129,7 +130,7 @@ func TestTheCodeAndTheSchemaAgree(t *testing.T) {
 	}
 	for name := range strings.FieldsSeq(`now among bigints texts bigint text lower count sum min max coalesce string_agg row_number over
 		json_each value extract epoch statement_timestamp julianday round integer version_id is_applied excluded pragma_foreign_key_check
-		poll ago added column1 column2 column3`) {
+		poll ago added raised json_object json_group_array json_build_object json_agg column1 column2 column3`) {
 		known[name] = true
 	}
 	used := map[string]bool{}

@@ -58,16 +58,10 @@ func (tx *Tx) PutLink(l models.Link) (bool, error) {
 	return n == 1, err
 }
 
-// NamedLink is a link with the name of its service.
-type NamedLink struct {
-	models.Link
-	ServiceName string
-}
-
 // LinkPage reads up to limit links of an account after a service's id, sorted by that.
-func (s *Store) LinkPage(ctx context.Context, account models.AccountID, after string, limit int) (all []NamedLink, err error) {
+func (s *Store) LinkPage(ctx context.Context, account models.AccountID, after string, limit int) (all []models.NamedLink, err error) {
 	err = s.reading(ctx, func(tx *Tx) error {
-		all, err = list(tx, func(r row) (l NamedLink, err error) {
+		all, err = list(tx, func(r row) (l models.NamedLink, err error) {
 			err = r.Scan(&l.ServiceID, &l.AccountID, &l.ServiceAccountID, timeColumn{&l.CreatedAt}, &l.ServiceName)
 			return l, err
 		}, `SELECT l.service_id, l.account_id, l.service_account_id, l.created_at, s.name
