@@ -18,8 +18,11 @@ CREATE TABLE events (
     UNIQUE (account_id, group_id, rev)
 );
 CREATE INDEX events_unpublished ON events (id) WHERE published_at = 0;
+-- Which stream of the queue the events were published to; another one has lost them.
+ALTER TABLE installation ADD COLUMN event_queue text NOT NULL DEFAULT '';
 
 -- +goose Down
+ALTER TABLE installation DROP COLUMN event_queue;
 DROP TABLE events;
 ALTER TABLE accounts DROP COLUMN account_rev;
 ALTER TABLE groups DROP COLUMN rev;

@@ -27,6 +27,8 @@ import (
 	"github.com/groupcast/groupcast/server/backup"
 	"github.com/groupcast/groupcast/server/config"
 	"github.com/groupcast/groupcast/server/eventhub"
+	"github.com/groupcast/groupcast/server/eventqueue"
+	"github.com/groupcast/groupcast/server/eventrelay"
 	"github.com/groupcast/groupcast/server/expiry"
 	"github.com/groupcast/groupcast/server/gateways"
 	"github.com/groupcast/groupcast/server/groups"
@@ -55,6 +57,8 @@ type Daemon struct {
 	hub   *longpoll.Hub
 	// listeners are those who wait for events.
 	listeners *eventhub.Hub
+	queue     *eventqueue.Queue
+	relay     *eventrelay.Relay
 
 	public, admin, metrics listening
 
@@ -97,6 +101,9 @@ func Start(ctx context.Context, cfg config.Config, version string, log *slog.Log
 		return nil, err
 	}
 	if err := d.prepareSchema(ctx); err != nil {
+		return nil, err
+	}
+	if d.queue, err = d.openQueue(); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
@@ -147,6 +154,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		Log:         d.log,
 		Metrics:     registry,
 	})
+	d.relay = eventrelay.New(d.store, d.queue, d.log, registry)
 	d.listeners = eventhub.New()
 	d.store.OnCommit(func(c store.Changed) {
 		for _, id := range c.Gateways {
@@ -154,6 +162,9 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		}
 		for _, p := range c.Events {
 			d.listeners.Wake(p)
+		}
+		if len(c.Events) > 0 {
+			d.relay.Wake()
 		}
 	})
 	accountService := accounts.New(d.store)
@@ -225,6 +236,14 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 	return e, nil
 }
 
+// openQueue opens what events are published to.
+func (d *Daemon) openQueue() (*eventqueue.Queue, error) {
+	return eventqueue.Open(eventqueue.Options{
+		DataDir: d.cfg.DataDir, URL: d.cfg.NATSURL, Credentials: d.cfg.NATSCredentials, CA: d.cfg.NATSCA, Cert: d.cfg.NATSCert, Key: d.cfg.NATSKey,
+		Replicas: d.cfg.NATSReplicas, MaxBytes: int64(d.cfg.EventQueueSize) << 20, Log: d.log,
+	})
+}
+
 // ready tells whether the service can do its work.
 func (d *Daemon) ready(ctx context.Context) error {
 	if d.draining.Load() {
@@ -245,6 +264,7 @@ func (d *Daemon) serve(ctx context.Context, e edges, registry *prometheus.Regist
 	reaper := expiry.New(d.store, d.log)
 	d.work.Go(func() { d.hub.Run(ctx) })
 	d.work.Go(func() { reaper.Run(ctx) })
+	d.work.Go(func() { d.relay.Run(ctx) })
 	for _, run := range d.background {
 		d.work.Go(func() { run(ctx) })
 	}
@@ -288,6 +308,7 @@ func (d *Daemon) Stop(ctx context.Context) error {
 	if e := d.hub.Flush(finish); e != nil {
 		err = errors.Join(err, fmt.Errorf("store acknowledgements: %w", e))
 	}
+	d.queue.Close()
 	// The metrics come last, so that the stop itself can be watched.
 	err = errors.Join(err, d.metrics.shutdown(finish), d.store.Close())
 	d.log.InfoContext(ctx, "stopped")
@@ -301,6 +322,9 @@ func (d *Daemon) close() {
 		if l.Listener != nil {
 			_ = l.Close() // the start's own error says what happened
 		}
+	}
+	if d.queue != nil {
+		d.queue.Close()
 	}
 	if d.store != nil {
 		_ = d.store.Close()

@@ -225,12 +225,12 @@ func (s *Store) UnpublishedEvents(ctx context.Context, limit int) (all []StoredE
 	return all, err
 }
 
-// MarkPublished records that the queue has events, by their ids.
+// MarkPublished records that the queue has events, by their ids. A crash may undo it; then they are published again.
 func (s *Store) MarkPublished(ctx context.Context, ids []int64) error {
 	if len(ids) == 0 {
 		return nil
 	}
-	return s.writing(ctx, func(tx *Tx) error {
+	return s.marking(ctx, func(tx *Tx) error {
 		_, err := tx.exec("UPDATE events SET published_at = {now} WHERE id {among bigints}", tx.numbers(ids))
 		return err
 	})

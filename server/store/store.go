@@ -47,6 +47,7 @@ type Store struct {
 
 	// On SQLite the writer is one connection and the reader a pool; on Postgres both are the same pool.
 	writer, reader *gorm.DB
+	marks          *gorm.DB // see marking; nil on SQLite
 	pools          []*sql.DB
 	lock           *os.File // keeps a second process off SQLite's file; nil on Postgres
 	onCommit       []func(Changed)
