@@ -32,6 +32,7 @@ import (
 	"github.com/groupcast/groupcast/server/expiry"
 	"github.com/groupcast/groupcast/server/gateways"
 	"github.com/groupcast/groupcast/server/groups"
+	"github.com/groupcast/groupcast/server/hints"
 	"github.com/groupcast/groupcast/server/httpapi"
 	"github.com/groupcast/groupcast/server/keys"
 	"github.com/groupcast/groupcast/server/longpoll"
@@ -45,6 +46,8 @@ const (
 	startTimeout = 30 * time.Second
 	// stopTimeout bounds the answers that are still being made after all waits have ended.
 	stopTimeout = 10 * time.Second
+	// wakeSpread is over how long those who wait are woken when hints were lost.
+	wakeSpread = 2 * time.Second
 	// readyTimeout bounds what readiness asks the database.
 	readyTimeout = 2 * time.Second
 )
@@ -91,7 +94,7 @@ func Start(ctx context.Context, cfg config.Config, version string, log *slog.Log
 	}
 	// What runs after the start is not ended by the start's context, but by Stop.
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
-	d := &Daemon{cfg: cfg, log: log, failed: make(chan error, 3), stop: stop}
+	d := &Daemon{cfg: cfg, log: log, listeners: eventhub.New(), failed: make(chan error, 3), stop: stop}
 	defer func() {
 		if err != nil {
 			d.close()
@@ -155,18 +158,9 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		Metrics:     registry,
 	})
 	d.relay = eventrelay.New(d.store, d.queue, d.log, registry)
-	d.listeners = eventhub.New()
-	d.store.OnCommit(func(c store.Changed) {
-		for _, id := range c.Gateways {
-			d.hub.Wake(id)
-		}
-		for _, p := range c.Events {
-			d.listeners.Wake(p)
-		}
-		if len(c.Events) > 0 {
-			d.relay.Wake()
-		}
-	})
+	if err := d.tellWaiters(); err != nil {
+		return edges{}, err
+	}
 	accountService := accounts.New(d.store)
 	issuer := d.cfg.URL(d.public.Addr())
 	proxies, err := d.cfg.Proxies()
@@ -236,11 +230,42 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 	return e, nil
 }
 
+// tellWaiters sees to it that whoever waits for a change hears of it, in this process and in the other replicas.
+func (d *Daemon) tellWaiters() error {
+	wake := func(c store.Changed) {
+		for _, id := range c.Gateways {
+			d.hub.Wake(id)
+		}
+		for _, p := range c.Events {
+			d.listeners.Wake(p)
+		}
+	}
+	var others *hints.Hints
+	if d.cfg.NATSURL != "" {
+		var err error
+		if others, err = hints.New(d.queue.Conn(), wake, d.log); err != nil {
+			return fmt.Errorf("nats-url: listen for hints: %w", err)
+		}
+	}
+	d.store.OnCommit(func(c store.Changed) {
+		wake(c)
+		if len(c.Events) > 0 {
+			d.relay.Wake()
+		}
+		if others != nil {
+			others.Tell(c)
+		}
+	})
+	return nil
+}
+
 // openQueue opens what events are published to.
 func (d *Daemon) openQueue() (*eventqueue.Queue, error) {
 	return eventqueue.Open(eventqueue.Options{
 		DataDir: d.cfg.DataDir, URL: d.cfg.NATSURL, Credentials: d.cfg.NATSCredentials, CA: d.cfg.NATSCA, Cert: d.cfg.NATSCert, Key: d.cfg.NATSKey,
 		Replicas: d.cfg.NATSReplicas, MaxBytes: int64(d.cfg.EventQueueSize) << 20, Log: d.log,
+		// Hints may have been lost meanwhile. Nobody should read all at the same moment.
+		Back: func() { go d.listeners.WakeAll(wakeSpread) },
 	})
 }
 
@@ -265,6 +290,7 @@ func (d *Daemon) serve(ctx context.Context, e edges, registry *prometheus.Regist
 	d.work.Go(func() { d.hub.Run(ctx) })
 	d.work.Go(func() { reaper.Run(ctx) })
 	d.work.Go(func() { d.relay.Run(ctx) })
+	d.work.Go(func() { d.listeners.Run(ctx, d.store.NewestEvents, d.log) })
 	for _, run := range d.background {
 		d.work.Go(func() { run(ctx) })
 	}

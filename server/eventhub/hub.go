@@ -6,7 +6,9 @@
 package eventhub
 
 import (
+	"context"
 	"hash/maphash"
+	"log/slog"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -16,6 +18,14 @@ import (
 
 // shards keep watchers of different streams from waiting for one lock.
 const shards = 64
+
+const (
+	// lookEvery is how often the database is asked about all watched streams at once.
+	lookEvery = 2 * time.Second
+	// lookTimeout bounds that, and lookBatch the streams of one question.
+	lookTimeout = 10 * time.Second
+	lookBatch   = 1000
+)
 
 // Hub knows who waits for which stream. It is safe for concurrent use.
 type Hub struct {
@@ -130,13 +140,48 @@ func (h *Hub) WakeAll(spread time.Duration) {
 	}
 }
 
-// Watched counts the streams that somebody watches.
-func (h *Hub) Watched() (n int) {
+// Run asks the database every two seconds for the newest events of all streams that somebody watches, until the context is done: it does
+// what hints would have done, had they come.
+func (h *Hub) Run(ctx context.Context, newest func(context.Context, []models.EventStream) ([]models.EventPlace, error), log *slog.Logger) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		watched := h.watched()
+		for len(watched) > 0 && ctx.Err() == nil {
+			some := watched[:min(len(watched), lookBatch)]
+			watched = watched[len(some):]
+			bounded, cancel := context.WithTimeout(ctx, lookTimeout)
+			places, err := newest(bounded, some)
+			cancel()
+			if err != nil {
+				if ctx.Err() == nil {
+					log.WarnContext(ctx, "new events can't be looked for; whoever waits for them is not told", "error", err, "streams", len(some))
+				}
+				break
+			}
+			for _, p := range places {
+				h.Wake(p)
+			}
+		}
+	}
+}
+
+func (h *Hub) watched() (all []models.EventStream) {
 	for i := range h.shards {
 		s := &h.shards[i]
 		s.mu.Lock()
-		n += len(s.topics)
+		for of := range s.topics {
+			all = append(all, of)
+		}
 		s.mu.Unlock()
 	}
-	return n
+	return all
 }
+
+// Watched counts the streams that somebody watches.
+func (h *Hub) Watched() int { return len(h.watched()) }

@@ -1,12 +1,16 @@
 package eventhub_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/groupcast/groupcast/models"
@@ -143,4 +147,33 @@ func TestManyWritersAndWatchers(t *testing.T) {
 	}
 	all.Wait()
 	require.Zero(t, h.Watched())
+}
+
+// TestALostHintCostsTwoSeconds: nobody calls Wake, and yet the watcher is woken, by one question for all.
+func TestALostHintCostsTwoSeconds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := eventhub.New()
+		running, stop := context.WithCancel(t.Context())
+		asked := 0
+		go h.Run(running, func(_ context.Context, of []models.EventStream) ([]models.EventPlace, error) {
+			asked++
+			if asked == 1 {
+				return nil, errors.New("the database is away")
+			}
+			assert.Len(t, of, 2)
+			return []models.EventPlace{at(group, 8)}, nil
+		}, slog.New(slog.DiscardHandler))
+		w, other := h.Watch(group), h.Watch(models.EventStream{AccountID: "a_1"})
+		begin := time.Now()
+		waiting := other.Next(0)
+		<-w.Next(7)
+		require.Equal(t, 4*time.Second, time.Since(begin), "the second look finds it")
+		require.False(t, closed(waiting))
+		w.Close()
+		other.Close()
+		time.Sleep(5 * time.Second)
+		require.Equal(t, 2, asked, "nobody is asked when nobody waits")
+		stop()
+		synctest.Wait()
+	})
 }

@@ -46,7 +46,9 @@ type Options struct {
 	Replicas int
 	// MaxBytes bounds the stream; at most that much of the disk is used. Beyond it nothing is taken any more, and nothing is dropped.
 	MaxBytes int64
-	Log      *slog.Logger
+	// Back, if not nil, is called when the connection is there again after it was away; it must not block.
+	Back func()
+	Log  *slog.Logger
 }
 
 // Queue is a connection to the queue, and the queue itself if it is within this process.
@@ -138,7 +140,12 @@ func (q *Queue) connect() (err error) {
 				q.opts.Log.Warn("the event queue is away; events wait in the database", "error", err)
 			}
 		}),
-		nats.ReconnectHandler(func(*nats.Conn) { q.opts.Log.Info("the event queue is back") }),
+		nats.ReconnectHandler(func(*nats.Conn) {
+			q.opts.Log.Info("the event queue is back")
+			if q.opts.Back != nil {
+				q.opts.Back()
+			}
+		}),
 	}
 	if q.server != nil {
 		o = append(o, nats.InProcessServer(q.server))

@@ -47,7 +47,12 @@ var postgresDialect = &dialect{
 	name:  "postgres",
 	now:   "(CAST(extract(epoch FROM statement_timestamp()) * 1000 AS bigint)" + clockOffset,
 	oneOf: func(of string) string { return "= ANY (CAST(? AS " + of + "[]))" },
-	list:  func(v []string) string { return "{" + strings.Join(v, ",") + "}" },
+	list: func(v []string) string {
+		if len(v) == 0 {
+			return "{}"
+		}
+		return `{"` + strings.Join(v, `","`) + `"}` // quoted, or an empty text would be no element
+	},
 	groupState: func(g, more string) string {
 		return groupState(g, more, "json_build_object", "coalesce(json_agg(", "), '[]')")
 	},

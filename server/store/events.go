@@ -216,6 +216,25 @@ func (s *Store) EventBounds(ctx context.Context, of models.EventStream) (oldest,
 	return oldest, newest, err
 }
 
+// NewestEvents names the newest event of each of the streams that has any; a stream of which all were swept has none.
+func (s *Store) NewestEvents(ctx context.Context, of []models.EventStream) (all []models.EventPlace, err error) {
+	asked := make(map[models.EventStream]bool, len(of))
+	accounts, groups := make([]models.AccountID, len(of)), make([]models.GroupID, len(of))
+	for i, o := range of {
+		asked[o] = true
+		accounts[i], groups[i] = o.AccountID, o.GroupID
+	}
+	err = s.reading(ctx, func(tx *Tx) error {
+		all, err = list(tx, func(r row) (p models.EventPlace, err error) {
+			err = r.Scan(&p.AccountID, &p.GroupID, &p.Rev)
+			return p, err
+		}, "SELECT account_id, group_id, max(rev) FROM events WHERE account_id {among texts} AND group_id {among texts} GROUP BY account_id, group_id",
+			texts(tx, accounts), texts(tx, groups))
+		return err
+	})
+	return slices.DeleteFunc(all, func(p models.EventPlace) bool { return !asked[p.EventStream] }), err
+}
+
 // UnpublishedEvents reads up to limit events that the queue has not acknowledged. Those of one stream come in its order.
 func (s *Store) UnpublishedEvents(ctx context.Context, limit int) (all []StoredEvent, err error) {
 	err = s.reading(ctx, func(tx *Tx) error {

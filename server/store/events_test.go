@@ -81,6 +81,18 @@ func TestEventsAreNumberedWithoutAGap(t *testing.T) {
 			}
 		}
 		require.Len(t, told, groups+1)
+		watched := []models.EventStream{{AccountID: h.Account.ID}, {AccountID: h.Account.ID, GroupID: "g_none"}, {AccountID: "a_other"}}
+		for of := range told {
+			if of.GroupID != "" {
+				watched = append(watched, of)
+				break
+			}
+		}
+		newest, err := db.NewestEvents(ctx, watched)
+		require.NoError(t, err)
+		require.ElementsMatch(t, []models.EventPlace{
+			{EventStream: watched[0], Rev: int64(len(told[watched[0]]))}, {EventStream: watched[3], Rev: int64(len(told[watched[3]]))},
+		}, newest)
 		require.Empty(t, db.Ints(t, "SELECT e.id FROM events e JOIN events o ON o.account_id = e.account_id AND o.group_id = e.group_id WHERE e.rev < o.rev AND e.id > o.id"),
 			"within a stream the relay's order is the stream's")
 	})
