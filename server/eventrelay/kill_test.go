@@ -6,12 +6,15 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/groupcast/groupcast/e2e/pgtest"
 	"github.com/groupcast/groupcast/server/eventqueue"
+	"github.com/groupcast/groupcast/server/servertest"
 	"github.com/groupcast/groupcast/server/store"
 	"github.com/groupcast/groupcast/server/store/storetest"
 )
@@ -86,4 +89,34 @@ func killed(t *testing.T, dir string, commits int) (all []string) {
 	require.ErrorContains(t, child.Wait(), "killed")
 	require.GreaterOrEqual(t, len(all), commits)
 	return all
+}
+
+// TestDrillDatabaseKilled: Postgres dies without a goodbye while things happen. What was committed is there and is published; what was under
+// way fails, and leaves no number behind.
+func TestDrillDatabaseKilled(t *testing.T) {
+	cluster := pgtest.New(t, pgtest.Options{Fsync: true, Settings: map[string]string{"synchronous_commit": "on"}})
+	db := storetest.PostgresAt(t, cluster.URL(t), store.Options{})
+	q := queue(t, eventqueue.Options{})
+	relaying(t, db.Store, q)
+	l := newLife(t, db)
+	for range *rounds {
+		l.happen(t, 10)
+		failed := make(chan struct{})
+		var busy sync.WaitGroup
+		busy.Go(func() {
+			defer close(failed)
+			for n := 0; ; n++ {
+				r := servertest.Destination(l.phones[0], fmt.Sprintf("198.51.100.%d", 1+n%200), "g0")
+				if _, err := l.Registrations.Join(ctx, l.phones[0], r); err != nil {
+					return
+				}
+			}
+		})
+		require.NoError(t, cluster.Kill())
+		<-failed
+		require.NoError(t, cluster.Start())
+		require.Eventually(t, func() bool { return db.Ping(ctx) == nil }, patience, 50*time.Millisecond)
+		published(t, db)
+		ledger(t, db, q)
+	}
 }
