@@ -122,6 +122,10 @@ rounds: ## 64 clients on 25 addresses for ROUNDS (1000; 8 minutes), and CHECKS (
 	go test -count=1 -timeout 0 -run '^TestRoundsOf64Clients$$' ./server/registrations -registrations.rounds=$(ROUNDS)
 	go test -count=1 -timeout 0 -run '^TestNeverTwoGroupsInTheDatabase$$' ./server/backup -rapid.checks=$(CHECKS)
 
+.PHONY: chaos
+chaos: ## The drills of the events' queue for ROUNDS (20) each: deaths, a lost or full queue, a leader that is cut off
+	go test -count=1 -timeout 0 -v -run '^TestDrill' ./server/eventrelay -drill.rounds=$(if $(filter file,$(origin ROUNDS)),20,$(ROUNDS))
+
 .PHONY: interop
 interop: ## Clients generated from the contract, in Go and TypeScript, against a running service; needs node 20
 	@.ci/interop

@@ -22,7 +22,7 @@ func TestPostgresFailsUnderLoad(t *testing.T) {
 	cluster := pgtest.New(t, pgtest.Options{Settings: map[string]string{"synchronous_commit": "on"}})
 	for name, end := range map[string]func() error{"restarted": cluster.Stop, "killed": cluster.Kill} {
 		t.Run(name, func(t *testing.T) {
-			e := newExample(t, harness.Options{DatabaseURL: cluster.URL(t)})
+			e := newExample(t, harness.Options{DatabaseURL: cluster.URL(t), Args: []string{"--quota-destinations", "0"}})
 			e.declare(t)
 			e.postCamera(t)
 			var mu sync.Mutex

@@ -98,6 +98,12 @@ type Consent struct {
 	ExpiresAt time.Time
 }
 
+// Grants tells whether a scope is one of the consent's.
+func (c Consent) Grants(scope string) bool { return slices.Contains(c.Scopes, scope) }
+
+// Covers tells whether the consent is for a premises.
+func (c Consent) Covers(p PremisesID) bool { return c.Premises == nil || slices.Contains(c.Premises, p) }
+
 // Equal tells whether both grant the same.
 func (c Consent) Equal(o Consent) bool {
 	return slices.Equal(c.Scopes, o.Scopes) && slices.Equal(c.Premises, o.Premises) && (c.Premises == nil) == (o.Premises == nil) &&

@@ -14,6 +14,8 @@ type Group struct {
 	Name       string
 	IP         netip.Addr
 	Generation int64
+	// Rev is the number of the group's newest event; see [EventStream].
+	Rev int64
 	// State is the number of live destinations.
 	State     int
 	CreatedAt time.Time

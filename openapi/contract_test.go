@@ -426,7 +426,7 @@ var component = regexp.MustCompile(`#/components/(\w+)/(\w+)`)
 // orphans finds components that nothing refers to.
 func (l *linter) orphans(document string) {
 	used := map[string]bool{}
-	for _, match := range component.FindAllStringSubmatch(document, -1) {
+	for _, match := range component.FindAllStringSubmatch(document+string(openapi.Events), -1) {
 		used[match[1]+"/"+match[2]] = true
 	}
 	c := l.doc.Components

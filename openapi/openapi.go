@@ -17,6 +17,11 @@ import _ "embed"
 //go:embed openapi.yaml
 var Public []byte
 
+// Events describes the ways on which events come, in AsyncAPI 3.1; their schemas are those of Public.
+//
+//go:embed asyncapi.yaml
+var Events []byte
+
 // Admin is the operator's contract.
 //
 //go:embed admin.yaml

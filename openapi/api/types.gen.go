@@ -14,6 +14,36 @@ import (
 	"github.com/oapi-codegen/nullable"
 )
 
+// Defines values for AccountEventDatacontenttype.
+const (
+	AccountEventDatacontenttypeApplicationJSON AccountEventDatacontenttype = "application/json"
+)
+
+// Valid indicates whether the value is a known member of the AccountEventDatacontenttype enum.
+func (e AccountEventDatacontenttype) Valid() bool {
+	switch e {
+	case AccountEventDatacontenttypeApplicationJSON:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for AccountEventSpecversion.
+const (
+	AccountEventSpecversionN10 AccountEventSpecversion = "1.0"
+)
+
+// Valid indicates whether the value is a known member of the AccountEventSpecversion enum.
+func (e AccountEventSpecversion) Valid() bool {
+	switch e {
+	case AccountEventSpecversionN10:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for DeviceAuthorizationRequestClientID.
 const (
 	GcApp     DeviceAuthorizationRequestClientID = "gc-app"
@@ -59,6 +89,36 @@ const (
 func (e EnrolmentRequestTokenEndpointAuthMethod) Valid() bool {
 	switch e {
 	case EnrolmentRequestTokenEndpointAuthMethodPrivateKeyJwt:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for GroupEventDatacontenttype.
+const (
+	GroupEventDatacontenttypeApplicationJSON GroupEventDatacontenttype = "application/json"
+)
+
+// Valid indicates whether the value is a known member of the GroupEventDatacontenttype enum.
+func (e GroupEventDatacontenttype) Valid() bool {
+	switch e {
+	case GroupEventDatacontenttypeApplicationJSON:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for GroupEventSpecversion.
+const (
+	GroupEventSpecversionN10 GroupEventSpecversion = "1.0"
+)
+
+// Valid indicates whether the value is a known member of the GroupEventSpecversion enum.
+func (e GroupEventSpecversion) Valid() bool {
+	switch e {
+	case GroupEventSpecversionN10:
 		return true
 	default:
 		return false
@@ -146,6 +206,44 @@ type AccountChange struct {
 	Name *string `json:"name,omitempty"`
 }
 
+// AccountEvent What happened in an account and belongs to no group, in the JSON format of CloudEvents 1.0.
+type AccountEvent struct {
+	// Data Exactly one of device, link and pool is there.
+	Data            AccountEventData            `json:"data"`
+	Datacontenttype AccountEventDatacontenttype `json:"datacontenttype"`
+
+	// ID The same for each delivery of the event, on whatever way.
+	ID string `json:"id"`
+
+	// Sequence The place among the account's own events; to a service, 1 is the beginning of its link and 2 the end.
+	Sequence    string                  `json:"sequence"`
+	Source      string                  `json:"source"`
+	Specversion AccountEventSpecversion `json:"specversion"`
+	Time        time.Time               `json:"time"`
+
+	// Type Known are `groupcast.` with `device.added`, `link.granted`, `link.revoked` and `pool.nearly-exhausted`. More may come; ignore those that you don't know.
+	Type string `json:"type"`
+}
+
+// AccountEventDatacontenttype defines model for AccountEvent.Datacontenttype.
+type AccountEventDatacontenttype string
+
+// AccountEventSpecversion defines model for AccountEvent.Specversion.
+type AccountEventSpecversion string
+
+// AccountEventData Exactly one of device, link and pool is there.
+type AccountEventData struct {
+	// AccountRev The number of the event among the account's own, without a gap. Services don't get it.
+	AccountRev *int32       `json:"accountRev,omitempty"`
+	Device     *AddedDevice `json:"device,omitempty"`
+
+	// Link An account's consent for a service as it is now, or as it was when it ended.
+	Link *EventLink `json:"link,omitempty"`
+
+	// Pool At most a fifth of a gateway's group IPs is free now, and more was before.
+	Pool *ScarcePool `json:"pool,omitempty"`
+}
+
 // AccountID The tenant that everything else belongs to.
 type AccountID = models.AccountID
 
@@ -157,6 +255,24 @@ type AccountInfo struct {
 	// JoinPolicy Who is to join every new group; empty lists are nobody.
 	JoinPolicy JoinPolicy `json:"joinPolicy"`
 	Name       string     `json:"name"`
+}
+
+// AddedDevice defines model for AddedDevice.
+type AddedDevice struct {
+	// DeviceID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
+	// numbers hold. In a request body a JSON integer is accepted as well.
+	//
+	//
+	// Example: 664123086043511412
+	DeviceID DecimalID `json:"deviceId"`
+
+	// DeviceType What kind of device it is.
+	DeviceType DeviceType `json:"deviceType"`
+	Model      string     `json:"model"`
+	Name       string     `json:"name"`
+
+	// PremisesID A home or building of an account.
+	PremisesID PremisesID `json:"premisesId"`
 }
 
 // Confirmation defines model for Confirmation.
@@ -308,6 +424,27 @@ type EnrolmentRequest struct {
 // EnrolmentRequestTokenEndpointAuthMethod defines model for EnrolmentRequest.TokenEndpointAuthMethod.
 type EnrolmentRequestTokenEndpointAuthMethod string
 
+// EventLink An account's consent for a service as it is now, or as it was when it ended.
+type EventLink struct {
+	// ExpiresAt When it ends by itself; absent is never.
+	ExpiresAt *time.Time `json:"expiresAt,omitempty"`
+	Name      string     `json:"name"`
+
+	// Premises Where; absent is everywhere.
+	Premises *[]PremisesID  `json:"premises,omitempty"`
+	Scopes   []ServiceScope `json:"scopes"`
+
+	// ServiceAccountID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
+	// numbers hold. In a request body a JSON integer is accepted as well.
+	//
+	//
+	// Example: 664123086043511412
+	ServiceAccountID DecimalID `json:"serviceAccountId"`
+
+	// ServiceID The name that the operator gave the service.
+	ServiceID ServiceID `json:"serviceId"`
+}
+
 // FieldError defines model for FieldError.
 type FieldError struct {
 	Detail string `json:"detail"`
@@ -398,7 +535,10 @@ type Group struct {
 
 	// PremisesID A home or building of an account.
 	PremisesID PremisesID `json:"premisesId"`
-	State      int32      `json:"state"`
+
+	// Rev The number of the group's newest event. An event with a number that is not higher tells nothing new.
+	Rev   int32 `json:"rev"`
+	State int32 `json:"state"`
 }
 
 // GroupDestination defines model for GroupDestination.
@@ -418,6 +558,69 @@ type GroupDestination struct {
 
 	// RegistrationID One member's lease in a group.
 	RegistrationID RegistrationID `json:"registrationId"`
+}
+
+// GroupEvent What happened in a group, in the JSON format of CloudEvents 1.0. It carries the whole state of the group: apply it if its `rev` is higher
+// than what you have, else ignore it. After a gap nothing is missing but the reasons in between.
+type GroupEvent struct {
+	// Data The group as the event left it; one that ended has no members. Services find there the service account id to register with. Whoever hears that a group was created
+	// finds the account's join policy; a service finds only whether it is named itself.
+	Data            GroupEventData            `json:"data"`
+	Datacontenttype GroupEventDatacontenttype `json:"datacontenttype"`
+
+	// ID The same for each delivery of the event, on whatever way.
+	ID string `json:"id"`
+
+	// Sequence The `rev` with leading zeros, so that texts sort like the numbers.
+	Sequence    string                `json:"sequence"`
+	Source      string                `json:"source"`
+	Specversion GroupEventSpecversion `json:"specversion"`
+	Time        time.Time             `json:"time"`
+
+	// Type Known are `groupcast.` with `group.created`, `group.changed`, `group.ended`, `member.joined`, `member.left`, `member.expired` and
+	// `member.moved`. More may come; their data can be applied all the same.
+	Type string `json:"type"`
+}
+
+// GroupEventDatacontenttype defines model for GroupEvent.Datacontenttype.
+type GroupEventDatacontenttype string
+
+// GroupEventSpecversion defines model for GroupEvent.Specversion.
+type GroupEventSpecversion string
+
+// GroupEventData The group as the event left it; one that ended has no members. Services find there the service account id to register with. Whoever hears that a group was created
+// finds the account's join policy; a service finds only whether it is named itself.
+type GroupEventData struct {
+	Generation int32 `json:"generation"`
+
+	// GroupIP Example: 172.168.0.5
+	GroupIP IPv4 `json:"groupIP"`
+
+	// GroupID One life of a group; a group that ended and was created anew has another one.
+	GroupID GroupID `json:"groupId"`
+
+	// GroupName Unique within a premises of an account.
+	//
+	// Example: groupcast1
+	GroupName GroupName `json:"groupName"`
+
+	// JoinPolicy Who is to join every new group; empty lists are nobody.
+	JoinPolicy *JoinPolicy `json:"joinPolicy,omitempty"`
+	Members    []Member    `json:"members"`
+
+	// PremisesID A home or building of an account.
+	PremisesID PremisesID `json:"premisesId"`
+
+	// Rev The number of the group's newest event. An event with a number that is not higher tells nothing new.
+	Rev int32 `json:"rev"`
+
+	// ServiceAccountID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
+	// numbers hold. In a request body a JSON integer is accepted as well.
+	//
+	//
+	// Example: 664123086043511412
+	ServiceAccountID *DecimalID `json:"serviceAccountId,omitempty"`
+	State            int32      `json:"state"`
 }
 
 // GroupID One life of a group; a group that ended and was created anew has another one.
@@ -839,6 +1042,20 @@ type RevocationRequest struct {
 	ClientID            *string `json:"client_id,omitempty"`
 	Token               string  `json:"token"`
 	TokenTypeHint       *string `json:"token_type_hint,omitempty"`
+}
+
+// ScarcePool At most a fifth of a gateway's group IPs is free now, and more was before.
+type ScarcePool struct {
+	// GatewayID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
+	// numbers hold. In a request body a JSON integer is accepted as well.
+	//
+	//
+	// Example: 664123086043511412
+	GatewayID DecimalID `json:"gatewayId"`
+	Pool      Pool      `json:"pool"`
+
+	// PremisesID A home or building of an account.
+	PremisesID PremisesID `json:"premisesId"`
 }
 
 // ServiceID The name that the operator gave the service.

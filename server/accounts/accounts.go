@@ -13,9 +13,6 @@ import (
 	"github.com/groupcast/groupcast/server/store"
 )
 
-// Waker is told which gateways have new group information, after the change is committed.
-type Waker interface{ Wake(gatewayID models.ID) }
-
 // Account is an account with everything that belongs to it, each oldest first.
 type Account struct {
 	models.Account
@@ -27,14 +24,11 @@ type Account struct {
 // Service keeps accounts.
 type Service struct {
 	store  *store.Store
-	waker  Waker
 	quotas models.Quotas
 }
 
-// New makes the service; the waker is called after commit only.
-func New(st *store.Store, waker Waker, q models.Quotas) *Service {
-	return &Service{store: st, waker: waker, quotas: q}
-}
+// New makes the service.
+func New(st *store.Store, q models.Quotas) *Service { return &Service{store: st, quotas: q} }
 
 // CreateAccount creates an account.
 func (s *Service) CreateAccount(ctx context.Context, name string) (a models.Account, err error) {
@@ -281,13 +275,6 @@ func readAccounts(tx *store.Tx, after string, limit int) (all []Account, next st
 		at[l.AccountID].Links = append(at[l.AccountID].Links, l)
 	}
 	return all, next, nil
-}
-
-// wake tells the gateways whose group information changed.
-func (s *Service) wake(gateways []models.ID) {
-	for _, id := range gateways {
-		s.waker.Wake(id)
-	}
 }
 
 func noAccount(id models.AccountID) error {

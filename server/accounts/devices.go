@@ -67,10 +67,13 @@ func (s *Service) addDevice(tx *store.Tx, n NewDevice, limit int) (models.Device
 	if s.store.IsDuplicate(err) {
 		return d, models.Errorf(models.CodeAlreadyExists, "There is a device with the id %s already. Import each device once.", d.ID)
 	}
-	if err != nil || d.Type != models.DeviceGateway {
+	if err == nil && d.Type == models.DeviceGateway {
+		err = tx.InsertGateway(models.Gateway{ID: d.ID, AccountID: d.AccountID, PremisesID: d.PremisesID})
+	}
+	if err != nil {
 		return d, err
 	}
-	return d, tx.InsertGateway(models.Gateway{ID: d.ID, AccountID: d.AccountID, PremisesID: d.PremisesID})
+	return d, tx.AppendAccountEvent(d.AccountID, models.Event{Type: models.EventDeviceAdded, PremisesID: d.PremisesID, Device: &d})
 }
 
 // Device reads a device of an account, or of any if account is empty, which is for operators.
@@ -124,9 +127,7 @@ type DeviceChange struct {
 // ChangeDevice renames a device or changes its trigger, which raises the revision of the gateways it is a source of. An empty account
 // is for operators.
 func (s *Service) ChangeDevice(ctx context.Context, account models.AccountID, id models.ID, change DeviceChange) (d models.Device, err error) {
-	var changed []models.ID
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
-		changed = nil
 		if d, err = device(tx, account, id); err != nil {
 			return err
 		}
@@ -138,7 +139,7 @@ func (s *Service) ChangeDevice(ctx context.Context, account models.AccountID, id
 			d.Trigger = *change.Trigger
 		}
 		if d.Trigger != trigger {
-			if changed, err = raiseSource(tx, d); err != nil {
+			if err = raiseSource(tx, d); err != nil {
 				return err
 			}
 		}
@@ -150,45 +151,41 @@ func (s *Service) ChangeDevice(ctx context.Context, account models.AccountID, id
 	if err != nil {
 		return models.Device{}, err
 	}
-	s.wake(changed)
 	return d, nil
 }
 
 // raiseSource raises the revision of the gateways that a device is a source of. It holds the gateways of the premises meanwhile,
 // so that the device can't become a source with the trigger it had.
-func raiseSource(tx *store.Tx, d models.Device) ([]models.ID, error) {
+func raiseSource(tx *store.Tx, d models.Device) error {
 	if err := tx.HoldGatewaysOf(d.PremisesID); err != nil {
-		return nil, err
+		return err
 	}
 	places, err := tx.PlacesOf(store.Owner{Device: d.ID, Role: models.RoleSource})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	gateways := slices.Sorted(maps.Keys(store.ByGateway(places)))
-	for _, id := range gateways {
+	for _, id := range slices.Sorted(maps.Keys(store.ByGateway(places))) {
 		if _, _, err := tx.LockGateway(id); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return gateways, nil
+	return nil
 }
 
 // DeleteDevice removes a device; its registrations end, and with a gateway all its groups. An empty account is for operators.
 func (s *Service) DeleteDevice(ctx context.Context, account models.AccountID, id models.ID) error {
-	var changed []models.ID
-	err := s.store.Write(ctx, func(tx *store.Tx) error {
+	return s.store.Write(ctx, func(tx *store.Tx) error {
 		d, err := device(tx, account, id)
 		if err != nil {
 			return err
 		}
-		if changed, err = registrations.EndOwned(ctx, tx, store.Owner{Device: id}); err != nil {
+		if err = registrations.EndOwned(ctx, tx, store.Owner{Device: id}); err != nil {
 			return err
 		}
 		if d.Type == models.DeviceGateway {
 			if err := deleteGateway(ctx, tx, id); err != nil {
 				return err
 			}
-			changed = append(changed, id) // whoever waits for its group information hears that it is gone
 		}
 		err = tx.DeleteDevice(id)
 		if s.store.IsReference(err) { // it registered while we were at it
@@ -199,16 +196,11 @@ func (s *Service) DeleteDevice(ctx context.Context, account models.AccountID, id
 		}
 		return audit.Note(ctx, tx, audit.Entry{Account: d.AccountID, Action: audit.DeviceRemove, Object: audit.OfDevice(id)})
 	})
-	if err != nil {
-		return err
-	}
-	s.wake(changed)
-	return nil
 }
 
 // EndDeviceTokens ends every token of a device, and what still waits with one.
 func (s *Service) EndDeviceTokens(ctx context.Context, id models.ID) error {
-	err := s.store.Write(ctx, func(tx *store.Tx) error {
+	return s.store.Write(ctx, func(tx *store.Tx) error {
 		d, found, err := tx.Device(id)
 		if err != nil || !found { // then its tokens are gone as well
 			return err
@@ -218,14 +210,7 @@ func (s *Service) EndDeviceTokens(ctx context.Context, id models.ID) error {
 		}
 		return audit.Note(ctx, tx, audit.Entry{Account: d.AccountID, Action: audit.TokenRevoke, Object: audit.OfDevice(id)})
 	})
-	if err == nil {
-		s.TokensEnded(id)
-	}
-	return err
 }
-
-// TokensEnded is called after the commit that ended a device's tokens: what waits with one hears of it at once.
-func (s *Service) TokensEnded(id models.ID) { s.waker.Wake(id) }
 
 // deleteGateway ends a gateway's groups and removes it with its addresses.
 func deleteGateway(ctx context.Context, tx *store.Tx, id models.ID) error {

@@ -167,7 +167,7 @@ func TestAConsentEndsByItself(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
 		h := servertest.On(db, db.Store).NewHome(t)
 		look := func() {
-			_, err := expiry.New(db.Store, h.Woken, slog.New(slog.DiscardHandler)).Look(ctx)
+			_, err := expiry.New(db.Store, slog.New(slog.DiscardHandler)).Look(ctx)
 			require.NoError(t, err)
 		}
 		look()
@@ -202,7 +202,7 @@ func TestAConsentEndsByItself(t *testing.T) {
 		var reapers errgroup.Group
 		for range 2 {
 			reapers.Go(func() error {
-				_, err := expiry.New(db.Store, h.Woken, slog.New(slog.DiscardHandler)).Look(ctx)
+				_, err := expiry.New(db.Store, slog.New(slog.DiscardHandler)).Look(ctx)
 				return err
 			})
 		}

@@ -20,7 +20,7 @@ func TestQuotasOfAnAccount(t *testing.T) {
 		s := servertest.On(db, db.Store)
 		h, other := s.NewHome(t), s.NewHome(t)
 		const limit = 4
-		own := accounts.New(db.Store, s.Woken, models.Quotas{PremisesPerAccount: limit, DevicesPerAccount: limit})
+		own := accounts.New(db.Store, models.Quotas{PremisesPerAccount: limit, DevicesPerAccount: limit})
 		for quota, add := range map[string]func(h *servertest.Home, i int) error{
 			models.QuotaPremises: func(h *servertest.Home, i int) error {
 				_, err := own.AddPremises(ctx, h.Account.ID, fmt.Sprint("premises", i))

@@ -75,7 +75,7 @@ func (s *Service) CreateLink(ctx context.Context, l models.Link) (models.Link, e
 		if l, err = readLink(tx, l.ServiceID, l.AccountID); err != nil {
 			return err
 		}
-		return audit.Note(ctx, tx, audit.Entry{Account: l.AccountID, Action: audit.LinkPut, Object: audit.OfService(l.ServiceID)})
+		return linked(ctx, tx, l)
 	})
 	switch {
 	case s.store.IsDuplicate(err):
@@ -143,20 +143,17 @@ func past() error {
 
 // PutLink makes an account's consent for a service what is asked for. A consent that grants less than before ends at once what it doesn't
 // cover any more. There is no service: CodeNotFound.
-func (s *Service) PutLink(ctx context.Context, want models.Link) (l store.NamedLink, err error) {
-	var changed []models.ID
+func (s *Service) PutLink(ctx context.Context, want models.Link) (l models.NamedLink, err error) {
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
-		changed = nil
 		next := want
 		next.ServiceAccountID = models.NewID()
 		if next.Consent, err = normalConsent(tx, want.AccountID, want.Consent); err != nil {
 			return err
 		}
-		same, ended, err := s.consent(ctx, tx, next)
+		same, err := s.consent(ctx, tx, next)
 		if err != nil {
 			return err
 		}
-		changed = ended
 		if l.Link, err = readLink(tx, want.ServiceID, want.AccountID); err != nil {
 			return err
 		}
@@ -164,27 +161,32 @@ func (s *Service) PutLink(ctx context.Context, want models.Link) (l store.NamedL
 		if l.ServiceName = v.Name; err != nil || same {
 			return err
 		}
-		return audit.Note(ctx, tx, audit.Entry{Account: want.AccountID, Action: audit.LinkPut, Object: audit.OfService(want.ServiceID)})
+		return linked(ctx, tx, l.Link)
 	})
 	if s.store.IsReference(err) {
 		return l, models.NotFound()
 	}
-	if err == nil {
-		s.wake(changed)
-	}
 	return l, err
 }
 
+// linked records that a consent was given.
+func linked(ctx context.Context, tx *store.Tx, l models.Link) error {
+	if err := tx.AppendLinkEvent(models.EventLinkGranted, l); err != nil {
+		return err
+	}
+	return audit.Note(ctx, tx, audit.Entry{Account: l.AccountID, Action: audit.LinkPut, Object: audit.OfService(l.ServiceID)})
+}
+
 // consent writes a link: a new one if there is none or its time is over, otherwise what is there with another consent. It tells whether it was
-// the same already, and the gateways whose group information changed.
-func (s *Service) consent(ctx context.Context, tx *store.Tx, next models.Link) (same bool, changed []models.ID, err error) {
+// the same already.
+func (s *Service) consent(ctx context.Context, tx *store.Tx, next models.Link) (same bool, err error) {
 	before, found, err := tx.Link(next.ServiceID, next.AccountID)
 	if err != nil {
-		return false, nil, err
+		return false, err
 	}
 	if found && !before.Live { // what ended is gone: a new consent has a new service account id
-		if changed, err = s.endLink(ctx, tx, before); err != nil {
-			return false, nil, err
+		if err := s.endLink(ctx, tx, before); err != nil {
+			return false, err
 		}
 		found = false
 	}
@@ -193,59 +195,59 @@ func (s *Service) consent(ctx context.Context, tx *store.Tx, next models.Link) (
 		if err == nil && !added { // somebody consented at the same moment
 			err = store.ErrAgain
 		}
-		return false, changed, err
+		return false, err
 	}
 	if before.Consent.Equal(next.Consent) {
-		return true, nil, nil
+		return true, nil
 	}
 	// Whoever is registering has its gateway locked, or sees the new consent.
 	if err := tx.HoldGatewaysOfAccount(next.AccountID); err != nil {
-		return false, nil, err
+		return false, err
 	}
 	next.ServiceAccountID = before.ServiceAccountID
 	there, err := tx.SetConsent(next)
 	if err != nil {
-		return false, nil, err
+		return false, err
 	}
 	if !there {
-		return false, nil, store.ErrAgain
+		return false, store.ErrAgain
 	}
 	places, err := tx.PlacesBeyond(next)
 	if err != nil {
-		return false, nil, err
+		return false, err
 	}
-	changed, err = registrations.EndPlaces(ctx, tx, places)
-	return false, changed, err
+	return false, registrations.EndPlaces(ctx, tx, places)
 }
 
-// endLink removes a link with the service's registrations in the account, and gives the gateways whose group information changed.
-func (s *Service) endLink(ctx context.Context, tx *store.Tx, l models.Link) ([]models.ID, error) {
-	changed, err := registrations.EndOwned(ctx, tx, store.Owner{Service: l.ServiceID, ServiceAccountID: l.ServiceAccountID})
-	if err != nil {
-		return nil, err
+// endLink removes a link with the service's registrations in the account, and says so.
+func (s *Service) endLink(ctx context.Context, tx *store.Tx, l models.Link) error {
+	if err := registrations.EndOwned(ctx, tx, store.Owner{Service: l.ServiceID, ServiceAccountID: l.ServiceAccountID}); err != nil {
+		return err
 	}
-	err = tx.DeleteLink(l)
+	err := tx.DeleteLink(l)
 	if s.store.IsReference(err) { // the service registered while we were at it
-		err = store.ErrAgain
+		return store.ErrAgain
 	}
-	return changed, err
+	if err != nil {
+		return err
+	}
+	return tx.AppendLinkEvent(models.EventLinkRevoked, l)
 }
 
 // ListLinks reads a page of an account's links, sorted by service, and the token of the next page, which is empty on the last.
-func (s *Service) ListLinks(ctx context.Context, account models.AccountID, page models.Page) (all []store.NamedLink, next string, err error) {
+func (s *Service) ListLinks(ctx context.Context, account models.AccountID, page models.Page) (all []models.NamedLink, next string, err error) {
 	after, err := page.After()
 	if err != nil {
 		return nil, "", err
 	}
 	all, err = s.store.LinkPage(ctx, account, after, page.Limit()+1)
-	all, next = cut(all, page, func(l store.NamedLink) string { return string(l.ServiceID) })
+	all, next = cut(all, page, func(l models.NamedLink) string { return string(l.ServiceID) })
 	return all, next, err
 }
 
 // DeleteLink ends the consent and with it the service's registrations in the account.
 func (s *Service) DeleteLink(ctx context.Context, service models.ServiceID, account models.AccountID) error {
-	var changed []models.ID
-	err := s.store.Write(ctx, func(tx *store.Tx) error {
+	return s.store.Write(ctx, func(tx *store.Tx) error {
 		link, found, err := tx.Link(service, account)
 		if err != nil {
 			return err
@@ -253,16 +255,11 @@ func (s *Service) DeleteLink(ctx context.Context, service models.ServiceID, acco
 		if !found {
 			return models.NotFound()
 		}
-		if changed, err = s.endLink(ctx, tx, link); err != nil {
+		if err := s.endLink(ctx, tx, link); err != nil {
 			return err
 		}
 		return audit.Note(ctx, tx, audit.Entry{Account: account, Action: audit.LinkEnd, Object: audit.OfService(service)})
 	})
-	if err != nil {
-		return err
-	}
-	s.wake(changed)
-	return nil
 }
 
 // LinkByServiceAccountID finds the account that a service means by a service account id.

@@ -150,6 +150,25 @@ func Count(rows []models.Address, now time.Time, policy Policy) models.Pool {
 	return pool
 }
 
+// scarceShare: a pool is scarce while at most one in so many of its addresses is free.
+const scarceShare = 5
+
+// BecomesScarce tells how a pool stands once an address that Pick chose of it is handed out, and whether that made it scarce: at most a
+// fifth of it is free now, and more was before.
+func BecomesScarce(rows []models.Address, picked models.Address, now time.Time, policy Policy) (after models.Pool, crossed bool) {
+	before := Count(rows, now, policy)
+	rows = slices.Clone(rows)
+	for i := range rows {
+		if rows[i].IP == picked.IP {
+			rows[i] = picked
+		}
+	}
+	after = Count(rows, now, policy)
+	return after, !scarce(before) && scarce(after)
+}
+
+func scarce(p models.Pool) bool { return (p.Size-p.Allocated-p.Quarantined)*scarceShare <= p.Size }
+
 func exhausted(pool models.Pool, now time.Time) error {
 	err := models.Errorf(models.CodePoolExhausted, "All %d group IPs of this premises' gateway are in use (%d) or in quarantine (%d). "+
 		"End a group, declare a larger group range, or wait until nextFreeAt.", pool.Size, pool.Allocated, pool.Quarantined).

@@ -42,8 +42,17 @@ func again(h *servertest.Home, db *storetest.DB) *servertest.Home {
 // look records that leases are looked at, as a running service does.
 func look(t *testing.T, h *servertest.Home) {
 	t.Helper()
-	_, err := expiry.New(h.DB.Store, h.Woken, quiet).Look(ctx)
+	_, err := expiry.New(h.DB.Store, quiet).Look(ctx)
 	require.NoError(t, err)
+}
+
+// newest is the newest event of the home's first group.
+func newest(t *testing.T, h *servertest.Home) models.Event {
+	t.Helper()
+	group := h.DB.Texts(t, "SELECT group_id FROM events WHERE group_id <> '' ORDER BY id LIMIT 1")
+	all, err := h.DB.EventsAfter(ctx, models.EventStream{AccountID: h.Account.ID, GroupID: models.GroupID(group[0])}, 0, 1000)
+	require.NoError(t, err)
+	return all[len(all)-1]
 }
 
 // TestAStaleCameraNeverFeedsAnotherGroup: what the service did after the backup was made is lost, and yet no address that it handed
@@ -63,12 +72,21 @@ func TestAStaleCameraNeverFeedsAnotherGroup(t *testing.T) {
 	// The lost time: a group at an address that the backup calls free, and one beyond the range that the backup knows.
 	h.Declare(t, "172.168.0.233-172.168.0.240")
 	lost := h.Join(t, three, servertest.Source(three, "172.168.0.7", "lost"))
+	for range 3 {
+		h.Leave(t, one, h.Join(t, one, servertest.Destination(one, "198.51.100.9", "kept")).RegistrationID)
+	}
+	heard := newest(t, h)
 
 	h = again(h, restored(t, file))
 	now := h.Information(t)
 	require.NotEqual(t, old.Epoch, now.Epoch)
 	require.Len(t, now.Groups, 1, "a group that the backup knows goes on: no other can have its address since")
 	require.Equal(t, kept.GroupIP, now.Groups[0].IP)
+	told := newest(t, h)
+	require.Equal(t, heard.EventStream, told.EventStream)
+	require.Equal(t, models.EventGroupChanged, told.Type, "who heard of the lost life hears how the group is")
+	require.Greater(t, told.Rev, heard.Rev, "or nobody would apply it")
+	require.Zero(t, told.Group.State)
 	h.Declare(t, "172.168.0.233-172.168.0.240")
 	refused := func(name string) {
 		t.Helper()
@@ -120,7 +138,7 @@ func TestRotate(t *testing.T) {
 		h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g"))
 		look(t, h)
 		h.Acknowledge(t)
-		old := h.Information(t)
+		old, heard := h.Information(t), newest(t, h)
 		life, err := backup.NewRotator(db.Store, quiet).Rotate(ctx)
 		require.NoError(t, err)
 		now := h.Information(t)
@@ -129,6 +147,10 @@ func TestRotate(t *testing.T) {
 		require.NotEqual(t, old.Epoch, now.Epoch)
 		require.Greater(t, now.Revision, old.Revision)
 		require.Empty(t, now.Groups)
+		told := newest(t, h)
+		require.Equal(t, models.EventGroupEnded, told.Type)
+		require.Greater(t, told.Rev, heard.Rev+1)
+		require.Empty(t, told.Group.Members)
 		_, err = h.Registrations.Join(ctx, camera, servertest.Source(camera, "172.168.0.5", "g"))
 		servertest.Refused(t, models.CodePoolExhausted, err)
 		db.Advance(t, servertest.MaxStale+59*time.Second)

@@ -52,6 +52,18 @@ func (c Config) Check() error {
 	if err := c.CheckStorage(); err != nil {
 		faults = append(faults, err)
 	}
+	switch {
+	case c.NATSURL == "" && (c.NATSCredentials != "" || c.NATSCA != "" || c.NATSCert != "" || c.NATSKey != ""):
+		fault("nats-url", "settings for a NATS cluster are there, so its URL is needed as well")
+	case (c.NATSCert == "") != (c.NATSKey == ""):
+		fault("nats-cert", "a certificate and its private key belong together: set nats-cert and nats-key, or neither")
+	}
+	if c.NATSReplicas != 1 && c.NATSReplicas != 3 && c.NATSReplicas != 5 {
+		fault("nats-replicas", "give 1, 3 or 5")
+	}
+	if c.EventQueueSize < 1 || c.EventQueueSize > 1<<20 {
+		fault("event-queue-size", "give a number of MiB from 1 to 1048576")
+	}
 	host, err := splitAddress(c.Listen)
 	if err != nil {
 		fault("listen", "%w", err)

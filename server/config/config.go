@@ -43,6 +43,13 @@ type Config struct {
 	KeyEncryptionKeyFile string
 	SigningAlg           string
 	ExternalIssuers      string
+	NATSURL              string
+	NATSCredentials      string
+	NATSCA               string
+	NATSCert             string
+	NATSKey              string
+	NATSReplicas         int
+	EventQueueSize       int
 	SignUp               string
 	RateLimitSource      int
 	RateLimitPrincipal   int
@@ -76,6 +83,14 @@ func define(fs *pflag.FlagSet, c *Config) {
 
 	fs.StringVar(&c.SigningAlg, "signing-alg", "EdDSA", "`EdDSA|ES256|RS256` of the keys that sign access tokens")
 	fs.StringVar(&c.ExternalIssuers, "external-issuers", "", "`FILE` with the issuers whose tokens for services or users are taken as well (JSON); empty: none")
+
+	fs.StringVar(&c.NATSURL, "nats-url", "", "`URLS` of a NATS cluster with JetStream that events go to; empty: a queue within this process")
+	fs.StringVar(&c.NATSCredentials, "nats-credentials", "", "`FILE` with the credentials for the NATS cluster; empty: none")
+	fs.StringVar(&c.NATSCA, "nats-ca", "", "`FILE` with the certificates that sign the NATS cluster's (PEM); empty: the system's")
+	fs.StringVar(&c.NATSCert, "nats-cert", "", "`FILE` with the certificate to show to the NATS cluster (PEM); empty: none")
+	fs.StringVar(&c.NATSKey, "nats-key", "", "`FILE` with the private key of nats-cert (PEM)")
+	fs.IntVar(&c.NATSReplicas, "nats-replicas", 1, "how many servers of the NATS cluster keep each event: 1, 3 or 5")
+	fs.IntVar(&c.EventQueueSize, "event-queue-size", 1024, "how much the queue of events keeps at most, in MiB")
 
 	fs.StringVar(&c.SignUp, "sign-up", "invite", "`open|invite|closed`: who may create an account")
 	fs.IntVar(&c.RateLimitSource, "rate-limit-source", 120000, "requests a minute from one network (/24, or /64 for IPv6); 0: any number")

@@ -20,7 +20,6 @@ import (
 	"github.com/groupcast/groupcast/server/accounts"
 	"github.com/groupcast/groupcast/server/daemon"
 	"github.com/groupcast/groupcast/server/keys"
-	"github.com/groupcast/groupcast/server/longpoll"
 	"github.com/groupcast/groupcast/server/tokens"
 )
 
@@ -36,7 +35,7 @@ func expired(t *testing.T, dir string) string {
 	require.NoError(t, err)
 	ring, err := keys.Load(t.Context(), st, kek, keys.Options{})
 	require.NoError(t, err)
-	service := accounts.New(st, longpoll.New(longpoll.Options{}), models.Quotas{})
+	service := accounts.New(st, models.Quotas{})
 	a, err := service.CreateAccount(context.Background(), "old")
 	require.NoError(t, err)
 	p, err := service.CreatePremises(context.Background(), a.ID, "old", false)

@@ -27,9 +27,13 @@ import (
 	"github.com/groupcast/groupcast/server/apidocs"
 	"github.com/groupcast/groupcast/server/backup"
 	"github.com/groupcast/groupcast/server/config"
+	"github.com/groupcast/groupcast/server/eventhub"
+	"github.com/groupcast/groupcast/server/eventqueue"
+	"github.com/groupcast/groupcast/server/eventrelay"
 	"github.com/groupcast/groupcast/server/expiry"
 	"github.com/groupcast/groupcast/server/gateways"
 	"github.com/groupcast/groupcast/server/groups"
+	"github.com/groupcast/groupcast/server/hints"
 	"github.com/groupcast/groupcast/server/httpapi"
 	"github.com/groupcast/groupcast/server/idempotency"
 	"github.com/groupcast/groupcast/server/keys"
@@ -45,6 +49,8 @@ const (
 	startTimeout = 30 * time.Second
 	// stopTimeout bounds the answers that are still being made after all waits have ended.
 	stopTimeout = 10 * time.Second
+	// wakeSpread is over how long those who wait are woken when hints were lost.
+	wakeSpread = 2 * time.Second
 	// readyTimeout bounds what readiness asks the database.
 	readyTimeout = 2 * time.Second
 )
@@ -55,6 +61,10 @@ type Daemon struct {
 	log   *slog.Logger
 	store *store.Store
 	hub   *longpoll.Hub
+	// listeners are those who wait for events.
+	listeners *eventhub.Hub
+	queue     *eventqueue.Queue
+	relay     *eventrelay.Relay
 
 	public, admin, metrics listening
 
@@ -87,7 +97,7 @@ func Start(ctx context.Context, cfg config.Config, version string, log *slog.Log
 	}
 	// What runs after the start is not ended by the start's context, but by Stop.
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
-	d := &Daemon{cfg: cfg, log: log, failed: make(chan error, 3), stop: stop}
+	d := &Daemon{cfg: cfg, log: log, listeners: eventhub.New(), failed: make(chan error, 3), stop: stop}
 	defer func() {
 		if err != nil {
 			d.close()
@@ -105,6 +115,9 @@ func Start(ctx context.Context, cfg config.Config, version string, log *slog.Log
 	}
 	if changed {
 		log.InfoContext(ctx, "max-stale has changed: every gateway is told", "max_stale", cfg.MaxStale)
+	}
+	if d.queue, err = d.openQueue(); err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -154,7 +167,11 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		Log:         d.log,
 		Metrics:     registry,
 	})
-	accountService := accounts.New(d.store, d.hub, d.cfg.Quotas)
+	d.relay = eventrelay.New(d.store, d.queue, d.log, registry)
+	if err := d.tellWaiters(); err != nil {
+		return edges{}, err
+	}
+	accountService := accounts.New(d.store, d.cfg.Quotas)
 	issuer := d.cfg.URL(d.public.Addr())
 	proxies, err := d.cfg.Proxies()
 	if err != nil {
@@ -189,14 +206,14 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 	if err != nil {
 		return edges{}, fmt.Errorf("openapi.yaml: %w", err)
 	}
-	registrationService := registrations.New(d.store, d.hub, registrations.Options{AllowLoopback: d.cfg.AllowLoopback, Quotas: d.cfg.Quotas})
+	registrationService := registrations.New(d.store, registrations.Options{AllowLoopback: d.cfg.AllowLoopback, Quotas: d.cfg.Quotas})
 	httpapi.Mount(public, httpapi.Services{ //nolint:contextcheck // each request has its own
 		Registrations: registrationService,
 		Accounts:      accountService,
 		Users:         id.users,
 		Enrolment:     id.Enrolment,
 		Groups:        groupService,
-		Gateways:      gateways.New(d.store, d.hub, gateways.Options{AllowLoopback: d.cfg.AllowLoopback}),
+		Gateways:      gateways.New(d.store, gateways.Options{AllowLoopback: d.cfg.AllowLoopback}),
 		Polls:         d.hub,
 		OAuth:         id.OAuth,
 		Keys:          ring,
@@ -233,6 +250,45 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 	return e, nil
 }
 
+// tellWaiters sees to it that whoever waits for a change hears of it, in this process and in the other replicas.
+func (d *Daemon) tellWaiters() error {
+	wake := func(c store.Changed) {
+		for _, id := range c.Gateways {
+			d.hub.Wake(id)
+		}
+		for _, p := range c.Events {
+			d.listeners.Wake(p)
+		}
+	}
+	var others *hints.Hints
+	if d.cfg.NATSURL != "" {
+		var err error
+		if others, err = hints.New(d.queue.Conn(), wake, d.log); err != nil {
+			return fmt.Errorf("nats-url: listen for hints: %w", err)
+		}
+	}
+	d.store.OnCommit(func(c store.Changed) {
+		wake(c)
+		if len(c.Events) > 0 {
+			d.relay.Wake()
+		}
+		if others != nil {
+			others.Tell(c)
+		}
+	})
+	return nil
+}
+
+// openQueue opens what events are published to.
+func (d *Daemon) openQueue() (*eventqueue.Queue, error) {
+	return eventqueue.Open(eventqueue.Options{
+		DataDir: d.cfg.DataDir, URL: d.cfg.NATSURL, Credentials: d.cfg.NATSCredentials, CA: d.cfg.NATSCA, Cert: d.cfg.NATSCert, Key: d.cfg.NATSKey,
+		Replicas: d.cfg.NATSReplicas, MaxBytes: int64(d.cfg.EventQueueSize) << 20, Log: d.log,
+		// Hints may have been lost meanwhile. Nobody should read all at the same moment.
+		Back: func() { go d.listeners.WakeAll(wakeSpread) },
+	})
+}
+
 // ready tells whether the service can do its work.
 func (d *Daemon) ready(ctx context.Context) error {
 	if d.draining.Load() {
@@ -250,9 +306,11 @@ func (d *Daemon) ready(ctx context.Context) error {
 
 // serve starts everything that runs.
 func (d *Daemon) serve(ctx context.Context, e edges, registry *prometheus.Registry) {
-	reaper := expiry.New(d.store, d.hub, d.log)
+	reaper := expiry.New(d.store, d.log)
 	d.work.Go(func() { d.hub.Run(ctx) })
 	d.work.Go(func() { reaper.Run(ctx) })
+	d.work.Go(func() { d.relay.Run(ctx) })
+	d.work.Go(func() { d.listeners.Run(ctx, d.store.NewestEvents, d.log) })
 	for _, run := range d.background {
 		d.work.Go(func() { run(ctx) })
 	}
@@ -296,6 +354,7 @@ func (d *Daemon) Stop(ctx context.Context) error {
 	if e := d.hub.Flush(finish); e != nil {
 		err = errors.Join(err, fmt.Errorf("store acknowledgements: %w", e))
 	}
+	d.queue.Close()
 	// The metrics come last, so that the stop itself can be watched.
 	err = errors.Join(err, d.metrics.shutdown(finish), d.store.Close())
 	d.log.InfoContext(ctx, "stopped")
@@ -309,6 +368,9 @@ func (d *Daemon) close() {
 		if l.Listener != nil {
 			_ = l.Close() // the start's own error says what happened
 		}
+	}
+	if d.queue != nil {
+		d.queue.Close()
 	}
 	if d.store != nil {
 		_ = d.store.Close()

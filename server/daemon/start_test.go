@@ -187,7 +187,8 @@ func TestOneProcessPerDataDirectory(t *testing.T) {
 	dir = dataDir(t)
 	url := pgtest.URL(t)
 	s = start(t, settings(t, dir, "--database-url", url, "--migrate"))
-	assert.Contains(t, failing(t, dir, "--database-url", url).Error(), "another groupcastd answers on")
+	assert.Contains(t, failing(t, dir, "--database-url", url).Error(), "in use by another groupcastd")
+	assert.Contains(t, failing(t, dir, "--database-url", url, "--nats-url", "nats://127.0.0.1:1").Error(), "another groupcastd answers on")
 	s.home(t, "Smith")
 }
 

@@ -301,9 +301,6 @@ func (s *Service) Redeem(ctx context.Context, deviceCode, clientID string, key d
 			audit.Entry{Account: g.AccountID, Action: audit.DeviceEnrol, Object: audit.OfDevice(r.Device.ID)},
 			audit.Entry{Account: g.AccountID, Action: audit.TokenIssue, Object: audit.OfDevice(r.Device.ID)})
 	})
-	if err == nil && r.Device.ID.Valid() {
-		s.enrolment.TokensEnded(r.Device.ID) // those from before, if it enrolled again
-	}
 	if err == nil {
 		err = refusal
 	}

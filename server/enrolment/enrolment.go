@@ -131,9 +131,6 @@ func (s *Service) Enrol(ctx context.Context, r Request) (Enrolled, error) {
 			audit.Entry{Account: d.AccountID, Action: audit.TicketRedeem, Object: audit.OfPremises(d.PremisesID)},
 			audit.Entry{Account: d.AccountID, Action: action, Object: audit.OfDevice(d.ID)})
 	})
-	if err == nil {
-		s.TokensEnded(d.ID) // those from before its key was replaced
-	}
 	return Enrolled{Device: d, ClientID: ClientPrefix + r.Key.Thumbprint}, err
 }
 
@@ -173,9 +170,6 @@ func (s *Service) Admit(tx *store.Tx, replaces models.ID, n accounts.NewDevice, 
 	}
 	return d, err
 }
-
-// TokensEnded is to be called after the commit of a transaction that Admit was a step of.
-func (s *Service) TokensEnded(id models.ID) { s.accounts.TokensEnded(id) }
 
 // Key reads the key of a device by its client id.
 func (s *Service) Key(ctx context.Context, thumbprint string) (models.DeviceKey, bool, error) {

@@ -34,19 +34,15 @@ const (
 	amnestyBatch = 1000
 )
 
-// Waker is told which gateways have new group information, after the change is committed.
-type Waker interface{ Wake(gatewayID models.ID) }
-
 // Reaper ends leases.
 type Reaper struct {
 	store *store.Store
-	waker Waker
 	log   *slog.Logger
 }
 
-// New makes the reaper; the waker is called after commit only.
-func New(st *store.Store, waker Waker, log *slog.Logger) *Reaper {
-	return &Reaper{store: st, waker: waker, log: log}
+// New makes the reaper.
+func New(st *store.Store, log *slog.Logger) *Reaper {
+	return &Reaper{store: st, log: log}
 }
 
 // Run ends leases until the context is done. A database that is away is logged once and tried again.
@@ -115,10 +111,8 @@ func (r *Reaper) endLinks(ctx context.Context) error {
 		return err
 	}
 	for _, l := range due {
-		var changed []models.ID
 		err := r.store.Write(ctx, func(tx *store.Tx) error {
-			var err error
-			if changed, err = registrations.EndOwned(ctx, tx, store.Owner{Service: l.ServiceID, ServiceAccountID: l.ServiceAccountID}); err != nil {
+			if err := registrations.EndOwned(ctx, tx, store.Owner{Service: l.ServiceID, ServiceAccountID: l.ServiceAccountID}); err != nil {
 				return err
 			}
 			over, err := tx.DeleteDueLink(l)
@@ -130,6 +124,9 @@ func (r *Reaper) endLinks(ctx context.Context) error {
 			case !over: // consented again, or another replica was first
 				return errNothingOver
 			}
+			if err := tx.AppendLinkEvent(models.EventLinkRevoked, l); err != nil {
+				return err
+			}
 			return audit.Record(tx, audit.Entry{Actor: audit.System, Account: l.AccountID, Action: audit.LinkEnd, Object: audit.OfService(l.ServiceID)})
 		})
 		if errors.Is(err, errNothingOver) {
@@ -139,9 +136,6 @@ func (r *Reaper) endLinks(ctx context.Context) error {
 			return err
 		}
 		r.log.InfoContext(ctx, "a consent for a service has ended", "service", l.ServiceID)
-		for _, id := range changed {
-			r.waker.Wake(id)
-		}
 	}
 	return nil
 }
@@ -198,7 +192,7 @@ func (r *Reaper) end(ctx context.Context, due []store.Place) (ended int, err err
 			if len(over) == 0 { // renewed, or another replica was first
 				return errNothingOver
 			}
-			all, err := registrations.End(ctx, tx, gateway, over, audit.GroupExpire)
+			all, err := registrations.End(ctx, tx, gateway, over, models.EventMemberExpired)
 			n = len(all)
 			return err
 		})
@@ -209,7 +203,6 @@ func (r *Reaper) end(ctx context.Context, due []store.Place) (ended int, err err
 			return ended, err
 		}
 		ended += n
-		r.waker.Wake(id)
 	}
 	return ended, nil
 }

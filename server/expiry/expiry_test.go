@@ -28,7 +28,7 @@ var (
 // look ends what is over and tells how many registrations ended.
 func look(t *testing.T, h *servertest.Home) int {
 	t.Helper()
-	n, err := expiry.New(h.DB.Store, h.Woken, quiet).Look(ctx)
+	n, err := expiry.New(h.DB.Store, quiet).Look(ctx)
 	require.NoError(t, err)
 	return n
 }
@@ -130,7 +130,7 @@ func TestTwoReplicasEndACrowd(t *testing.T) {
 		for range 4 {
 			all.Go(func() error {
 				for range 6 {
-					n, err := expiry.New(h.DB.Store, h.Woken, quiet).Look(ctx)
+					n, err := expiry.New(h.DB.Store, quiet).Look(ctx)
 					if err != nil {
 						return err
 					}
@@ -196,7 +196,7 @@ func TestAmnestyOnceAmongReplicas(t *testing.T) {
 		var all errgroup.Group
 		for range 4 {
 			all.Go(func() error {
-				_, err := expiry.New(h.DB.Store, h.Woken, quiet).Look(ctx)
+				_, err := expiry.New(h.DB.Store, quiet).Look(ctx)
 				return err
 			})
 		}
@@ -243,7 +243,7 @@ func TestRun(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		expiry.New(db.Store, h.Woken, slog.New(slog.NewTextHandler(log, nil))).Run(running)
+		expiry.New(db.Store, slog.New(slog.NewTextHandler(log, nil))).Run(running)
 	}()
 	require.Eventually(t, func() bool { return len(h.Information(t).Groups) == 0 }, 10*time.Second, 10*time.Millisecond)
 	db.Exec(t, "ALTER TABLE leases RENAME TO gone")

@@ -16,9 +16,6 @@ import (
 	"github.com/groupcast/groupcast/server/store"
 )
 
-// Waker is told which gateways have new group information, after the change is committed.
-type Waker interface{ Wake(gatewayID models.ID) }
-
 // Options are the operator's settings that the rules of declarations depend on.
 type Options struct {
 	// AllowLoopback lets LAN, range and uplink lie in 127/8 (SPEC §10).
@@ -40,13 +37,12 @@ type Declaration struct {
 // Service keeps declarations.
 type Service struct {
 	store *store.Store
-	waker Waker
 	opts  Options
 }
 
-// New makes the service; the waker is called after commit only.
-func New(st *store.Store, waker Waker, opts Options) *Service {
-	return &Service{store: st, waker: waker, opts: opts}
+// New makes the service.
+func New(st *store.Store, opts Options) *Service {
+	return &Service{store: st, opts: opts}
 }
 
 // Serving chooses, among the gateways of a premises, the one whose LAN holds a source's address. Declare sees to it that there
@@ -85,9 +81,6 @@ func (s *Service) Declare(ctx context.Context, p models.Principal, d Declaration
 	err = s.store.Write(ctx, func(tx *store.Tx) error { return s.declare(ctx, tx, declared) })
 	if err != nil && !errors.Is(err, errUnchanged) {
 		return models.Gateway{}, models.Pool{}, err
-	}
-	if err == nil {
-		s.waker.Wake(d.GatewayID)
 	}
 	return s.Get(ctx, p, d.GatewayID)
 }

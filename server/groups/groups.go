@@ -18,12 +18,6 @@ type Filter struct {
 	PremisesID models.PremisesID
 }
 
-// Group is a group with its members, sources first, each in the order of joining.
-type Group struct {
-	models.Group
-	Members []models.Member
-}
-
 // Service reads groups.
 type Service struct {
 	store *store.Store
@@ -34,7 +28,7 @@ func New(st *store.Store) *Service { return &Service{store: st} }
 
 // List reads a page of the groups that the caller may see, oldest first, and the token of the next page, which is empty on the
 // last.
-func (s *Service) List(ctx context.Context, p models.Principal, f Filter, page models.Page) ([]Group, string, error) {
+func (s *Service) List(ctx context.Context, p models.Principal, f Filter, page models.Page) ([]models.GroupState, string, error) {
 	after, err := page.After()
 	if err != nil {
 		return nil, "", err
@@ -53,19 +47,19 @@ func (s *Service) List(ctx context.Context, p models.Principal, f Filter, page m
 }
 
 // Get reads one group that the caller may see.
-func (s *Service) Get(ctx context.Context, p models.Principal, id models.GroupID) (Group, error) {
+func (s *Service) Get(ctx context.Context, p models.Principal, id models.GroupID) (models.GroupState, error) {
 	all, err := s.read(ctx, p, store.GroupFilter{ID: id, Limit: 1})
 	if err != nil {
-		return Group{}, err
+		return models.GroupState{}, err
 	}
 	if len(all) == 0 {
-		return Group{}, models.NotFound()
+		return models.GroupState{}, models.NotFound()
 	}
 	return all[0], nil
 }
 
 // read gives groups with their members as of one instant.
-func (s *Service) read(ctx context.Context, p models.Principal, f store.GroupFilter) (all []Group, err error) {
+func (s *Service) read(ctx context.Context, p models.Principal, f store.GroupFilter) (all []models.GroupState, err error) {
 	viewer, err := viewerOf(p)
 	if err != nil {
 		return nil, err
@@ -83,7 +77,7 @@ func (s *Service) read(ctx context.Context, p models.Principal, f store.GroupFil
 		if err != nil {
 			return err
 		}
-		all = make([]Group, len(groups))
+		all = make([]models.GroupState, len(groups))
 		for i, g := range groups {
 			for n, m := range members[g.ID] {
 				if p.Kind != models.KindUser { // only the account holder ends what belongs to others
@@ -93,7 +87,7 @@ func (s *Service) read(ctx context.Context, p models.Principal, f store.GroupFil
 					g.State++
 				}
 			}
-			all[i] = Group{Group: g, Members: members[g.ID]}
+			all[i] = models.GroupState{Group: g, Members: members[g.ID]}
 		}
 		return nil
 	})

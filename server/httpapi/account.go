@@ -9,7 +9,6 @@ import (
 	"github.com/groupcast/groupcast/openapi/ginserver"
 	"github.com/groupcast/groupcast/server/accounts"
 	"github.com/groupcast/groupcast/server/enrolment"
-	"github.com/groupcast/groupcast/server/store"
 )
 
 func (h handlers) ListPremises(ctx context.Context, r ginserver.ListPremisesRequestObject) (ginserver.ListPremisesResponseObject, error) {
@@ -177,7 +176,7 @@ func (h handlers) UnlinkService(ctx context.Context, r ginserver.UnlinkServiceRe
 	return ginserver.UnlinkService204Response{}, nil
 }
 
-func link(l store.NamedLink) api.Link {
+func link(l models.NamedLink) api.Link {
 	answer := api.Link{
 		ServiceID: l.ServiceID, Name: l.ServiceName, ServiceAccountID: l.ServiceAccountID, GrantedBy: l.GrantedBy, GrantedAt: l.GrantedAt,
 		Scopes: convert(l.Scopes, func(s string) api.ServiceScope { return api.ServiceScope(s) }),

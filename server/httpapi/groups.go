@@ -28,13 +28,14 @@ func (h handlers) GetGroup(ctx context.Context, r ginserver.GetGroupRequestObjec
 	return ginserver.GetGroup200JSONResponse(group(g)), nil
 }
 
-func group(g groups.Group) api.Group {
+func group(g models.GroupState) api.Group {
 	return api.Group{
 		GroupID:    g.ID,
 		PremisesID: g.PremisesID,
 		GroupName:  g.Name,
 		GroupIP:    g.IP,
 		Generation: int32(g.Generation),
+		Rev:        int32(g.Rev),
 		State:      int32(g.State),
 		Members: convert(g.Members, func(m models.Member) api.Member {
 			return api.Member{Type: m.Type, ID: m.ID, Role: api.MemberRole(m.Role), Name: m.Name, RegistrationID: orNil(m.RegistrationID)}

@@ -41,7 +41,7 @@ type creator struct {
 }
 
 func newCreator(st *store.Store, kek *keys.KEK, done *atomic.Int64) creator {
-	return creator{idempotency.New(st, kek), accounts.New(st, servertest.On(nil, st).Woken, models.Quotas{}), done}
+	return creator{idempotency.New(st, kek), accounts.New(st, models.Quotas{}), done}
 }
 
 func (c creator) ask(r idempotency.Request) (idempotency.Answer, error) {

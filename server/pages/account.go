@@ -11,7 +11,6 @@ import (
 	"github.com/groupcast/groupcast/server/enrolment"
 	"github.com/groupcast/groupcast/server/groups"
 	"github.com/groupcast/groupcast/server/httpapi"
-	"github.com/groupcast/groupcast/server/store"
 )
 
 // done are the sentences after something was done, by what the redirect says.
@@ -69,13 +68,13 @@ func (p site) accountPage(v *httpapi.Visit, status int, w view) error {
 	if err != nil {
 		return err
 	}
-	links, err := all(ctx, func(ctx context.Context, page models.Page) ([]store.NamedLink, string, error) {
+	links, err := all(ctx, func(ctx context.Context, page models.Page) ([]models.NamedLink, string, error) {
 		return p.Accounts.ListLinks(ctx, who.AccountID, page)
 	})
 	if err != nil {
 		return err
 	}
-	list, err := all(ctx, func(ctx context.Context, page models.Page) ([]groups.Group, string, error) {
+	list, err := all(ctx, func(ctx context.Context, page models.Page) ([]models.GroupState, string, error) {
 		return p.Groups.List(ctx, who, groups.Filter{}, page)
 	})
 	if err != nil {
@@ -118,7 +117,7 @@ type names struct {
 	service  map[models.ID]string // by service account id
 }
 
-func namesOf(premises []models.Premises, devices []models.Device, links []store.NamedLink) names {
+func namesOf(premises []models.Premises, devices []models.Device, links []models.NamedLink) names {
 	n := names{map[models.PremisesID]string{}, map[models.ID]models.Device{}, map[models.ID]string{}}
 	for _, p := range premises {
 		n.premises[p.ID] = p.Name
@@ -140,7 +139,7 @@ func (n names) devices(list []models.Device) []deviceView {
 	return views
 }
 
-func (n names) groups(list []groups.Group) []groupView {
+func (n names) groups(list []models.GroupState) []groupView {
 	views := make([]groupView, len(list))
 	for i, g := range list {
 		views[i] = groupView{Name: g.Name, Premises: n.premises[g.PremisesID], IP: g.IP.String(), Receivers: "nobody receives"}
@@ -158,7 +157,7 @@ func (n names) groups(list []groups.Group) []groupView {
 }
 
 // member is called as in the lists of devices and services, or else as it called itself.
-func (n names) member(g groups.Group, m models.Member) memberView {
+func (n names) member(g models.GroupState, m models.Member) memberView {
 	view := memberView{Name: m.Name, Does: "receives", Kind: "Service", ID: m.ID.String(), RegistrationID: m.RegistrationID}
 	if m.Role == models.RoleSource {
 		view.Does = "sends"

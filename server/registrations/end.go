@@ -11,20 +11,33 @@ import (
 )
 
 // End removes members of a gateway's groups, and with its last source each group: then its destinations' registrations end too
-// and its group IP goes into quarantine (SPEC §5). The gateway is one that the transaction has locked. It gives all the
-// registrations that ended, which may be none. why is what the audit log says of those that were named: GroupLeave or GroupExpire; of a
-// group that ends it says so once, for all its members.
-func End(ctx context.Context, tx *store.Tx, gateway models.Gateway, ids []models.RegistrationID, why audit.Action) ([]models.Registration, error) {
+// and its group IP goes into quarantine (SPEC §5). The gateway is one that the transaction has locked; why, EventMemberLeft or
+// EventMemberExpired, is what the groups that go on hear. It gives all the registrations that ended, which may be none. The audit log names those
+// that were given; of a group that ends it says so once, for all its members.
+func End(ctx context.Context, tx *store.Tx, gateway models.Gateway, ids []models.RegistrationID, why models.EventType) ([]models.Registration, error) {
 	ended, err := tx.DeleteRegistrations(ids)
 	if err != nil || len(ended) == 0 {
 		return nil, err
 	}
-	entries := make([]audit.Entry, 0, len(ended))
+	did := audit.GroupLeave
+	if why == models.EventMemberExpired {
+		did = audit.GroupExpire
+	}
+	entries, left := make([]audit.Entry, 0, len(ended)), []models.GroupID{}
 	for _, r := range ended {
-		entries = append(entries, audit.Entry{Account: r.AccountID, Action: why, Object: audit.OfMember(r)})
+		entries = append(entries, audit.Entry{Account: r.AccountID, Action: did, Object: audit.OfMember(r)})
+		if !slices.Contains(left, r.GroupID) {
+			left = append(left, r.GroupID)
+		}
 	}
 	ended, over, err := endWithout(tx, gateway, ended)
 	if err != nil {
+		return nil, err
+	}
+	left = slices.DeleteFunc(left, func(id models.GroupID) bool {
+		return slices.ContainsFunc(over, func(g models.Group) bool { return g.ID == id })
+	})
+	if err := tx.AppendGroupEvents(why, left); err != nil {
 		return nil, err
 	}
 	return ended, audit.Note(ctx, tx, append(entries, endings(over)...)...)
@@ -74,31 +87,29 @@ func endGroups(tx *store.Tx, gateway models.Gateway, groups []models.Group) ([]m
 	return tx.EndGroups(ids, gateway.Revision)
 }
 
-// EndOwned ends all registrations of an owner and gives the gateways whose group information changed. It locks them one after
-// another in the order of their ids.
-func EndOwned(ctx context.Context, tx *store.Tx, owner store.Owner) ([]models.ID, error) {
+// EndOwned ends all registrations of an owner. It locks their gateways one after another in the order of their ids.
+func EndOwned(ctx context.Context, tx *store.Tx, owner store.Owner) error {
 	places, err := tx.PlacesOf(owner)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	return EndPlaces(ctx, tx, places)
 }
 
 // EndPlaces is EndOwned for registrations that were read already.
-func EndPlaces(ctx context.Context, tx *store.Tx, places []store.Place) ([]models.ID, error) {
+func EndPlaces(ctx context.Context, tx *store.Tx, places []store.Place) error {
 	at := store.ByGateway(places)
-	gateways := slices.Sorted(maps.Keys(at))
-	for _, id := range gateways {
+	for _, id := range slices.Sorted(maps.Keys(at)) {
 		gateway, found, err := tx.LockGateway(id)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if !found { // it is gone since, and its groups with it
 			continue
 		}
-		if _, err := End(ctx, tx, gateway, at[id], audit.GroupLeave); err != nil {
-			return nil, err
+		if _, err := End(ctx, tx, gateway, at[id], models.EventMemberLeft); err != nil {
+			return err
 		}
 	}
-	return gateways, nil
+	return nil
 }

@@ -35,14 +35,13 @@ func (s *Service) Join(ctx context.Context, p models.Principal, r Request) (Answ
 		if found {
 			return m.answer(renewed), nil
 		}
-		joined, gateway, err := s.change(ctx, m)
+		joined, err := s.change(ctx, m)
 		if errors.Is(err, errUnchanged) {
 			continue
 		}
 		if err != nil {
 			return Answer{}, err
 		}
-		s.waker.Wake(gateway)
 		return m.answer(joined), nil
 	}
 	return Answer{}, models.Errorf(models.CodeUnavailable, "Other requests of the same member came at the same moment. Send one at a time.").
@@ -56,14 +55,15 @@ func (m member) answer(v store.Renewed) Answer {
 	}
 }
 
-// change makes the caller a member, or moves it, and gives the gateway whose group information changed.
-func (s *Service) change(ctx context.Context, m member) (joined store.Renewed, changed models.ID, err error) {
+// change makes the caller a member, or moves it.
+func (s *Service) change(ctx context.Context, m member) (joined store.Renewed, err error) {
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
 		var group models.Group
 		var own models.Registration
+		var scarce *models.GatewayPool
 		var err error
 		if m.isSource() {
-			group, own, err = s.groupOfSource(tx, m)
+			group, own, scarce, err = s.groupOfSource(tx, m)
 		} else {
 			group, own, err = groupOfDestination(tx, m)
 		}
@@ -72,6 +72,7 @@ func (s *Service) change(ctx context.Context, m member) (joined store.Renewed, c
 		}
 		v, did := m.registration, audit.GroupJoin
 		v.GroupID, v.AccountID = group.ID, group.AccountID
+		happened := whatHappens(group, own, v)
 		if v.ID = own.ID; own.ID != "" {
 			if store.Unmoved(own, v) {
 				return errUnchanged
@@ -99,19 +100,39 @@ func (s *Service) change(ctx context.Context, m member) (joined store.Renewed, c
 			return err
 		}
 		joined = store.Renewed{ID: v.ID, GroupIP: group.IP, Generation: group.Generation, State: counts.State}
-		changed = group.GatewayID
 		if own.ID == "" {
 			if err := s.checkQuotas(tx, v, counts); err != nil {
 				return err
 			}
 		}
+		if err := tx.AppendGroupEvents(happened, []models.GroupID{group.ID}); err != nil {
+			return err
+		}
 		entries := []audit.Entry{{Account: v.AccountID, Action: did, Object: audit.OfMember(v)}}
-		if m.isSource() && v.Number == 1 { // the first one of all
+		if happened == models.EventGroupCreated {
 			entries = append([]audit.Entry{{Account: v.AccountID, Action: audit.GroupCreate, Object: audit.OfGroup(v.GroupID)}}, entries...)
 		}
-		return audit.Note(ctx, tx, entries...)
+		if err := audit.Note(ctx, tx, entries...); err != nil || scarce == nil {
+			return err
+		}
+		return tx.AppendAccountEvent(group.AccountID,
+			models.Event{Type: models.EventPoolNearlyExhausted, PremisesID: group.PremisesID, Pool: scarce})
 	})
-	return joined, changed, err
+	return joined, err
+}
+
+// whatHappens names what it is for the group that a member, who was own before, becomes v. A group whose rev is 0 came into being for it.
+func whatHappens(g models.Group, own, v models.Registration) models.EventType {
+	switch {
+	case g.Rev == 0:
+		return models.EventGroupCreated
+	case own.ID == "":
+		return models.EventMemberJoined
+	case own.PrivateIPv4 != v.PrivateIPv4, own.PublicIPv4 != v.PublicIPv4, own.IPv6 != v.IPv6, own.Port != v.Port:
+		return models.EventMemberMoved
+	default:
+		return models.EventGroupChanged
+	}
 }
 
 // ownerGone is what a member hears whose device or link was removed while its request was under way.
@@ -122,27 +143,28 @@ func ownerGone(m member) error {
 	return models.Errorf(models.CodeUnauthenticated, "The device of this token was removed. Enrol it again.")
 }
 
-// groupOfSource locks the gateway of the source's LAN and finds the group of that name in the premises, or creates it.
-func (s *Service) groupOfSource(tx *store.Tx, m member) (g models.Group, own models.Registration, err error) {
+// groupOfSource locks the gateway of the source's LAN and finds the group of that name in the premises, or creates it. It gives the
+// gateway's pool if that made it scarce.
+func (s *Service) groupOfSource(tx *store.Tx, m member) (g models.Group, own models.Registration, scarce *models.GatewayPool, err error) {
 	gateway, err := gatewayOfSource(tx, m)
 	if err != nil {
-		return g, own, err
+		return g, own, nil, err
 	}
 	byName := m.group
 	byName.IP = netip.Addr{} // a group of that name with another IP is a mismatch, not a new group
 	g, own, found, err := tx.MemberOf(byName, m.registration)
 	switch {
 	case err != nil:
-		return g, own, err
+		return g, own, nil, err
 	case !found:
-		g, err = s.create(tx, m, gateway)
-		return g, own, err
+		g, scarce, err = s.create(tx, m, gateway)
+		return g, own, scarce, err
 	case m.group.IP.IsValid() && m.group.IP != g.IP:
-		return g, own, groupIPMismatch(g)
+		return g, own, nil, groupIPMismatch(g)
 	case g.GatewayID != gateway.ID:
-		return g, own, models.Errorf(models.CodeWrongLAN, "The group %s belongs to another LAN of this premises. Use another group name here.", g.Name)
+		return g, own, nil, models.Errorf(models.CodeWrongLAN, "The group %s belongs to another LAN of this premises. Use another group name here.", g.Name)
 	}
-	return g, own, nil
+	return g, own, nil, nil
 }
 
 // gatewayOfSource locks the gateway whose LAN holds the source.
@@ -170,33 +192,37 @@ func gatewayOfSource(tx *store.Tx, m member) (models.Gateway, error) {
 	return gateway, checkSource(gateway, m)
 }
 
-// create begins a group's life with a group IP of the gateway's pool.
-func (s *Service) create(tx *store.Tx, m member, gateway models.Gateway) (models.Group, error) {
+// create begins a group's life with a group IP of the gateway's pool, and gives the pool if that made it scarce.
+func (s *Service) create(tx *store.Tx, m member, gateway models.Gateway) (g models.Group, scarce *models.GatewayPool, err error) {
 	pool, err := tx.Pool(gateway.ID)
 	if err != nil {
-		return models.Group{}, err
+		return g, nil, err
 	}
-	address, err := addresspool.Pick(addresspool.Within(pool.Addresses, gateway.Range), m.group.IP, m.group.Name, pool.Now,
-		addresspool.NewPolicy(pool.MaxStale, pool.Acked, pool.PolledAt, pool.Now))
+	rows := addresspool.Within(pool.Addresses, gateway.Range)
+	policy := addresspool.NewPolicy(pool.MaxStale, pool.Acked, pool.PolledAt, pool.Now)
+	address, err := addresspool.Pick(rows, m.group.IP, m.group.Name, pool.Now, policy)
 	if err != nil {
-		return models.Group{}, err
+		return g, nil, err
 	}
-	g := models.Group{
+	g = models.Group{
 		ID: models.NewGroupID(), AccountID: gateway.AccountID, PremisesID: gateway.PremisesID, GatewayID: gateway.ID,
 		Name: m.group.Name, IP: address.IP, Generation: address.Generation,
 	}
 	err = tx.InsertGroup(g)
 	if s.store.IsDuplicate(err) { // another gateway of the premises got a group of that name at the same moment
-		return models.Group{}, store.ErrAgain
+		return g, nil, store.ErrAgain
 	}
 	if err != nil {
-		return models.Group{}, err
+		return g, nil, err
 	}
 	address.GroupID = g.ID
-	if err := tx.Allocate(address); err != nil {
-		return models.Group{}, err
+	if after, crossed := addresspool.BecomesScarce(rows, address, pool.Now, policy); crossed {
+		scarce = &models.GatewayPool{GatewayID: gateway.ID, Pool: after}
 	}
-	return g, s.checkGroups(tx, g)
+	if err := tx.Allocate(address); err != nil {
+		return g, nil, err
+	}
+	return g, scarce, s.checkGroups(tx, g)
 }
 
 // groupOfDestination locks the gateway of the group that the destination means, and finds the group.

@@ -367,8 +367,8 @@ func TestAddresses(t *testing.T) {
 func TestAllowLoopbackLiftsOnlyTheLoopbackRules(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
 		s := servertest.On(db, db.Store)
-		s.Registrations = registrations.New(db.Store, s.Woken, registrations.Options{AllowLoopback: true})
-		s.Gateways = gateways.New(db.Store, s.Woken, gateways.Options{AllowLoopback: true})
+		s.Registrations = registrations.New(db.Store, registrations.Options{AllowLoopback: true})
+		s.Gateways = gateways.New(db.Store, gateways.Options{AllowLoopback: true})
 		h := s.NewAccount(t, false)
 		d := h.Declaration("127.77.0.230-127.77.0.254")
 		d.LANPrefix, d.GatewayIPv4, d.UplinkIPv4 = "127.77.0.0/24", servertest.Addr("127.77.0.1"), servertest.Addr("127.0.0.1")

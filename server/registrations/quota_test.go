@@ -18,7 +18,7 @@ import (
 func limited(db *storetest.DB, t *testing.T, q models.Quotas) *servertest.Home {
 	t.Helper()
 	s := servertest.On(db, db.Store)
-	s.Registrations = registrations.New(db.Store, s.Woken, registrations.Options{Quotas: q})
+	s.Registrations = registrations.New(db.Store, registrations.Options{Quotas: q})
 	return s.NewHome(t)
 }
 

@@ -11,12 +11,8 @@ import (
 	"time"
 
 	"github.com/groupcast/groupcast/models"
-	"github.com/groupcast/groupcast/server/audit"
 	"github.com/groupcast/groupcast/server/store"
 )
-
-// Waker is told which gateways have new group information, after the change is committed.
-type Waker interface{ Wake(gatewayID models.ID) }
 
 // Options are the operator's settings that the rules of registrations depend on.
 type Options struct {
@@ -73,13 +69,12 @@ type Registration struct {
 // Service joins, renews, moves and ends registrations.
 type Service struct {
 	store *store.Store
-	waker Waker
 	opts  Options
 }
 
-// New makes the service; the waker is called after commit only.
-func New(st *store.Store, waker Waker, opts Options) *Service {
-	return &Service{store: st, waker: waker, opts: opts}
+// New makes the service.
+func New(st *store.Store, opts Options) *Service {
+	return &Service{store: st, opts: opts}
 }
 
 // Leave ends one of the caller's registrations, or one of the account for its holder, and answers the group IP and the number of destinations that remain.
@@ -103,7 +98,7 @@ func (s *Service) Leave(ctx context.Context, p models.Principal, id models.Regis
 		if !found { // or somebody else ended it while we waited for the gateway
 			return models.NotFound()
 		}
-		if _, err := End(ctx, tx, gateway, []models.RegistrationID{id}, audit.GroupLeave); err != nil {
+		if _, err := End(ctx, tx, gateway, []models.RegistrationID{id}, models.EventMemberLeft); err != nil {
 			return err
 		}
 		group.State, err = tx.State(group.ID)
@@ -112,7 +107,6 @@ func (s *Service) Leave(ctx context.Context, p models.Principal, id models.Regis
 	if err != nil {
 		return netip.Addr{}, 0, err
 	}
-	s.waker.Wake(group.GatewayID)
 	return group.IP, group.State, nil
 }
 

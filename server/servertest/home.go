@@ -40,27 +40,27 @@ type Services struct {
 // On makes the services on a store, which may be another replica than the database's own.
 func On(db *storetest.DB, st *store.Store) *Services {
 	woken := &Woken{}
+	st.OnCommit(woken.note)
 	return &Services{
 		DB:            db,
-		Accounts:      accounts.New(st, woken, models.Quotas{}),
-		Gateways:      gateways.New(st, woken, gateways.Options{}),
-		Registrations: registrations.New(st, woken, registrations.Options{}),
+		Accounts:      accounts.New(st, models.Quotas{}),
+		Gateways:      gateways.New(st, gateways.Options{}),
+		Registrations: registrations.New(st, registrations.Options{}),
 		Groups:        groups.New(st),
 		Woken:         woken,
 	}
 }
 
-// Woken remembers which gateways were woken.
+// Woken remembers which gateways had something to be woken for.
 type Woken struct {
 	mu  sync.Mutex
 	ids []models.ID
 }
 
-// Wake implements the services' Waker.
-func (w *Woken) Wake(id models.ID) {
+func (w *Woken) note(c store.Changed) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.ids = append(w.ids, id)
+	w.ids = append(w.ids, c.Gateways...)
 }
 
 // Take gives the gateways woken since the last call.

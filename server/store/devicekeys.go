@@ -48,6 +48,7 @@ func (tx *Tx) EndDeviceTokens(id models.ID) error {
 	if _, err := tx.exec("UPDATE devices SET not_before = "+nextNotBefore+" WHERE id = ?", int64(id)); err != nil {
 		return err
 	}
+	tx.changed.raised(id) // what waits with one of its tokens hears of it
 	_, err := tx.exec("DELETE FROM refresh_tokens WHERE device_id = ?", int64(id))
 	return err
 }

@@ -22,6 +22,8 @@ type dialect struct {
 	// list's length; of is the type of the column. list makes that parameter.
 	oneOf func(of string) string
 	list  func(values []string) string
+	// groupState makes the JSON of a group's row under an alias, as an event holds it, with one more member: see groupPayload.
+	groupState func(alias, more string) string
 	// How transactions begin.
 	writing, reading *sql.TxOptions
 	// classify tells what kind of failure an error of the driver is.
@@ -42,21 +44,39 @@ const (
 const clockOffset = " + (SELECT clock_offset_ms FROM installation))"
 
 var postgresDialect = &dialect{
-	name:     "postgres",
-	now:      "(CAST(extract(epoch FROM statement_timestamp()) * 1000 AS bigint)" + clockOffset,
-	oneOf:    func(of string) string { return "= ANY (CAST(? AS " + of + "[]))" },
-	list:     func(v []string) string { return "{" + strings.Join(v, ",") + "}" },
+	name:  "postgres",
+	now:   "(CAST(extract(epoch FROM statement_timestamp()) * 1000 AS bigint)" + clockOffset,
+	oneOf: func(of string) string { return "= ANY (CAST(? AS " + of + "[]))" },
+	list: func(v []string) string {
+		if len(v) == 0 {
+			return "{}"
+		}
+		return `{"` + strings.Join(v, `","`) + `"}` // quoted, or an empty text would be no element
+	},
+	groupState: func(g, more string) string {
+		return groupState(g, more, "json_build_object", "coalesce(json_agg(", "), '[]')")
+	},
 	writing:  &sql.TxOptions{Isolation: sql.LevelReadCommitted},
 	reading:  &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
 	classify: classifyPostgres,
 }
 
 var sqliteDialect = &dialect{
-	name:     "sqlite",
-	now:      "(CAST(round((julianday('now') - 2440587.5) * 86400000) AS integer)" + clockOffset,
-	oneOf:    func(string) string { return "IN (SELECT value FROM json_each(?))" },
-	list:     func(v []string) string { return `["` + strings.Join(v, `","`) + `"]` },
+	name:  "sqlite",
+	now:   "(CAST(round((julianday('now') - 2440587.5) * 86400000) AS integer)" + clockOffset,
+	oneOf: func(string) string { return "IN (SELECT value FROM json_each(?))" },
+	list:  func(v []string) string { return `["` + strings.Join(v, `","`) + `"]` },
+	groupState: func(g, more string) string {
+		return groupState(g, more, "json_object", "json_group_array(", ")")
+	},
 	classify: classifySQLite,
+}
+
+// groupState needs the functions that make an object, and what stands before and after the elements of an array.
+func groupState(alias, more, object, array, end string) string {
+	return object + "('name', " + alias + ".name, 'ip', " + alias + ".ip, 'generation', " + alias + ".generation, " + more + ", 'members', (SELECT " + array +
+		object + "('type', m.member_type, 'id', CAST(m.member_id AS text), 'role', m.role, 'name', m.name) ORDER BY m.role DESC, m.number" +
+		end + " FROM registrations m WHERE m.group_id = " + alias + ".id))"
 }
 
 func classifyPostgres(err error) failureKind {

@@ -55,7 +55,11 @@ func (tx *Tx) LockGatewayOfRegistration(id models.RegistrationID, o Owner) (mode
 }
 
 func (tx *Tx) lockGateway(where string, args ...any) (models.Gateway, bool, error) {
-	return one(tx, scanGateway, "UPDATE gateways SET revision = revision + 1 WHERE id "+where+" RETURNING "+gatewayColumns, args...)
+	g, found, err := one(tx, scanGateway, "UPDATE gateways SET revision = revision + 1 WHERE id "+where+" RETURNING "+gatewayColumns, args...)
+	if found {
+		tx.changed.raised(g.ID)
+	}
+	return g, found, err
 }
 
 // HoldGatewaysOf locks the gateways of a premises until commit without raising a revision, so that none of their groups changes.

@@ -10,10 +10,10 @@ import (
 
 // Columns of a group that may be missing because of an outer join.
 const groupColumns = `coalesce(g.id, ''), coalesce(g.account_id, ''), coalesce(g.premises_id, ''), coalesce(g.gateway_id, 0),
-	coalesce(g.name, ''), coalesce(g.ip, ''), coalesce(g.generation, 0), coalesce(g.created_at, 0)`
+	coalesce(g.name, ''), coalesce(g.ip, ''), coalesce(g.generation, 0), coalesce(g.rev, 0), coalesce(g.created_at, 0)`
 
 func groupFields(g *models.Group) []any {
-	return []any{&g.ID, &g.AccountID, &g.PremisesID, &g.GatewayID, &g.Name, addrColumn{&g.IP}, &g.Generation, timeColumn{&g.CreatedAt}}
+	return []any{&g.ID, &g.AccountID, &g.PremisesID, &g.GatewayID, &g.Name, addrColumn{&g.IP}, &g.Generation, &g.Rev, timeColumn{&g.CreatedAt}}
 }
 
 func scanGroup(r row) (g models.Group, err error) { err = r.Scan(groupFields(&g)...); return g, err }
@@ -110,8 +110,8 @@ func (tx *Tx) NextNumber(id models.GroupID, role models.Role) (int64, error) {
 	return n, err
 }
 
-// EndGroups removes groups with all their members, and puts their addresses in quarantine as of the gateway's revision. It gives
-// the registrations that ended.
+// EndGroups removes groups with all their members, puts their addresses in quarantine as of the gateway's revision, and records that
+// they ended. It gives the registrations that ended.
 func (tx *Tx) EndGroups(ids []models.GroupID, revision int64) ([]models.Registration, error) {
 	all := texts(tx, ids)
 	if _, err := tx.exec(`
@@ -121,6 +121,9 @@ func (tx *Tx) EndGroups(ids []models.GroupID, revision int64) ([]models.Registra
 	}
 	ended, err := list(tx, scanRegistration, "DELETE FROM registrations WHERE group_id {among texts} RETURNING "+deletedColumns, all)
 	if err != nil {
+		return nil, err
+	}
+	if err := tx.AppendGroupEvents(models.EventGroupEnded, ids); err != nil {
 		return nil, err
 	}
 	_, err = tx.exec("DELETE FROM groups WHERE id {among texts}", all)

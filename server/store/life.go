@@ -7,6 +7,8 @@ import (
 	"encoding/hex"
 	"fmt"
 	"time"
+
+	"github.com/groupcast/groupcast/models"
 )
 
 // longTimeout bounds a transaction that touches every gateway or address.
@@ -26,6 +28,8 @@ type Life struct {
 //   - Every address without a group is quarantined from now on, and no group name has a claim on it.
 //   - Generations go on from the clock's seconds (see [generationAt]). None that was ever handed out, in whatever life, was ahead of the
 //     clock at that time (see [Tx.Allocate]), so all that are handed out from now on are new.
+//   - So do the numbers of events, which leave a gap where the lost life's were: a receiver applies only what is newer than what it has.
+//     Every group gets an event that says how it is now.
 //   - Addresses that a gateway declares later begin the same way (see [Tx.InsertAddresses]).
 //
 // keep decides, from how far the replicas were with ending leases, whether groups keep their addresses. If not, they all end.
@@ -79,17 +83,31 @@ func (tx *Tx) beginLife(life *Life, keep func(Watch) bool) error {
 		return err
 	}
 	// The gateways' rows are the locks of all that follows.
-	statements := []string{"UPDATE gateways SET revision = revision + 1"}
-	if !keep(w) {
-		groups, _, err := one(tx, scanInto[int64], "SELECT count(*) FROM groups")
-		if err != nil {
+	statements := []string{
+		"UPDATE gateways SET revision = revision + 1",
+		"UPDATE groups SET rev = " + generationAt("{now}") + " WHERE rev < " + generationAt("{now}"),
+		"UPDATE accounts SET account_rev = " + generationAt("{now}") + " WHERE account_rev < " + generationAt("{now}"),
+	}
+	happened := models.EventGroupChanged // whoever heard events of the lost life hears the truth
+	kept := keep(w)
+	if !kept {
+		if life.Groups, _, err = one(tx, scanInto[int64], "SELECT count(*) FROM groups"); err != nil {
 			return err
 		}
-		life.Groups = groups
+		happened = models.EventGroupEnded
 		statements = append(statements,
 			"UPDATE addresses SET state = 'quarantined', group_id = NULL WHERE state = 'allocated'",
-			"DELETE FROM registrations",
-			"DELETE FROM groups")
+			"DELETE FROM registrations")
+	}
+	if err := tx.execAll(statements); err != nil {
+		return err
+	}
+	if err := tx.appendGroupEvents(happened, "<> ''"); err != nil {
+		return err
+	}
+	statements = nil
+	if !kept {
+		statements = append(statements, "DELETE FROM groups")
 	}
 	statements = append(statements,
 		`UPDATE addresses SET state = 'quarantined', last_group_name = '', released_at = {now},
@@ -98,11 +116,18 @@ func (tx *Tx) beginLife(life *Life, keep func(Watch) bool) error {
 		// Gateways may hold the lost life's groups, so they count as live until they had the time to ask.
 		"UPDATE gateway_polls SET epoch = '', acked_revision = 0, polled_at = {now}",
 	)
+	if err := tx.execAll(statements); err != nil {
+		return err
+	}
+	_, err = tx.exec("UPDATE installation SET epoch = ?, restored_at = {now}", life.Epoch)
+	return err
+}
+
+func (tx *Tx) execAll(statements []string) error {
 	for _, statement := range statements {
 		if _, err := tx.exec(statement); err != nil {
 			return err
 		}
 	}
-	_, err = tx.exec("UPDATE installation SET epoch = ?, restored_at = {now}", life.Epoch)
-	return err
+	return nil
 }

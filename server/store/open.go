@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -115,6 +116,9 @@ func (s *Store) openPostgres(ctx context.Context) error {
 		return fmt.Errorf("open Postgres: %w", err)
 	}
 	s.reader = s.writer
+	if s.marks, err = s.openMarks(); err != nil {
+		return fmt.Errorf("open Postgres: %w", err)
+	}
 	if err := s.Ping(ctx); err != nil {
 		return fmt.Errorf("database-url: Postgres doesn't answer; check the URL and that the server runs: %w", err)
 	}
@@ -123,6 +127,11 @@ func (s *Store) openPostgres(ctx context.Context) error {
 
 // postgresPool makes a pool whose statements take no longer than limit; 0 is no limit. What the URL says wins.
 func (s *Store) postgresPool(limit time.Duration) (*sql.DB, error) {
+	return s.postgresPoolWith(limit, nil)
+}
+
+// postgresPoolWith makes one with more parameters, which win.
+func (s *Store) postgresPoolWith(limit time.Duration, parameters map[string]string) (*sql.DB, error) {
 	cfg, err := pgx.ParseConfig(s.opts.DatabaseURL)
 	if err != nil { // pgx leaves the password out of its message
 		return nil, fmt.Errorf("database-url: not a Postgres URL such as postgres://user@host/database: %w", err)
@@ -141,6 +150,7 @@ func (s *Store) postgresPool(limit time.Duration) (*sql.DB, error) {
 			cfg.RuntimeParams[k] = v
 		}
 	}
+	maps.Copy(cfg.RuntimeParams, parameters)
 	return stdlib.OpenDB(*cfg), nil
 }
 

@@ -40,7 +40,7 @@ func TestSchemaIsChecked(t *testing.T) {
 
 		db.Exec(t, fmt.Sprintf("DELETE FROM goose_db_version WHERE version_id = %d", last))
 		err = db.CheckSchema(ctx)
-		if last == 1 {
+		if before == 0 {
 			require.ErrorContains(t, err, "no schema yet")
 		} else {
 			require.ErrorContains(t, err, fmt.Sprintf("has schema version %d and this groupcastd needs %d", before, last))
@@ -130,7 +130,7 @@ func TestTheCodeAndTheSchemaAgree(t *testing.T) {
 	}
 	for name := range strings.FieldsSeq(`now among bigints texts bigint text lower count sum min max coalesce string_agg row_number over
 		json_each value extract epoch statement_timestamp julianday round integer version_id is_applied excluded pragma_foreign_key_check
-		poll ago added column1 column2 column3`) {
+		poll ago added raised json_object json_group_array json_build_object json_agg pg_notify pg_try_advisory_lock column1 column2 column3`) {
 		known[name] = true
 	}
 	used := map[string]bool{}

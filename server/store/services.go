@@ -137,16 +137,10 @@ func (tx *Tx) PlacesBeyond(l models.Link) ([]Place, error) {
 		string(l.ServiceID), int64(l.ServiceAccountID), scopeArg(models.ScopeRegister))
 }
 
-// NamedLink is a link with the name of its service.
-type NamedLink struct {
-	models.Link
-	ServiceName string
-}
-
 // LinkPage reads up to limit live links of an account after a service's id, sorted by that.
-func (s *Store) LinkPage(ctx context.Context, account models.AccountID, after string, limit int) (all []NamedLink, err error) {
+func (s *Store) LinkPage(ctx context.Context, account models.AccountID, after string, limit int) (all []models.NamedLink, err error) {
 	err = s.reading(ctx, func(tx *Tx) error {
-		all, err = list(tx, func(r row) (l NamedLink, err error) {
+		all, err = list(tx, func(r row) (l models.NamedLink, err error) {
 			err = r.Scan(append(linkFields(&l.Link), &l.ServiceName)...)
 			return l, err
 		}, "SELECT "+linkColumns+`, s.name FROM service_links l JOIN services s ON s.id = l.service_id

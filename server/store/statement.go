@@ -5,6 +5,7 @@ import (
 	"database/sql/driver"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -77,6 +78,15 @@ func (tx *Tx) ids(ids []models.ID) string {
 	all := make([]string, len(ids))
 	for i, id := range ids {
 		all[i] = id.String()
+	}
+	return tx.store.dialect.list(all)
+}
+
+// numbers makes the parameter of {among bigints} of any numbers.
+func (tx *Tx) numbers(values []int64) string {
+	all := make([]string, len(values))
+	for i, v := range values {
+		all[i] = strconv.FormatInt(v, 10)
 	}
 	return tx.store.dialect.list(all)
 }

@@ -5,7 +5,7 @@
 //
 // Methods of [Store] named after a noun run one statement, which is all of what they do. Methods of [Tx] are steps of a
 // transaction that [Store.Write] or [Store.Read] began. A writing transaction locks in the order gateway, group, addresses,
-// registrations, leases (docs/adr/0003).
+// registrations, leases, account (docs/adr/0003).
 package store
 
 import (
@@ -47,14 +47,17 @@ type Store struct {
 
 	// On SQLite the writer is one connection and the reader a pool; on Postgres both are the same pool.
 	writer, reader *gorm.DB
+	marks          *gorm.DB // see marking; nil on SQLite
 	pools          []*sql.DB
 	lock           *os.File // keeps a second process off SQLite's file; nil on Postgres
+	onCommit       []func(Changed)
 }
 
 // Tx runs statements: those of one transaction, or a single one.
 type Tx struct {
-	db    *gorm.DB
-	store *Store
+	db      *gorm.DB
+	store   *Store
+	changed Changed
 }
 
 const (
@@ -186,13 +189,15 @@ func (s *Store) transaction(ctx context.Context, db *gorm.DB, opts *sql.TxOption
 			t.Rollback()
 		}
 	}()
-	if err := f(&Tx{db: t, store: s}); err != nil {
+	tx := &Tx{db: t, store: s}
+	if err := f(tx); err != nil {
 		return err
 	}
 	if err := t.Commit().Error; err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
 	committed = true
+	s.committed(tx.changed)
 	return nil
 }
 

@@ -1,0 +1,264 @@
+// Package eventqueue is the queue that events go to: NATS JetStream, as a server within this process that listens on no port, or as a
+// cluster of the operator's (SPEC §7). It owns the connection, the one stream, and what a message looks like in it.
+//
+// It knows nothing of the database and decides nothing about order: that is server/eventrelay.
+package eventqueue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sys/unix"
+
+	"github.com/groupcast/groupcast/models"
+)
+
+const (
+	// StreamName is the stream that holds all events.
+	StreamName = "GROUPCAST"
+	// Retention is how long an event stays in the stream.
+	Retention = 24 * time.Hour
+	// AckTimeout is how long an acknowledgement may take. A message whose acknowledgement got lost is sent again.
+	AckTimeout = 5 * time.Second
+
+	startTimeout = 20 * time.Second
+	requests     = 5 * time.Second
+)
+
+// Options say which queue to use.
+type Options struct {
+	// DataDir is where the queue within this process keeps its files, in a directory of its own.
+	DataDir string
+	// URL names a cluster instead, by one or more servers, separated by commas.
+	URL string
+	// Credentials is a file with the JWT and seed for the cluster; CA one with the certificates that sign its own; Cert and Key ours. Empty is
+	// none.
+	Credentials, CA, Cert, Key string
+	// Replicas is how many servers of the cluster keep each event.
+	Replicas int
+	// MaxBytes bounds the stream; at most that much of the disk is used. Beyond it nothing is taken any more, and nothing is dropped.
+	MaxBytes int64
+	// Back, if not nil, is called when the connection is there again after it was away; it must not block.
+	Back func()
+	Log  *slog.Logger
+}
+
+// Queue is a connection to the queue, and the queue itself if it is within this process.
+type Queue struct {
+	opts   Options
+	server *server.Server // nil if it is a cluster
+	lock   *os.File       // must stay referenced: a file that the garbage collector closes is a lock that is gone
+	conn   *nats.Conn
+	js     jetstream.JetStream
+}
+
+// Open opens the queue. A cluster that is away is no error: it is tried again for as long as it takes.
+func Open(o Options) (_ *Queue, err error) {
+	q := &Queue{opts: o}
+	defer func() {
+		if err != nil {
+			q.Close()
+		}
+	}()
+	if o.URL == "" {
+		if err := q.embed(); err != nil {
+			return nil, err
+		}
+	}
+	if err := q.connect(); err != nil {
+		return nil, err
+	}
+	if q.js, err = jetstream.New(q.conn, jetstream.WithPublishAsyncTimeout(AckTimeout), jetstream.WithDefaultTimeout(requests)); err != nil {
+		return nil, fmt.Errorf("open the event queue: %w", err)
+	}
+	return q, nil
+}
+
+// embed starts the server within this process.
+func (q *Queue) embed() error {
+	dir := filepath.Join(q.opts.DataDir, "events")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("data-dir: create %s: %w", dir, err)
+	}
+	if err := q.takeLock(dir); err != nil {
+		return err
+	}
+	s, err := server.NewServer(&server.Options{
+		ServerName: "groupcastd", DontListen: true, NoSigs: true, NoSystemAccount: true,
+		JetStream: true, StoreDir: dir, JetStreamMaxStore: q.opts.MaxBytes, JetStreamMaxMemory: 64 << 20,
+		// The database is told that an event is published; so it must be on the disk by then.
+		SyncAlways: true,
+		// Without it the server takes 1000 consumers, and refuses more without a word to their owners.
+		JetStreamLimits: server.JSLimitOpts{DefaultMaxConsumers: -1},
+	})
+	if err != nil {
+		return fmt.Errorf("data-dir: start the event queue in %s: %w", dir, err)
+	}
+	s.SetLoggerV2(natsLog{q.opts.Log}, false, false, false)
+	q.server = s
+	go s.Start()
+	if !s.ReadyForConnections(startTimeout) || !s.JetStreamEnabled() {
+		return fmt.Errorf("data-dir: the event queue in %s doesn't start; the lines before this one say why", dir)
+	}
+	return nil
+}
+
+// takeLock keeps a second process off the files: two on one directory lose each other's events without noticing.
+func (q *Queue) takeLock(dir string) error {
+	name := filepath.Join(dir, "lock")
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("data-dir: open %s: %w", name, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return fmt.Errorf("data-dir: the event queue in %s is in use by another groupcastd. Stop the other one, use another data-dir, "+
+				"or let replicas share a NATS cluster with nats-url", dir)
+		}
+		return fmt.Errorf("data-dir: lock %s: %w", name, err)
+	}
+	q.lock = f
+	return nil
+}
+
+func (q *Queue) connect() (err error) {
+	o := []nats.Option{
+		nats.Name("groupcastd"), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.ReconnectWait(500 * time.Millisecond),
+		nats.ReconnectJitter(500*time.Millisecond, time.Second),
+		nats.ReconnectBufSize(-1), // what can't be sent now fails now; the database remembers it
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				q.opts.Log.Warn("the event queue is away; events wait in the database", "error", err)
+			}
+		}),
+		nats.ReconnectHandler(func(*nats.Conn) {
+			q.opts.Log.Info("the event queue is back")
+			if q.opts.Back != nil {
+				q.opts.Back()
+			}
+		}),
+	}
+	if q.server != nil {
+		o = append(o, nats.InProcessServer(q.server))
+	}
+	for _, f := range []struct {
+		name   string
+		option func() nats.Option
+	}{
+		{q.opts.Credentials, func() nats.Option { return nats.UserCredentials(q.opts.Credentials) }},
+		{q.opts.CA, func() nats.Option { return nats.RootCAs(q.opts.CA) }},
+		{q.opts.Cert, func() nats.Option { return nats.ClientCert(q.opts.Cert, q.opts.Key) }},
+	} {
+		if f.name != "" {
+			o = append(o, f.option())
+		}
+	}
+	if q.conn, err = nats.Connect(q.opts.URL, o...); err != nil {
+		return fmt.Errorf("nats-url: connect to the event queue: %w", err)
+	}
+	return nil
+}
+
+// Prepare sees to it that the stream is there as it has to be, and names this stream: one that was lost and made anew has another name.
+func (q *Queue) Prepare(ctx context.Context) (identity string, err error) {
+	want := jetstream.StreamConfig{
+		Name: StreamName, Subjects: []string{"gc.a.>", "gc.s.>"}, Storage: jetstream.FileStorage,
+		// What doesn't fit is refused and waits in the database; nothing is dropped to make room.
+		Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, MaxAge: Retention, MaxBytes: q.opts.MaxBytes,
+		Replicas: max(q.opts.Replicas, 1), MaxConsumers: -1, AllowDirect: true,
+	}
+	s, err := q.js.Stream(ctx, StreamName)
+	if err == nil {
+		if have := s.CachedInfo().Config; have.MaxBytes != want.MaxBytes || have.Replicas != want.Replicas {
+			s, err = q.js.UpdateStream(ctx, want)
+		}
+	} else if errors.Is(err, jetstream.ErrStreamNotFound) {
+		s, err = q.js.CreateStream(ctx, want)
+	}
+	if err != nil {
+		return "", fmt.Errorf("prepare the stream %s: %w", StreamName, err)
+	}
+	return s.CachedInfo().Created.UTC().Format(time.RFC3339Nano), nil
+}
+
+// AccountSubject is where an account's events of a stream are.
+func AccountSubject(of models.EventStream) string {
+	if of.GroupID == "" {
+		return "gc.a." + string(of.AccountID) + ".account"
+	}
+	return "gc.a." + string(of.AccountID) + "." + string(of.GroupID)
+}
+
+// LinkSubject is below what a service reads about one account: group is empty for the events of the link itself.
+func LinkSubject(service models.ServiceID, serviceAccountID models.ID, group models.GroupID) string {
+	subject := "gc.s." + string(service) + "." + serviceAccountID.String() + "."
+	if group == "" {
+		return subject + "link"
+	}
+	return subject + string(group)
+}
+
+// Publish sends a message; whether the queue has it, the future tells. The id lets the queue drop what it has already.
+func (q *Queue) Publish(subject, id string, body []byte) (jetstream.PubAckFuture, error) {
+	m := nats.NewMsg(subject)
+	m.Header.Set("content-type", "application/cloudevents+json")
+	m.Data = body
+	// The client's own retries would let a later message overtake this one.
+	return q.js.PublishMsgAsync(m, jetstream.WithMsgID(id), jetstream.WithExpectStream(StreamName), jetstream.WithRetryAttempts(0))
+}
+
+// Forget removes all that a service could read about an account by a link that ended.
+func (q *Queue) Forget(ctx context.Context, service models.ServiceID, serviceAccountID models.ID) error {
+	s, err := q.js.Stream(ctx, StreamName)
+	if err != nil {
+		return fmt.Errorf("look up the stream %s: %w", StreamName, err)
+	}
+	return s.Purge(ctx, jetstream.WithPurgeSubject("gc.s."+string(service)+"."+serviceAccountID.String()+".>"))
+}
+
+// Conn is the connection, for hints between replicas and for consumers in this process.
+func (q *Queue) Conn() *nats.Conn { return q.conn }
+
+// Close ends the connection and the queue within this process.
+func (q *Queue) Close() {
+	if q.conn != nil {
+		q.conn.Close()
+	}
+	if q.server != nil {
+		q.server.Shutdown()
+		q.server.WaitForShutdown()
+	}
+	if q.lock != nil {
+		_ = q.lock.Close()
+	}
+}
+
+// natsLog passes on what the server within this process has to say: its notices are details to us.
+type natsLog struct{ log *slog.Logger }
+
+func (l natsLog) Noticef(format string, v ...any) {
+	l.log.Debug("event queue", "notice", fmt.Sprintf(format, v...))
+}
+
+func (l natsLog) Warnf(format string, v ...any) {
+	l.log.Warn("event queue", "warning", fmt.Sprintf(format, v...))
+}
+
+func (l natsLog) Errorf(format string, v ...any) {
+	l.log.Error("event queue", "error", fmt.Sprintf(format, v...))
+}
+
+func (l natsLog) Fatalf(format string, v ...any) {
+	l.log.Error("event queue", "error", fmt.Sprintf(format, v...))
+}
+func (l natsLog) Debugf(string, ...any) {}
+func (l natsLog) Tracef(string, ...any) {}

@@ -1,0 +1,305 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/groupcast/groupcast/models"
+)
+
+// AppendGroupEvents raises the rev of groups and records for each of them an event with the group as it is now, so it comes after all
+// that changes the group. On Postgres it is one statement.
+func (tx *Tx) AppendGroupEvents(t models.EventType, ids []models.GroupID) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	return tx.appendGroupEvents(t, "{among texts}", texts(tx, ids))
+}
+
+func (tx *Tx) appendGroupEvents(t models.EventType, which string, args ...any) error {
+	policy := "'policy', ''"
+	if t == models.EventGroupCreated {
+		policy = "'policy', (SELECT a.join_policy FROM accounts a WHERE a.id = raised.account_id)"
+	}
+	return tx.appendEvents(numbered{table: "groups", number: "rev", which: which, args: args},
+		"raised.account_id, raised.premises_id, raised.id, raised.rev, CAST(? AS text), CAST("+tx.store.dialect.groupState("raised", policy)+" AS text)",
+		string(t))
+}
+
+// AppendAccountEvent raises an account's own rev and records an event that belongs to no group; the event's stream, number and time
+// come from that. It holds the account's row until commit, and is the last lock that a transaction takes.
+func (tx *Tx) AppendAccountEvent(account models.AccountID, e models.Event) error {
+	state, err := json.Marshal(stateOfAccount(e))
+	if err != nil {
+		return fmt.Errorf("write the state of an event: %w", err)
+	}
+	return tx.appendEvents(numbered{table: "accounts", number: "account_rev", which: "= ?", args: []any{string(account)}},
+		"raised.id, CAST(? AS text), '', raised.account_rev, CAST(? AS text), CAST(? AS text)",
+		string(e.PremisesID), string(e.Type), string(state))
+}
+
+// AppendLinkEvent records that a link was granted or revoked.
+func (tx *Tx) AppendLinkEvent(t models.EventType, l models.Link) error {
+	v, _, err := tx.Service(l.ServiceID)
+	if err != nil {
+		return err
+	}
+	return tx.AppendAccountEvent(l.AccountID, models.Event{Type: t, Link: &models.NamedLink{Link: l, ServiceName: v.Name}})
+}
+
+// numbered are the rows whose number the next events get.
+type numbered struct {
+	table, number, which string
+	args                 []any
+}
+
+// appendEvents raises the numbers and inserts an event for each of the rows. SQLite can't do both in one statement.
+func (tx *Tx) appendEvents(n numbered, values string, args ...any) error {
+	raise := "UPDATE " + n.table + " SET " + n.number + " = " + n.number + " + 1 WHERE id " + n.which
+	with, from := "WITH raised AS ("+raise+" RETURNING *) ", "raised"
+	all := slices.Concat(n.args, args)
+	if tx.store.dialect == sqliteDialect {
+		if _, err := tx.exec(raise, n.args...); err != nil {
+			return err
+		}
+		with, from = "", n.table+" raised WHERE raised.id "+n.which
+		all = slices.Concat(args, n.args)
+	}
+	places, err := list(tx, func(r row) (p models.EventPlace, err error) {
+		err = r.Scan(&p.AccountID, &p.GroupID, &p.Rev)
+		return p, err
+	}, with+"INSERT INTO events (account_id, premises_id, group_id, rev, type, payload, created_at) SELECT "+values+", {now} FROM "+from+
+		" RETURNING account_id, group_id, rev", all...)
+	tx.changed.Events = append(tx.changed.Events, places...)
+	return err
+}
+
+// What the column payload holds; dialect.groupState writes groupPayload.
+type (
+	groupPayload struct {
+		Name       string          `json:"name"`
+		IP         netip.Addr      `json:"ip"`
+		Generation int64           `json:"generation"`
+		Policy     string          `json:"policy"` // the column join_policy, in the event that the group was created
+		Members    []memberPayload `json:"members"`
+	}
+	memberPayload struct {
+		Type models.MemberType `json:"type"`
+		ID   models.ID         `json:"id"`
+		Role models.Role       `json:"role"`
+		Name string            `json:"name"`
+	}
+	accountPayload struct {
+		Device *devicePayload `json:"device,omitempty"`
+		Link   *linkPayload   `json:"link,omitempty"`
+		Pool   *poolPayload   `json:"pool,omitempty"`
+	}
+	devicePayload struct {
+		ID    models.ID         `json:"id"`
+		Type  models.DeviceType `json:"type"`
+		Name  string            `json:"name"`
+		Model string            `json:"model"`
+	}
+	linkPayload struct {
+		ServiceID        models.ServiceID `json:"service"`
+		ServiceName      string           `json:"name"`
+		ServiceAccountID models.ID        `json:"serviceAccountId"`
+		models.Consent
+	}
+	poolPayload struct {
+		GatewayID   models.ID `json:"gateway"`
+		Size        int       `json:"size"`
+		Allocated   int       `json:"allocated"`
+		Quarantined int       `json:"quarantined"`
+	}
+)
+
+func stateOfAccount(e models.Event) (p accountPayload) {
+	switch {
+	case e.Device != nil:
+		p.Device = &devicePayload{ID: e.Device.ID, Type: e.Device.Type, Name: e.Device.Name, Model: e.Device.Model}
+	case e.Link != nil:
+		p.Link = &linkPayload{
+			ServiceID: e.Link.ServiceID, ServiceName: e.Link.ServiceName, ServiceAccountID: e.Link.ServiceAccountID, Consent: e.Link.Consent,
+		}
+	case e.Pool != nil:
+		p.Pool = &poolPayload{GatewayID: e.Pool.GatewayID, Size: e.Pool.Size, Allocated: e.Pool.Allocated, Quarantined: e.Pool.Quarantined}
+	}
+	return p
+}
+
+const eventColumns = "e.id, e.account_id, e.premises_id, e.group_id, e.rev, e.type, e.payload, e.created_at"
+
+// StoredEvent is an event with its place in the table.
+type StoredEvent struct {
+	ID int64
+	models.Event
+}
+
+func scanEvent(r row) (e StoredEvent, err error) {
+	var payload string
+	if err = r.Scan(&e.ID, &e.AccountID, &e.PremisesID, &e.GroupID, &e.Rev, &e.Type, &payload, timeColumn{&e.At}); err != nil {
+		return e, err
+	}
+	if err = e.read([]byte(payload)); err != nil {
+		return e, fmt.Errorf("read the payload of event %d: %w", e.ID, err)
+	}
+	return e, nil
+}
+
+func (e *StoredEvent) read(payload []byte) error {
+	if e.GroupID != "" {
+		var p groupPayload
+		if err := json.Unmarshal(payload, &p); err != nil {
+			return err
+		}
+		e.Group = &models.GroupState{Group: models.Group{
+			ID: e.GroupID, AccountID: e.AccountID, PremisesID: e.PremisesID, Name: p.Name, IP: p.IP, Generation: p.Generation, Rev: e.Rev,
+		}, Members: []models.Member{}}
+		if p.Policy != "" {
+			e.JoinPolicy = &models.JoinPolicy{}
+			if err := json.Unmarshal([]byte(p.Policy), e.JoinPolicy); err != nil {
+				return err
+			}
+		}
+		for _, m := range p.Members {
+			e.Group.Members = append(e.Group.Members, models.Member{Type: m.Type, ID: m.ID, Role: m.Role, Name: m.Name})
+			if m.Role == models.RoleDestination {
+				e.Group.State++
+			}
+		}
+		return nil
+	}
+	var p accountPayload
+	if err := json.Unmarshal(payload, &p); err != nil {
+		return err
+	}
+	switch {
+	case p.Device != nil:
+		e.Device = &models.Device{
+			ID: p.Device.ID, AccountID: e.AccountID, PremisesID: e.PremisesID, Type: p.Device.Type, Name: p.Device.Name, Model: p.Device.Model,
+		}
+	case p.Link != nil:
+		e.Link = &models.NamedLink{
+			Link: models.Link{
+				ServiceID: p.Link.ServiceID, AccountID: e.AccountID, ServiceAccountID: p.Link.ServiceAccountID, Consent: p.Link.Consent,
+			},
+			ServiceName: p.Link.ServiceName,
+		}
+	case p.Pool != nil:
+		e.Pool = &models.GatewayPool{
+			GatewayID: p.Pool.GatewayID,
+			Pool:      models.Pool{Size: p.Pool.Size, Allocated: p.Pool.Allocated, Quarantined: p.Pool.Quarantined},
+		}
+	}
+	return nil
+}
+
+// EventsAfter reads up to limit events of a stream that are newer than rev, oldest first.
+func (s *Store) EventsAfter(ctx context.Context, of models.EventStream, rev int64, limit int) (all []models.Event, err error) {
+	err = s.reading(ctx, func(tx *Tx) error {
+		all, err = list(tx, func(r row) (models.Event, error) {
+			e, err := scanEvent(r)
+			return e.Event, err
+		}, "SELECT "+eventColumns+" FROM events e WHERE e.account_id = ? AND e.group_id = ? AND e.rev > ? ORDER BY e.rev LIMIT ?",
+			string(of.AccountID), string(of.GroupID), rev, limit)
+		return err
+	})
+	return all, err
+}
+
+// EventBounds tells the oldest event of a stream that is still there, 0 if none is, and the number that the newest one had.
+func (s *Store) EventBounds(ctx context.Context, of models.EventStream) (oldest, newest int64, err error) {
+	type bounds struct{ oldest, newest int64 }
+	// A group that ended has no row, an account without events is none that was ever numbered.
+	number, id := "SELECT rev FROM groups WHERE id = ? AND account_id = ?", []any{string(of.GroupID), string(of.AccountID)}
+	if of.GroupID == "" {
+		number, id = "SELECT account_rev FROM accounts WHERE id = ?", []any{string(of.AccountID)}
+	}
+	err = s.reading(ctx, func(tx *Tx) error {
+		b, _, err := one(tx, func(r row) (b bounds, err error) { err = r.Scan(&b.oldest, &b.newest); return b, err },
+			"SELECT coalesce(min(e.rev), 0), coalesce(("+number+"), max(e.rev), 0) FROM events e WHERE e.account_id = ? AND e.group_id = ?",
+			append(id, string(of.AccountID), string(of.GroupID))...)
+		oldest, newest = b.oldest, b.newest
+		return err
+	})
+	return oldest, newest, err
+}
+
+// NewestEvents names the newest event of each of the streams that has any; a stream of which all were swept has none.
+func (s *Store) NewestEvents(ctx context.Context, of []models.EventStream) (all []models.EventPlace, err error) {
+	asked := make(map[models.EventStream]bool, len(of))
+	accounts, groups := make([]models.AccountID, len(of)), make([]models.GroupID, len(of))
+	for i, o := range of {
+		asked[o] = true
+		accounts[i], groups[i] = o.AccountID, o.GroupID
+	}
+	err = s.reading(ctx, func(tx *Tx) error {
+		all, err = list(tx, func(r row) (p models.EventPlace, err error) {
+			err = r.Scan(&p.AccountID, &p.GroupID, &p.Rev)
+			return p, err
+		}, "SELECT account_id, group_id, max(rev) FROM events WHERE account_id {among texts} AND group_id {among texts} GROUP BY account_id, group_id",
+			texts(tx, accounts), texts(tx, groups))
+		return err
+	})
+	return slices.DeleteFunc(all, func(p models.EventPlace) bool { return !asked[p.EventStream] }), err
+}
+
+// UnpublishedEvents reads up to limit events that the queue has not acknowledged. Those of one stream come in its order.
+func (s *Store) UnpublishedEvents(ctx context.Context, limit int) (all []StoredEvent, err error) {
+	err = s.reading(ctx, func(tx *Tx) error {
+		all, err = list(tx, scanEvent, "SELECT "+eventColumns+" FROM events e WHERE e.published_at = 0 ORDER BY e.id LIMIT ?", limit)
+		return err
+	})
+	return all, err
+}
+
+// MarkPublished records that the queue has events, by their ids. A crash may undo it; then they are published again.
+func (s *Store) MarkPublished(ctx context.Context, ids []int64) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	return s.marking(ctx, func(tx *Tx) error {
+		_, err := tx.exec("UPDATE events SET published_at = {now} WHERE id {among bigints}", tx.numbers(ids))
+		return err
+	})
+}
+
+// EventBacklog is what waits to be published.
+type EventBacklog struct {
+	Count int
+	// Oldest is how long the oldest of it has been waiting; 0 if nothing waits.
+	Oldest time.Duration
+}
+
+// EventBacklog tells what waits to be published.
+func (s *Store) EventBacklog(ctx context.Context) (b EventBacklog, err error) {
+	err = s.reading(ctx, func(tx *Tx) error {
+		b, _, err = one(tx, func(r row) (b EventBacklog, err error) {
+			var ms int64
+			err = r.Scan(&b.Count, &ms)
+			b.Oldest = max(time.Duration(ms)*time.Millisecond, 0)
+			return b, err
+		}, "SELECT count(*), coalesce({now} - min(created_at), 0) FROM events WHERE published_at = 0")
+		return err
+	})
+	return b, err
+}
+
+// EventRetention is how long events stay, for readers that resume and for a queue that lost what it had.
+const EventRetention = 24 * time.Hour
+
+// SweepEvents removes published events that are older than EventRetention, and tells how many. It looks at the oldest limit only.
+func (s *Store) SweepEvents(ctx context.Context, limit int) (removed int64, err error) {
+	err = s.writing(ctx, func(tx *Tx) error {
+		removed, err = tx.exec(`
+			DELETE FROM events WHERE id IN (SELECT o.id FROM (SELECT id FROM events ORDER BY id LIMIT ?) o)
+			AND published_at <> 0 AND created_at <= {now} - ?`, limit, EventRetention.Milliseconds())
+		return err
+	})
+	return removed, err
+}
