@@ -215,7 +215,7 @@ type AccountEvent struct {
 	// ID The same for each delivery of the event, on whatever way.
 	ID string `json:"id"`
 
-	// Sequence The place among the account's own events; to a service, 1 is the beginning of its link and 2 the end.
+	// Sequence The place among the account's own events; to a service, among those of its link. It sorts as text.
 	Sequence    string                  `json:"sequence"`
 	Source      string                  `json:"source"`
 	Specversion AccountEventSpecversion `json:"specversion"`
