@@ -78,21 +78,18 @@ func (s *Service) change(ctx context.Context, m member) (joined store.Renewed, c
 			err = tx.MoveRegistration(v)
 		} else {
 			v.ID = models.NewRegistrationID()
-			if v.Number, err = tx.NextNumber(group.ID, v.Key.Role); err == nil {
-				err = tx.InsertRegistration(v)
-			}
-		}
-		if s.store.IsReference(err) {
-			return ownerGone(m)
+			err = tx.InsertRegistration(v)
 		}
 		if err != nil {
 			return err
 		}
-		state, err := tx.PutLease(v, m.lease)
-		joined = store.Renewed{ID: v.ID, GroupIP: group.IP, Generation: group.Generation, State: state}
+		joined = store.Renewed{ID: v.ID, GroupIP: group.IP, Generation: group.Generation}
 		changed = group.GatewayID
-		return err
+		return tx.PutLease(v, m.lease, &joined.State)
 	})
+	if s.store.IsReference(err) {
+		err = ownerGone(m)
+	}
 	return joined, changed, err
 }
 
@@ -106,17 +103,14 @@ func ownerGone(m member) error {
 
 // groupOfSource locks the gateway of the source's LAN and finds the group of that name in the premises, or creates it.
 func (s *Service) groupOfSource(tx *store.Tx, m member) (g models.Group, own models.Registration, err error) {
-	gateway, err := gatewayOfSource(tx, m)
-	if err != nil {
-		return g, own, err
-	}
 	byName := m.group
 	byName.IP = netip.Addr{} // a group of that name with another IP is a mismatch, not a new group
-	g, own, found, err := tx.MemberOf(byName, m.registration)
+	v, err := lockOfSource(tx, m, byName)
+	g, own, gateway := v.Group, v.Own, v.Gateway
 	switch {
 	case err != nil:
 		return g, own, err
-	case !found:
+	case !v.Found:
 		g, err = s.create(tx, m, gateway)
 		return g, own, err
 	case m.group.IP.IsValid() && m.group.IP != g.IP:
@@ -127,29 +121,29 @@ func (s *Service) groupOfSource(tx *store.Tx, m member) (g models.Group, own mod
 	return g, own, nil
 }
 
-// gatewayOfSource locks the gateway whose LAN holds the source.
-func gatewayOfSource(tx *store.Tx, m member) (models.Gateway, error) {
+// lockOfSource locks the gateway whose LAN holds the source, and reads the group.
+func lockOfSource(tx *store.Tx, m member, byName store.GroupMatch) (v store.Meant, err error) {
 	private := m.registration.PrivateIPv4
 	if !private.IsValid() {
-		return models.Gateway{}, models.Errorf(models.CodeNoUsableAddress,
+		return v, models.Errorf(models.CodeNoUsableAddress,
 			"A source needs privateIPv4, the address in the LAN that it sends from.")
 	}
 	candidates, err := tx.GatewaysOf(m.group.PremisesID)
 	if err != nil {
-		return models.Gateway{}, err
+		return v, err
 	}
 	serving, err := gateways.Serving(candidates, private)
 	if err != nil {
-		return models.Gateway{}, err
+		return v, err
 	}
-	gateway, found, err := tx.LockGateway(serving.ID)
+	v, err = tx.LockAt(serving.ID, byName, m.registration)
 	if err != nil {
-		return models.Gateway{}, err
+		return v, err
 	}
-	if !found || gateway.LANPrefix != serving.LANPrefix { // it declared another LAN, or is gone, while we waited for it
-		return models.Gateway{}, store.ErrAgain
+	if !v.Locked || v.Gateway.LANPrefix != serving.LANPrefix { // it declared another LAN, or is gone, while we waited for it
+		return v, store.ErrAgain
 	}
-	return gateway, checkSource(gateway, m)
+	return v, checkSource(v.Gateway, m)
 }
 
 // create begins a group's life with a group IP of the gateway's pool.
@@ -180,21 +174,17 @@ func (s *Service) create(tx *store.Tx, m member, gateway models.Gateway) (models
 
 // groupOfDestination locks the gateway of the group that the destination means, and finds the group.
 func groupOfDestination(tx *store.Tx, m member) (g models.Group, own models.Registration, err error) {
-	gateway, found, err := tx.LockGatewayOfGroup(m.group)
+	v, err := tx.LockMeant(m.group, m.registration)
 	if err != nil {
 		return g, own, err
 	}
-	if !found {
+	if !v.Locked {
 		return g, own, whyNoGroup(tx, m)
 	}
-	g, own, found, err = tx.MemberOf(m.group, m.registration)
-	if err != nil {
-		return g, own, err
-	}
-	if !found || g.GatewayID != gateway.ID { // it ended, or there is a second one, while we waited for the gateway
+	if !v.Found || v.Group.GatewayID != v.Gateway.ID { // it ended, or there is a second one, while we waited for the gateway
 		return g, own, store.ErrAgain
 	}
-	return g, own, checkDestination(gateway, m)
+	return v.Group, v.Own, checkDestination(v.Gateway, m)
 }
 
 // whyNoGroup explains why not exactly one group matched.

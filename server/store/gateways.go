@@ -41,12 +41,6 @@ func (tx *Tx) LockGateway(id models.ID) (models.Gateway, bool, error) {
 	return tx.lockGateway("= ?", int64(id))
 }
 
-// LockGatewayOfGroup does the same with the gateway of the only group that matches. It finds none if no group or several match.
-func (tx *Tx) LockGatewayOfGroup(m GroupMatch) (models.Gateway, bool, error) {
-	where, args := m.where("g")
-	return tx.lockGateway("= (SELECT CASE WHEN count(*) = 1 THEN min(g.gateway_id) END FROM groups g WHERE "+where+")", args...)
-}
-
 // LockGatewayOfRegistration does the same with the gateway of an owner's registration.
 func (tx *Tx) LockGatewayOfRegistration(id models.RegistrationID, o Owner) (models.Gateway, bool, error) {
 	owner, args := o.where()
@@ -55,7 +49,12 @@ func (tx *Tx) LockGatewayOfRegistration(id models.RegistrationID, o Owner) (mode
 }
 
 func (tx *Tx) lockGateway(where string, args ...any) (models.Gateway, bool, error) {
-	return one(tx, scanGateway, "UPDATE gateways SET revision = revision + 1 WHERE id "+where+" RETURNING "+gatewayColumns, args...)
+	return one(tx, scanGateway, lockGateway(where), args...)
+}
+
+// lockGateway is the statement that locks the gateway whose id the condition gives.
+func lockGateway(where string) string {
+	return "UPDATE gateways SET revision = revision + 1 WHERE id " + where + " RETURNING " + gatewayColumns
 }
 
 // HoldGatewaysOf locks the gateways of a premises until commit without raising a revision, so that none of their groups changes.

@@ -90,16 +90,6 @@ func (tx *Tx) InsertGroup(g models.Group) error {
 	return err
 }
 
-// NextNumber takes the next member number of a role in a group.
-func (tx *Tx) NextNumber(id models.GroupID, role models.Role) (int64, error) {
-	column := "next_destination"
-	if role == models.RoleSource {
-		column = "next_source"
-	}
-	n, _, err := one(tx, scanInto[int64], "UPDATE groups SET "+column+" = "+column+" + 1 WHERE id = ? RETURNING "+column+" - 1", string(id))
-	return n, err
-}
-
 // EndGroups removes groups with all their members, and puts their addresses in quarantine as of the gateway's revision. It gives
 // the registrations that ended.
 func (tx *Tx) EndGroups(ids []models.GroupID, revision int64) ([]models.Registration, error) {

@@ -105,6 +105,39 @@ func (s *Store) Renew(ctx context.Context, m GroupMatch, r models.Registration, 
 	return v, found, err
 }
 
+// Meant is what a member's request is about.
+type Meant struct {
+	// Gateway is locked, if Locked says that there is one.
+	Gateway models.Gateway
+	Locked  bool
+	// Group is the only one that matches, if Found; Own is the member's registration in it, zero if there is none.
+	Group models.Group
+	Own   models.Registration
+	Found bool
+}
+
+// LockAt locks a gateway as LockGateway does, and reads what MemberOf does as it is from then on.
+func (tx *Tx) LockAt(gatewayID models.ID, m GroupMatch, r models.Registration) (Meant, error) {
+	return tx.lockAndRead("= ?", []any{int64(gatewayID)}, m, r)
+}
+
+// LockMeant does the same with the gateway of the only group that matches; none is locked if no group or several match.
+func (tx *Tx) LockMeant(m GroupMatch, r models.Registration) (Meant, error) {
+	where, args := m.where("g")
+	return tx.lockAndRead("= (SELECT CASE WHEN count(*) = 1 THEN min(g.gateway_id) END FROM groups g WHERE "+where+")", args, m, r)
+}
+
+func (tx *Tx) lockAndRead(where string, args []any, m GroupMatch, r models.Registration) (v Meant, err error) {
+	err = tx.later(func(r row) error {
+		v.Locked = true
+		return r.Scan(gatewayFields(&v.Gateway)...)
+	}, lockGateway(where), args...)
+	if err == nil {
+		v.Group, v.Own, v.Found, err = tx.MemberOf(m, r)
+	}
+	return v, err
+}
+
 // MemberOf reads the only group that matches, with the registration of a member in it; that is zero if it isn't in it.
 func (tx *Tx) MemberOf(m GroupMatch, r models.Registration) (g models.Group, own models.Registration, found bool, err error) {
 	where, args := m.where("g")
@@ -124,33 +157,39 @@ func (tx *Tx) MemberOf(m GroupMatch, r models.Registration) (g models.Group, own
 	return all[0].Group, all[0].own, true, nil
 }
 
-// InsertRegistration adds a member; PutLease has to follow. An owner that is gone is IsReference.
+// InsertRegistration adds a member with the next number of its role; PutLease has to follow. An owner that is gone is IsReference, which
+// the transaction as a whole may be the first to say.
 func (tx *Tx) InsertRegistration(r models.Registration) error {
-	_, err := tx.exec(`
+	next := "next_destination"
+	if r.Key.Role == models.RoleSource {
+		next = "next_source"
+	}
+	if err := tx.later(nil, "UPDATE groups SET "+next+" = "+next+" + 1 WHERE id = ?", string(r.GroupID)); err != nil {
+		return err
+	}
+	return tx.later(nil, `
 		INSERT INTO registrations (id, group_id, account_id, member_type, member_id, role, instance, owner_device, owner_service, number,
 			private_ipv4, public_ipv4, ipv6, port, device_type, model, name, created_at)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {now})`,
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT `+next+` - 1 FROM groups WHERE id = ?), ?, ?, ?, ?, ?, ?, ?, {now})`,
 		append([]any{
 			string(r.ID), string(r.GroupID), string(r.AccountID), string(r.Key.Type), int64(r.Key.ID), string(r.Key.Role), r.Key.Instance,
-			orNull(int64(r.OwnerDevice)), orNull(string(r.OwnerService)), r.Number,
+			orNull(int64(r.OwnerDevice)), orNull(string(r.OwnerService)), string(r.GroupID),
 		}, movableArgs(r)...)...)
-	return err
 }
 
 // MoveRegistration changes a member's addresses and what it says of itself; PutLease has to follow.
 func (tx *Tx) MoveRegistration(r models.Registration) error {
-	_, err := tx.exec("UPDATE registrations SET "+movableSet+" WHERE id = ?", append(movableArgs(r), string(r.ID))...)
-	return err
+	return tx.later(nil, "UPDATE registrations SET "+movableSet+" WHERE id = ?", append(movableArgs(r), string(r.ID))...)
 }
 
-// PutLease gives a member its lease and counts the live destinations of its group.
-func (tx *Tx) PutLease(r models.Registration, l Lease) (state int, err error) {
-	state, _, err = one(tx, scanInto[int], `
+// PutLease gives a member its lease and counts the live destinations of its group into state, which has it once the transaction has
+// committed.
+func (tx *Tx) PutLease(r models.Registration, l Lease, state *int) error {
+	return tx.later(func(r row) error { return r.Scan(state) }, `
 		INSERT INTO leases (registration_id, ttl_seconds, expires_at, removable_at) VALUES (?, ?, {now} + ?, {now} + ?)
 		ON CONFLICT (registration_id) DO UPDATE SET ttl_seconds = excluded.ttl_seconds, expires_at = excluded.expires_at,
 			removable_at = excluded.removable_at
 		RETURNING `+stateOf("?"), append(append([]any{string(r.ID)}, l.args()...), string(r.GroupID))...)
-	return state, err
 }
 
 // DeleteRegistrations removes members with their leases and gives what they were.

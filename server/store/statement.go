@@ -29,8 +29,26 @@ func (tx *Tx) text(t string) string {
 
 // exec runs a statement and counts the rows it changed.
 func (tx *Tx) exec(text string, args ...any) (int64, error) {
+	if tx.pipe != nil {
+		return tx.pipe.exec(tx.ctx, numbered(tx.text(text)), args)
+	}
 	r := tx.db.Exec(tx.text(text), args...)
 	return r.RowsAffected, r.Error
+}
+
+// later runs a statement whose answer the caller doesn't need before the next statement or the commit, whichever comes first: its error
+// may come from there. Its row goes to scan, which may be nil.
+func (tx *Tx) later(scan func(row) error, text string, args ...any) error {
+	if tx.pipe != nil {
+		tx.pipe.later(scan, numbered(tx.text(text)), args)
+		return nil
+	}
+	if scan == nil {
+		_, err := tx.exec(text, args...)
+		return err
+	}
+	_, err := list(tx, func(r row) (struct{}, error) { return struct{}{}, scan(r) }, text, args...)
+	return err
 }
 
 // row is what a scan function reads from.
@@ -38,6 +56,15 @@ type row interface{ Scan(dest ...any) error }
 
 // list runs a statement and scans all its rows.
 func list[T any](tx *Tx, scan func(row) (T, error), text string, args ...any) ([]T, error) {
+	if tx.pipe != nil {
+		var all []T
+		err := tx.pipe.query(tx.ctx, func(r row) error {
+			v, err := scan(r)
+			all = append(all, v)
+			return err
+		}, numbered(tx.text(text)), args)
+		return all, err
+	}
 	rows, err := tx.db.Raw(tx.text(text), args...).Rows()
 	if err != nil {
 		return nil, err

@@ -53,7 +53,10 @@ type Store struct {
 
 // Tx runs statements: those of one transaction, or a single one.
 type Tx struct {
-	db    *gorm.DB
+	db *gorm.DB
+	// pipe is what a writing transaction on Postgres runs them with, and ctx its context; else both are nil.
+	pipe  *pipeline
+	ctx   context.Context //nolint:containedctx // as gorm keeps it in db
 	store *Store
 }
 
@@ -120,6 +123,9 @@ func (s *Store) Ping(ctx context.Context) error {
 // a run before. The errors that f returns come back as they are; failures of the database become CodeUnavailable.
 func (s *Store) Write(ctx context.Context, f func(tx *Tx) error) error {
 	return s.attempt(ctx, func(ctx context.Context) error {
+		if s.dialect == postgresDialect {
+			return s.pipelined(ctx, f)
+		}
 		return s.transaction(ctx, s.writer, s.dialect.writing, f)
 	})
 }
