@@ -18,6 +18,8 @@ import (
 	"gorm.io/driver/postgres"
 	"gorm.io/driver/sqlite"
 	"gorm.io/gorm"
+
+	"github.com/groupcast/groupcast/models"
 )
 
 // sqliteFile is the name of the database in the data directory.
@@ -115,6 +117,8 @@ func (s *Store) openPostgres(ctx context.Context) error {
 		return fmt.Errorf("open Postgres: %w", err)
 	}
 	s.reader = s.writer
+	s.devices = &gather[deviceKey, *models.Device]{run: s.devicesByKey}
+	s.renewals = &gather[renewal, *Renewed]{run: s.renew, same: func(r renewal) any { return r.who() }}
 	if err := s.Ping(ctx); err != nil {
 		return fmt.Errorf("database-url: Postgres doesn't answer; check the URL and that the server runs: %w", err)
 	}

@@ -189,3 +189,56 @@ type blob []byte
 
 // Value implements driver.Valuer.
 func (b blob) Value() (driver.Value, error) { return []byte(b), nil }
+
+// columns are rows of parameters turned into one array for each column, for unnest of Postgres.
+type columns struct {
+	texts   [][]string
+	numbers [][]int64
+	isText  []bool
+	rows    int
+	at      int
+}
+
+func newColumns(rows int) *columns { return &columns{rows: rows} }
+
+// add appends values to the row; each is a string or an int64, and of the same type in every row.
+func (c *columns) add(values ...any) {
+	for _, v := range values {
+		text, isText := v.(string)
+		if c.at == len(c.isText) {
+			c.isText = append(c.isText, isText)
+			c.texts = append(c.texts, make([]string, 0, c.rows))
+			c.numbers = append(c.numbers, make([]int64, 0, c.rows))
+		}
+		if isText {
+			c.texts[c.at] = append(c.texts[c.at], text)
+		} else {
+			c.numbers[c.at] = append(c.numbers[c.at], v.(int64)) //nolint:forcetypeassert // a mistake of ours, which every test would find
+		}
+		c.at++
+	}
+}
+
+// end ends the row.
+func (c *columns) end() { c.at = 0 }
+
+// casts are the parameters as unnest takes them.
+func (c *columns) casts() string {
+	all := make([]string, len(c.isText))
+	for i, isText := range c.isText {
+		if all[i] = "CAST(? AS bigint[])"; isText {
+			all[i] = "CAST(? AS text[])"
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
+func (c *columns) parameters() []any {
+	all := make([]any, len(c.isText))
+	for i, isText := range c.isText {
+		if all[i] = c.numbers[i]; isText {
+			all[i] = c.texts[i]
+		}
+	}
+	return all
+}

@@ -18,6 +18,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
 
@@ -48,7 +49,10 @@ type Store struct {
 	// On SQLite the writer is one connection and the reader a pool; on Postgres both are the same pool.
 	writer, reader *gorm.DB
 	pools          []*sql.DB
-	lock           *os.File // keeps a second process off SQLite's file; nil on Postgres
+	// What Postgres is asked for several requests at once; nil on SQLite, which has no round trips and one writer.
+	devices  *gather[deviceKey, *models.Device]
+	renewals *gather[renewal, *Renewed]
+	lock     *os.File // keeps a second process off SQLite's file; nil on Postgres
 }
 
 // Tx runs statements: those of one transaction, or a single one.
@@ -166,6 +170,13 @@ func (s *Store) transaction(ctx context.Context, db *gorm.DB, opts *sql.TxOption
 	}
 	committed = true
 	return nil
+}
+
+// gathered runs one statement on Postgres for several requests.
+func (s *Store) gathered(ctx context.Context, f func(tx *Tx) error) error {
+	return s.attempt(ctx, func(ctx context.Context) error {
+		return s.onConnection(ctx, func(conn *pgx.Conn) error { return f(&Tx{ctx: ctx, pipe: &pipeline{conn: conn}, store: s}) })
+	})
 }
 
 // attempt runs f until it succeeds, fails for good, or lost against others too often.
