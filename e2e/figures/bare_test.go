@@ -26,7 +26,11 @@ func bare(kind string) int {
 		case "registrations":
 			h, err = bareRegistrations(text)
 		case "polls":
-			h, err = barePolls()
+			h = barePolls()
+		case "service":
+			if err = runService(text); err == nil {
+				return 0
+			}
 		default:
 			err = fmt.Errorf("there is no bare server %q", kind)
 		}
@@ -111,5 +115,3 @@ func (u unit) send(ctx context.Context, pool *pgxpool.Pool, names *strings.Repla
 	}
 	return tx.Commit(ctx)
 }
-
-func barePolls() (http.Handler, error) { return nil, nil }

@@ -20,7 +20,7 @@ type unit struct {
 	Statements  []recorded
 }
 
-// recorded is one statement with its parameters, in which the names that a request decides are marks such as {phone}.
+// recorded is one statement with its parameters, in which the names that a request decides are marks such as <phone>.
 type recorded struct {
 	Text       string
 	Parameters []string
@@ -29,9 +29,9 @@ type recorded struct {
 // variables are the names that stand in a request of a phone, or follow from it.
 func variables(k, j, g int, instance, registrationID string) []string {
 	return []string{
-		"{account}", accountName(k), "{premises}", premisesName(k), "{group}", groupID(k, g), "{name}", groupName(g), "{ip}", groupIP(g),
-		"{gateway}", strconv.FormatInt(gatewayID(k), 10), "{phone}", strconv.FormatInt(phoneID(k, j), 10), "{phone name}", phoneName(k, j),
-		"{address}", phoneAddr(j), "{instance}", instance, "{registration}", registrationID,
+		"<account>", accountName(k), "<premises>", premisesName(k), "<group>", groupID(k, g), "<name>", groupName(g), "<ip>", groupIP(g),
+		"<gateway>", strconv.FormatInt(gatewayID(k), 10), "<phone>", strconv.FormatInt(phoneID(k, j), 10), "<phone name>", phoneName(k, j),
+		"<address>", phoneAddr(j), "<instance>", instance, "<registration>", registrationID,
 	}
 }
 
@@ -87,7 +87,7 @@ func (r recorded) marked(names *strings.Replacer) []any {
 		switch {
 		case p == "NULL":
 			all[i] = nil
-		case strings.Contains(p, "{"):
+		case strings.Contains(p, "<"):
 			all[i] = names.Replace(p)
 		default:
 			all[i] = p

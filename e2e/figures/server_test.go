@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -26,8 +27,26 @@ import (
 // program is a server in a process of its own.
 type program struct {
 	addr string
-	cmd  *exec.Cmd
-	dir  string
+	// controlled is where the servers that clients wait at are told what to do.
+	controlled string
+	cmd        *exec.Cmd
+	dir        string
+	ended      sync.Once
+}
+
+// end ends the program in good order; ending it twice is allowed.
+func (p *program) end() {
+	p.ended.Do(func() {
+		_ = p.cmd.Process.Signal(syscall.SIGTERM)
+		done := make(chan struct{})
+		go func() { _ = p.cmd.Wait(); close(done) }()
+		select {
+		case <-done:
+		case <-time.After(20 * time.Second):
+			_ = p.cmd.Process.Kill()
+			<-done
+		}
+	})
 }
 
 // run starts a program; it is ended with the test. Its log goes to a file, as an operator's would.
@@ -40,18 +59,10 @@ func run(t testing.TB, addr, dir string, cmd *exec.Cmd) *program {
 	require.NoError(t, cmd.Start())
 	p := &program{addr: addr, cmd: cmd, dir: dir}
 	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		done := make(chan struct{})
-		go func() { _ = cmd.Wait(); close(done) }()
-		select {
-		case <-done:
-		case <-time.After(20 * time.Second):
-			_ = cmd.Process.Kill()
-			<-done
-		}
+		p.end()
 		if t.Failed() {
 			text, _ := os.ReadFile(filepath.Join(dir, "log"))
-			t.Logf("--- end of the log of %s ---\n%s", cmd.Path, text[max(0, len(text)-4000):])
+			t.Logf("--- end of the log of %s ---\n%s", cmd.Path, text[max(0, len(text)-600):])
 		}
 	})
 	require.Eventually(t, func() bool {
@@ -99,21 +110,38 @@ func groupcastd(t testing.TB, databaseURL string, args ...string) *program {
 // bareServer starts this program again as the bare server of a kind, which is told the rest as JSON.
 func bareServer(t testing.TB, kind string, settings any) *program {
 	t.Helper()
-	addr, dir := freePort(t), shortDir(t)
-	text, err := json.Marshal(settings)
+	p := bareServerIn(t, kind, shortDir(t), func(string, string) any { return settings })
+	p.controlled = p.addr
+	return p
+}
+
+func bareServerIn(t testing.TB, kind, dir string, settings func(addr, control string) any) *program {
+	t.Helper()
+	addr, control := freePort(t), freePort(t)
+	text, err := json.Marshal(settings(addr, control))
 	require.NoError(t, err)
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), bareVariable+"="+kind, bareVariable+"_ADDR="+addr)
 	cmd.Stdin = bytes.NewReader(text)
-	return run(t, addr, dir, cmd)
+	p := run(t, addr, dir, cmd)
+	p.controlled = control
+	return p
 }
 
 // tokens asks for access tokens of devices.
 func (p *program) tokens(t testing.TB, devices []int64) []string {
 	t.Helper()
+	socket := filepath.Join(p.dir, "admin.sock")
+	require.Eventually(t, func() bool { // it is opened a moment after the public interface
+		c, err := net.Dial("unix", socket)
+		if err == nil {
+			_ = c.Close()
+		}
+		return err == nil
+	}, time.Minute, 10*time.Millisecond)
 	admin, err := adminclient.NewClientWithResponses("http://groupcastd", adminclient.WithHTTPClient(&http.Client{
 		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(p.dir, "admin.sock"))
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		}, MaxIdleConnsPerHost: 4},
 		Timeout: 30 * time.Second,
 	}))

@@ -34,20 +34,20 @@ func premisesOf(phone int64) int      { return int((phone - phoneID(0, 0)) / 10)
 func numberOf(phone int64) int        { return int((phone - phoneID(0, 0)) % 10) }
 func groupNumber(name string) (g int) { _, _ = fmt.Sscanf(name, "groupcast-%d", &g); return g }
 
-// world is what fill makes, for premises 1 to %d.
+// world is what fill makes, for so many premises, with so many groups of so many phones.
 const world = `
 SET session_replication_role = replica; -- what is written here is known to fit together
 SET synchronous_commit = off;
 CREATE TEMP TABLE k AS SELECT k, 'a_' || lpad(k::text, 26, '0') AS account, 'p_' || lpad(k::text, 26, '0') AS premises,
-	100000000000000000 + k AS gateway, CAST(extract(epoch FROM now()) * 1000 AS bigint) AS now FROM generate_series(1, %d) k;
+	100000000000000000 + k AS gateway, CAST(extract(epoch FROM now()) * 1000 AS bigint) AS now FROM generate_series(1, %[1]d) k;
 CREATE TEMP TABLE g AS SELECT k.*, g, 'g_' || lpad((k * 10 + g)::text, 26, '0') AS id, 'groupcast-' || g AS name,
-	'192.168.1.' || 229 + g AS ip FROM k, generate_series(1, 5) g;
+	'192.168.1.' || 229 + g AS ip FROM k, generate_series(1, %[2]d) g;
 INSERT INTO accounts SELECT account, 'bench', now FROM k;
 INSERT INTO premises (id, account_id, name, created_at) SELECT premises, account, 'home', now FROM k;
 INSERT INTO devices (id, account_id, premises_id, type, name, pop, created_at)
 	SELECT gateway, account, premises, 'gateway', 'gateway', false, now FROM k;
 INSERT INTO devices (id, account_id, premises_id, type, name, pop, created_at)
-	SELECT 200000000000000000 + k * 10 + j, account, premises, 'phone', 'phone ' || j || ' of ' || k, false, now FROM k, generate_series(1, 4) j;
+	SELECT 200000000000000000 + k * 10 + j, account, premises, 'phone', 'phone ' || j || ' of ' || k, false, now FROM k, generate_series(1, %[3]d) j;
 INSERT INTO devices (id, account_id, premises_id, type, name, pop, created_at)
 	SELECT 300000000000000000 + k * 10 + g, account, premises, 'camera', 'camera ' || g, false, now FROM g;
 INSERT INTO gateways SELECT gateway, account, premises, '192.168.1.0/24', '192.168.1.1', '203.0.113.1', '192.168.1.230', '192.168.1.254', 1 FROM k;
@@ -64,7 +64,7 @@ INSERT INTO registrations (id, group_id, account_id, member_type, member_id, rol
 		public_ipv4, ipv6, port, device_type, model, name, created_at)
 	SELECT 'r_' || lpad((k * 100 + g * 10 + j)::text, 26, '0'), id, account, 'Device', 200000000000000000 + k * 10 + j, 'destination', '',
 		200000000000000000 + k * 10 + j, j, '', '198.51.100.' || j, '', 0, 'phone', '', 'phone ' || j || ' of ' || k, now
-	FROM g, generate_series(1, 4) j;
+	FROM g, generate_series(1, %[3]d) j;
 -- Leases of a day, renewed at some time of the last eight hours.
 INSERT INTO leases SELECT id, 86400, due, due + 60000 FROM
 	(SELECT id, created_at + 86400000 - CAST(random() * 28800000 AS bigint) AS due FROM registrations) r;
@@ -73,13 +73,19 @@ INSERT INTO leases SELECT id, 86400, due, due + 60000 FROM
 // newWorld makes a database with this program's schema and a number of premises.
 func newWorld(t testing.TB, c *pgtest.Cluster, premises int) (databaseURL string) {
 	t.Helper()
+	return newWorldOf(t, c, premises, groupsEach, phonesEach)
+}
+
+// newWorldOf does so with other numbers of groups and phones.
+func newWorldOf(t testing.TB, c *pgtest.Cluster, premises, groups, phones int) (databaseURL string) {
+	t.Helper()
 	ctx := context.Background()
 	databaseURL = c.URL(t)
 	st, err := store.Open(ctx, store.Options{DatabaseURL: databaseURL})
 	require.NoError(t, err)
 	require.NoError(t, st.Migrate(ctx))
 	require.NoError(t, st.Close())
-	execute(t, superuser(t, c, databaseURL), fmt.Sprintf(world, premises))
+	execute(t, superuser(t, c, databaseURL), fmt.Sprintf(world, premises, groups, phones))
 	tidy(t, c, databaseURL)
 	return databaseURL
 }
