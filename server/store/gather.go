@@ -17,6 +17,7 @@ type gather[Q, A any] struct {
 	mu      sync.Mutex
 	waiting []*question[Q, A]
 	running int
+	asked   int // questions of the statements under way
 }
 
 const (
@@ -71,6 +72,9 @@ func (g *gather[Q, A]) work() {
 			}
 			close(q.answered)
 		}
+		g.mu.Lock()
+		g.asked -= len(batch)
+		g.mu.Unlock()
 	}
 }
 
@@ -95,6 +99,7 @@ func (g *gather[Q, A]) next() (batch []*question[Q, A]) {
 		}
 	}
 	g.waiting = rest
+	g.asked += len(batch)
 	if len(batch) == 0 {
 		g.running--
 	}
