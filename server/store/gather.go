@@ -14,18 +14,17 @@ type gather[Q, A any] struct {
 	// same tells questions apart that must not be in one statement: those with the same key go one after the other.
 	same func(Q) any
 
+	// max bounds the questions of one statement.
+	max int
+
 	mu      sync.Mutex
 	waiting []*question[Q, A]
 	running int
 	asked   int // questions of the statements under way
 }
 
-const (
-	// maxGathered bounds the questions of one statement.
-	maxGathered = 64
-	// maxRunning statements of a gather are under way at once: while one commits, the next is prepared.
-	maxRunning = 2
-)
+// maxRunning statements of a gather are under way at once: while one commits, the next is prepared.
+const maxRunning = 2
 
 type question[Q, A any] struct {
 	ctx      context.Context //nolint:containedctx // it is the asker's, who waits
@@ -91,7 +90,7 @@ func (g *gather[Q, A]) next() (batch []*question[Q, A]) {
 		}
 		switch {
 		case q.ctx.Err() != nil: // nobody waits for it any more
-		case len(batch) == maxGathered, key != nil && seen[key]:
+		case len(batch) == g.max, key != nil && seen[key]:
 			rest = append(rest, q)
 		default:
 			seen[key] = true

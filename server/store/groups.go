@@ -182,22 +182,65 @@ type Information struct {
 	Rows    []InformationRow
 }
 
-// Information reads, in one statement and so as of one instant, what a gateway's group information is made of.
-func (s *Store) Information(ctx context.Context, gatewayID models.ID) (i Information, found bool, err error) {
+// Information reads, in one statement and so as of one instant, what a gateway's group information is made of. On Postgres gateways that
+// ask at the same time share the statement.
+func (s *Store) Information(ctx context.Context, gatewayID models.ID) (Information, bool, error) {
+	ask := s.informationOne
+	if s.information != nil {
+		ask = s.information.ask
+	}
+	i, err := ask(ctx, gatewayID)
+	return i, len(i.Rows) > 0, err
+}
+
+func (s *Store) informationOne(ctx context.Context, id models.ID) (i Information, err error) {
 	err = s.reading(ctx, func(tx *Tx) error {
-		i = Information{}
-		i.Rows, err = list(tx, func(r row) (v InformationRow, err error) {
-			fields := append(gatewayFields(&i.Gateway), &i.Epoch)
-			fields = append(append(append(fields, groupFields(&v.Group)...), registrationFields(&v.Member)...), &v.Trigger)
-			err = r.Scan(fields...)
-			return v, err
-		}, "SELECT "+gatewayColumns+", i.epoch, "+groupColumns+", "+registrationColumns+`, coalesce(d.trigger, '')
-			FROM gateways CROSS JOIN installation i
-			LEFT JOIN groups g ON g.gateway_id = gateways.id
-			LEFT JOIN registrations r ON r.group_id = g.id
-			LEFT JOIN devices d ON d.id = r.owner_device
-			WHERE gateways.id = ?`, int64(gatewayID))
+		all, err := informationOf(tx, []models.ID{id})
+		if err == nil {
+			i = all[0]
+		}
 		return err
 	})
-	return i, len(i.Rows) > 0, err
+	return i, err
+}
+
+func (s *Store) informationOfMany(ctx context.Context, ids []models.ID) (all []Information, err error) {
+	err = s.gathered(ctx, func(tx *Tx) error {
+		all, err = informationOf(tx, ids)
+		return err
+	})
+	return all, err
+}
+
+func informationOf(tx *Tx, ids []models.ID) ([]Information, error) {
+	type whole struct {
+		gateway models.Gateway
+		epoch   string
+		InformationRow
+	}
+	rows, err := list(tx, func(r row) (v whole, err error) {
+		fields := append(gatewayFields(&v.gateway), &v.epoch)
+		fields = append(append(append(fields, groupFields(&v.Group)...), registrationFields(&v.Member)...), &v.Trigger)
+		err = r.Scan(fields...)
+		return v, err
+	}, "SELECT "+gatewayColumns+", i.epoch, "+groupColumns+", "+registrationColumns+`, coalesce(d.trigger, '')
+		FROM gateways CROSS JOIN installation i
+		LEFT JOIN groups g ON g.gateway_id = gateways.id
+		LEFT JOIN registrations r ON r.group_id = g.id
+		LEFT JOIN devices d ON d.id = r.owner_device
+		WHERE gateways.id {among bigints}`, tx.ids(ids))
+	if err != nil {
+		return nil, err
+	}
+	known := make(map[models.ID]Information, len(ids))
+	for _, v := range rows {
+		i := known[v.gateway.ID]
+		i.Gateway, i.Epoch, i.Rows = v.gateway, v.epoch, append(i.Rows, v.InformationRow)
+		known[v.gateway.ID] = i
+	}
+	all := make([]Information, len(ids))
+	for n, id := range ids {
+		all[n] = known[id]
+	}
+	return all, nil
 }

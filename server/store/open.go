@@ -117,8 +117,10 @@ func (s *Store) openPostgres(ctx context.Context) error {
 		return fmt.Errorf("open Postgres: %w", err)
 	}
 	s.reader = s.writer
-	s.devices = &gather[deviceKey, *models.Device]{run: s.devicesByKey}
-	s.renewals = &gather[renewal, *Renewed]{run: s.renew, same: func(r renewal) any { return r.who() }}
+	s.devices = &gather[deviceKey, *models.Device]{max: 256, run: s.devicesByKey}
+	s.revisions = &gather[models.ID, int64]{max: 1000, run: s.revisionsOfMany}
+	s.information = &gather[models.ID, Information]{max: 100, run: s.informationOfMany}
+	s.renewals = &gather[renewal, *Renewed]{max: 64, run: s.renew, same: func(r renewal) any { return r.who() }}
 	if err := s.Ping(ctx); err != nil {
 		return fmt.Errorf("database-url: Postgres doesn't answer; check the URL and that the server runs: %w", err)
 	}

@@ -50,9 +50,11 @@ type Store struct {
 	writer, reader *gorm.DB
 	pools          []*sql.DB
 	// What Postgres is asked for several requests at once; nil on SQLite, which has no round trips and one writer.
-	devices  *gather[deviceKey, *models.Device]
-	renewals *gather[renewal, *Renewed]
-	lock     *os.File // keeps a second process off SQLite's file; nil on Postgres
+	devices     *gather[deviceKey, *models.Device]
+	renewals    *gather[renewal, *Renewed]
+	revisions   *gather[models.ID, int64]
+	information *gather[models.ID, Information]
+	lock        *os.File // keeps a second process off SQLite's file; nil on Postgres
 }
 
 // Tx runs statements: those of one transaction, or a single one.
