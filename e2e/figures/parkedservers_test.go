@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/pflag"
@@ -88,9 +89,9 @@ func runService(text []byte) error {
 			}
 		}
 	})
-	// All gateways change in one statement; then they are woken as by so many changes.
-	control.HandleFunc("/all", func(w http.ResponseWriter, r *http.Request) {
-		rows, err := pool.Query(r.Context(), "UPDATE gateways SET revision = revision + 1 RETURNING id")
+	// One gateway or all of them change in one statement; when that is committed they are woken as by so many changes.
+	change := func(w http.ResponseWriter, r *http.Request) {
+		rows, err := pool.Query(r.Context(), "UPDATE gateways SET revision = revision + 1 WHERE $1 IN ('', id::text) RETURNING id", r.URL.Query().Get("k"))
 		var ids []models.ID
 		for err == nil && rows.Next() {
 			var id models.ID
@@ -104,14 +105,20 @@ func runService(text []byte) error {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
+		committed(w)
 		for _, id := range ids {
 			d.Wake(id)
 		}
-	})
+	}
+	control.HandleFunc("/all", change)
+	control.HandleFunc("/change", change)
 	go func() { _ = http.ListenAndServe(s.Control, control) }() //nolint:gosec // it serves this program only
 	<-ctx.Done()
 	return d.Stop(context.Background())
 }
+
+// committed tells the client when a change was made: all are on one machine.
+func committed(w http.ResponseWriter) { fmt.Fprint(w, time.Now().UnixNano()) }
 
 // resident answers what /proc says after everything that isn't needed went back to the system.
 func resident(w http.ResponseWriter, _ *http.Request) {
@@ -153,12 +160,14 @@ func barePolls() http.Handler {
 		case <-r.Context().Done():
 		}
 	})
-	mux.HandleFunc("/change", func(_ http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("/change", func(w http.ResponseWriter, r *http.Request) {
+		committed(w)
 		mu.Lock()
 		defer mu.Unlock()
 		wake(r.URL.Query().Get("k"))
 	})
-	mux.HandleFunc("/all", func(http.ResponseWriter, *http.Request) {
+	mux.HandleFunc("/all", func(w http.ResponseWriter, _ *http.Request) {
+		committed(w)
 		mu.Lock()
 		defer mu.Unlock()
 		for k := range waiting {

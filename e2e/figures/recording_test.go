@@ -48,7 +48,7 @@ func record(t testing.TB, c *pgtest.Cluster, databaseURL string, service *progra
 		if renew {
 			send()
 		}
-		units := logged(t, c, databaseURL, send)
+		units := logged(t, c, send)
 		if err := queryRow(databaseURL, "SELECT id FROM registrations WHERE instance = '"+instance+"'", &id); err != nil {
 			require.NoError(t, err)
 		}
@@ -103,7 +103,7 @@ var (
 )
 
 // logged gives the units that Postgres ran while f did, without those that it runs also when nobody asks for anything.
-func logged(t testing.TB, c *pgtest.Cluster, databaseURL string, f func()) []unit {
+func logged(t testing.TB, c *pgtest.Cluster, f func()) []unit {
 	t.Helper()
 	begin, err := c.Log()
 	require.NoError(t, err)

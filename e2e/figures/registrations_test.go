@@ -157,8 +157,8 @@ func growth(t testing.TB, s scale) {
 	var seq atomic.Int64
 	// Each client has premises of its own: with forty they would otherwise wait for each other.
 	measure := func(s side, n int) float64 {
-		took, err := load(s.addr, clients, n, func(client, i int) string {
-			k := s.numbers[(rand.IntN(len(s.numbers)/clients))*clients+client]
+		took, err := load(s.addr, clients, n, func(client, _ int) string {
+			k := s.numbers[rand.IntN(len(s.numbers)/clients)*clients+client]
 			return post(s.token[k], registration(k, 1, 1+rand.IntN(groupsEach), fmt.Sprint("b", seq.Add(1))))
 		})
 		require.NoError(t, err)

@@ -41,7 +41,7 @@ func (g *gather[Q, A]) ask(ctx context.Context, ask Q) (answer A, err error) {
 	g.waiting = append(g.waiting, q)
 	if g.running < maxRunning {
 		g.running++
-		go g.work()
+		go g.work() //nolint:contextcheck // it works for others too, each with his own context
 	}
 	g.mu.Unlock()
 	select {
