@@ -113,6 +113,14 @@ contract-fuzz: ## Drawn requests against a running service, CHECKS (5000) per op
 bench-identity: ## What it costs to tell who calls (docs/benchmarks.md)
 	@BENCH_FIGURES=1 go test -run '^$$' -bench '^BenchmarkIdentityFigures$$' -benchtime 1x ./server/httpapi | grep -E '^(figure|ed25519|FAIL|---)'
 
+.PHONY: bench-registrations
+bench-registrations: ## What registrations, renewals and waiting gateways cost, beside bare servers; takes about ten minutes (docs/benchmarks.md)
+	@.ci/install test
+	@BENCH_FIGURES=1 go test -run '^$$' -bench 'Figures$$' -benchtime 1x -timeout 0 ./e2e/figures | grep -vE '^(goos|goarch|pkg|cpu|PASS|ok)'
+
+.PHONY: bench
+bench: bench-identity bench-registrations ## All figures
+
 .PHONY: history
 history: ## Longer histories of concurrent clients for the checker, and programs with bugs that it has to find (2 minutes)
 	go test -count=1 -timeout 0 -v -run '^TestHistory' ./e2e -history.steps=80 -history.homes=4 -history.mutants

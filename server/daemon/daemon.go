@@ -335,6 +335,9 @@ func (d *Daemon) MetricsAddr() net.Addr {
 	return d.metrics.Addr()
 }
 
+// Wake tells a waiting gateway of a change that was made in the database beside the service, at once instead of within two seconds.
+func (d *Daemon) Wake(gateway models.ID) { d.hub.Wake(gateway) }
+
 // Failed gives the error of a listener that ended by itself: the service doesn't do its work any more.
 func (d *Daemon) Failed() <-chan error { return d.failed }
 

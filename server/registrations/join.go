@@ -58,18 +58,18 @@ func (m member) answer(v store.Renewed) Answer {
 // change makes the caller a member, or moves it.
 func (s *Service) change(ctx context.Context, m member) (joined store.Renewed, err error) {
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
-		var group models.Group
-		var own models.Registration
+		var meant store.Meant
 		var scarce *models.GatewayPool
 		var err error
 		if m.isSource() {
-			group, own, scarce, err = s.groupOfSource(tx, m)
+			meant, scarce, err = s.groupOfSource(tx, m)
 		} else {
-			group, own, err = groupOfDestination(tx, m)
+			meant, err = s.groupOfDestination(tx, m)
 		}
 		if err != nil {
 			return err
 		}
+		group, own := meant.Group, meant.Own
 		v, did := m.registration, audit.GroupJoin
 		v.GroupID, v.AccountID = group.ID, group.AccountID
 		happened := whatHappens(group, own, v)
@@ -80,30 +80,18 @@ func (s *Service) change(ctx context.Context, m member) (joined store.Renewed, e
 			did = audit.GroupMove
 			err = tx.MoveRegistration(v)
 		} else {
-			v.ID = models.NewRegistrationID()
-			if v.Number, err = tx.NextNumber(group.ID, v.Key.Role); err == nil {
-				err = tx.InsertRegistration(v)
-			}
-		}
-		if s.store.IsReference(err) {
-			return ownerGone(m)
-		}
-		if err != nil {
-			return err
-		}
-		upTo := 0
-		if limit := s.opts.Quotas.RegistrationsPerAccount; own.ID == "" && limit > 0 { // only a further member is counted
-			upTo = limit + 1
-		}
-		counts, err := tx.PutLease(v, m.lease, upTo)
-		if err != nil {
-			return err
-		}
-		joined = store.Renewed{ID: v.ID, GroupIP: group.IP, Generation: group.Generation, State: counts.State}
-		if own.ID == "" {
-			if err := s.checkQuotas(tx, v, counts); err != nil {
+			if err := s.checkQuotas(tx, v, meant.Counts); err != nil {
 				return err
 			}
+			v.ID = models.NewRegistrationID()
+			err = tx.InsertRegistration(v)
+		}
+		if err != nil {
+			return err
+		}
+		joined = store.Renewed{ID: v.ID, GroupIP: group.IP, Generation: group.Generation}
+		if err := tx.PutLease(v, m.lease, &joined.State); err != nil {
+			return err
 		}
 		if err := tx.AppendGroupEvents(happened, []models.GroupID{group.ID}); err != nil {
 			return err
@@ -118,6 +106,9 @@ func (s *Service) change(ctx context.Context, m member) (joined store.Renewed, e
 		return tx.AppendAccountEvent(group.AccountID,
 			models.Event{Type: models.EventPoolNearlyExhausted, PremisesID: group.PremisesID, Pool: scarce})
 	})
+	if s.store.IsReference(err) {
+		err = ownerGone(m)
+	}
 	return joined, err
 }
 
@@ -145,51 +136,47 @@ func ownerGone(m member) error {
 
 // groupOfSource locks the gateway of the source's LAN and finds the group of that name in the premises, or creates it. It gives the
 // gateway's pool if that made it scarce.
-func (s *Service) groupOfSource(tx *store.Tx, m member) (g models.Group, own models.Registration, scarce *models.GatewayPool, err error) {
-	gateway, err := gatewayOfSource(tx, m)
-	if err != nil {
-		return g, own, nil, err
-	}
+func (s *Service) groupOfSource(tx *store.Tx, m member) (v store.Meant, scarce *models.GatewayPool, err error) {
 	byName := m.group
 	byName.IP = netip.Addr{} // a group of that name with another IP is a mismatch, not a new group
-	g, own, found, err := tx.MemberOf(byName, m.registration)
+	v, err = s.lockOfSource(tx, m, byName)
 	switch {
 	case err != nil:
-		return g, own, nil, err
-	case !found:
-		g, scarce, err = s.create(tx, m, gateway)
-		return g, own, scarce, err
-	case m.group.IP.IsValid() && m.group.IP != g.IP:
-		return g, own, nil, groupIPMismatch(g)
-	case g.GatewayID != gateway.ID:
-		return g, own, nil, models.Errorf(models.CodeWrongLAN, "The group %s belongs to another LAN of this premises. Use another group name here.", g.Name)
+		return v, nil, err
+	case !v.Found:
+		v.Group, scarce, err = s.create(tx, m, v.Gateway)
+		return v, scarce, err
+	case m.group.IP.IsValid() && m.group.IP != v.Group.IP:
+		return v, nil, groupIPMismatch(v.Group)
+	case v.Group.GatewayID != v.Gateway.ID:
+		return v, nil, models.Errorf(models.CodeWrongLAN, "The group %s belongs to another LAN of this premises. Use another group name here.", v.Group.Name)
 	}
-	return g, own, nil, nil
+	return v, nil, nil
 }
 
-// gatewayOfSource locks the gateway whose LAN holds the source.
-func gatewayOfSource(tx *store.Tx, m member) (models.Gateway, error) {
+// lockOfSource locks the gateway whose LAN holds the source, and reads the group.
+func (s *Service) lockOfSource(tx *store.Tx, m member, byName store.GroupMatch) (v store.Meant, err error) {
 	private := m.registration.PrivateIPv4
 	if !private.IsValid() {
-		return models.Gateway{}, models.Errorf(models.CodeNoUsableAddress,
+		return v, models.Errorf(models.CodeNoUsableAddress,
 			"A source needs privateIPv4, the address in the LAN that it sends from.")
 	}
 	candidates, err := tx.GatewaysOf(m.group.PremisesID)
 	if err != nil {
-		return models.Gateway{}, err
+		return v, err
 	}
 	serving, err := gateways.Serving(candidates, private)
 	if err != nil {
-		return models.Gateway{}, err
+		return v, err
 	}
-	gateway, found, err := tx.LockGateway(serving.ID)
+	v, err = tx.LockAt(serving.ID, byName, m.registration, s.opts.upTo())
 	if err != nil {
-		return models.Gateway{}, err
+		return v, err
 	}
-	if !found || gateway.LANPrefix != serving.LANPrefix { // it declared another LAN, or is gone, while we waited for it
-		return models.Gateway{}, store.ErrAgain
+	if !v.Locked || v.Gateway.LANPrefix != serving.LANPrefix { // it declared another LAN, or is gone, while we waited for it
+		return v, store.ErrAgain
 	}
-	return gateway, checkSource(gateway, m)
+	return v, checkSource(v.Gateway, m)
 }
 
 // create begins a group's life with a group IP of the gateway's pool, and gives the pool if that made it scarce.
@@ -226,22 +213,18 @@ func (s *Service) create(tx *store.Tx, m member, gateway models.Gateway) (g mode
 }
 
 // groupOfDestination locks the gateway of the group that the destination means, and finds the group.
-func groupOfDestination(tx *store.Tx, m member) (g models.Group, own models.Registration, err error) {
-	gateway, found, err := tx.LockGatewayOfGroup(m.group)
+func (s *Service) groupOfDestination(tx *store.Tx, m member) (store.Meant, error) {
+	v, err := tx.LockMeant(m.group, m.registration, s.opts.upTo())
 	if err != nil {
-		return g, own, err
+		return v, err
 	}
-	if !found {
-		return g, own, whyNoGroup(tx, m)
+	if !v.Locked {
+		return v, whyNoGroup(tx, m)
 	}
-	g, own, found, err = tx.MemberOf(m.group, m.registration)
-	if err != nil {
-		return g, own, err
+	if !v.Found || v.Group.GatewayID != v.Gateway.ID { // it ended, or there is a second one, while we waited for the gateway
+		return v, store.ErrAgain
 	}
-	if !found || g.GatewayID != gateway.ID { // it ended, or there is a second one, while we waited for the gateway
-		return g, own, store.ErrAgain
-	}
-	return g, own, checkDestination(gateway, m)
+	return v, checkDestination(v.Gateway, m)
 }
 
 // whyNoGroup explains why not exactly one group matched.

@@ -66,7 +66,7 @@ func TestTenThousandRenewalsWakeNobody(t *testing.T) {
 			}
 			require.NoError(t, all.Wait())
 		})
-		require.Len(t, statements, leases, "one statement each")
+		require.LessOrEqual(t, len(statements), leases, "at most one statement each; on Postgres those at the same time share one")
 		require.Empty(t, h.Woken.Take())
 		require.Equal(t, before.Revision, h.Information(t).Revision)
 		require.Equal(t, audited, db.Ints(t, "SELECT count(*) FROM audit_rows")[0])

@@ -35,7 +35,7 @@ func (tx *Tx) InsertAuditRows(rows []models.AuditRow) error {
 		for _, a := range batch {
 			args = append(args, string(a.ID), a.Actor, string(a.AccountID), a.Action, a.Object, a.Result, a.Reason, prefixText(a.Source), a.RequestID, a.Count)
 		}
-		_, err := tx.exec(`INSERT INTO audit_rows (id, at, actor, account_id, action, object, result, reason, source, request_id, count)
+		err := tx.later(nil, `INSERT INTO audit_rows (id, at, actor, account_id, action, object, result, reason, source, request_id, count)
 			VALUES `+tuples("(?, {now}, ?, ?, ?, ?, ?, ?, ?, ?, ?)", len(batch)), args...)
 		if err != nil {
 			return err

@@ -23,13 +23,49 @@ func (s *Store) Device(ctx context.Context, id models.ID) (d models.Device, foun
 	return d, found, err
 }
 
-// DeviceOf reads a device of one account.
+// DeviceOf reads a device of one account. Every request of a device begins with it, so on Postgres those that come at the same time share
+// a statement.
 func (s *Store) DeviceOf(ctx context.Context, account models.AccountID, id models.ID) (d models.Device, found bool, err error) {
-	err = s.reading(ctx, func(tx *Tx) error {
-		d, found, err = tx.DeviceOf(account, id)
+	if s.devices == nil {
+		err = s.reading(ctx, func(tx *Tx) error {
+			d, found, err = tx.DeviceOf(account, id)
+			return err
+		})
+		return d, found, err
+	}
+	known, err := s.devices.ask(ctx, deviceKey{account, id})
+	if err != nil || known == nil {
+		return d, false, err
+	}
+	return *known, true, nil
+}
+
+// deviceKey names a device of one account.
+type deviceKey struct {
+	account models.AccountID
+	id      models.ID
+}
+
+func (s *Store) devicesByKey(ctx context.Context, keys []deviceKey) (devices []*models.Device, err error) {
+	ids, accounts := make([]int64, len(keys)), make([]string, len(keys))
+	for i, k := range keys {
+		ids[i], accounts[i] = int64(k.id), string(k.account)
+	}
+	err = s.gathered(ctx, func(tx *Tx) error {
+		devices = make([]*models.Device, len(keys))
+		found, err := list(tx, scanDevice, `
+			SELECT `+deviceColumns+` FROM unnest(CAST(? AS bigint[]), CAST(? AS text[])) AS asked (asked_id, asked_account)
+			JOIN devices ON id = asked_id AND account_id = asked_account`, ids, accounts)
+		known := map[deviceKey]*models.Device{}
+		for _, d := range found {
+			known[deviceKey{d.AccountID, d.ID}] = &d
+		}
+		for i, k := range keys {
+			devices[i] = known[k]
+		}
 		return err
 	})
-	return d, found, err
+	return devices, err
 }
 
 // Device reads a device of any account.

@@ -25,7 +25,7 @@ func (tx *Tx) appendGroupEvents(t models.EventType, which string, args ...any) e
 	if t == models.EventGroupCreated {
 		policy = "'policy', (SELECT a.join_policy FROM accounts a WHERE a.id = raised.account_id)"
 	}
-	return tx.appendEvents(numbered{table: "groups", number: "rev", which: which, args: args},
+	return tx.appendEvents(raising{table: "groups", number: "rev", which: which, args: args},
 		"raised.account_id, raised.premises_id, raised.id, raised.rev, CAST(? AS text), CAST("+tx.store.dialect.groupState("raised", policy)+" AS text)",
 		string(t))
 }
@@ -37,7 +37,7 @@ func (tx *Tx) AppendAccountEvent(account models.AccountID, e models.Event) error
 	if err != nil {
 		return fmt.Errorf("write the state of an event: %w", err)
 	}
-	return tx.appendEvents(numbered{table: "accounts", number: "account_rev", which: "= ?", args: []any{string(account)}},
+	return tx.appendEvents(raising{table: "accounts", number: "account_rev", which: "= ?", args: []any{string(account)}},
 		"raised.id, CAST(? AS text), '', raised.account_rev, CAST(? AS text), CAST(? AS text)",
 		string(e.PremisesID), string(e.Type), string(state))
 }
@@ -51,14 +51,14 @@ func (tx *Tx) AppendLinkEvent(t models.EventType, l models.Link) error {
 	return tx.AppendAccountEvent(l.AccountID, models.Event{Type: t, Link: &models.NamedLink{Link: l, ServiceName: v.Name}})
 }
 
-// numbered are the rows whose number the next events get.
-type numbered struct {
+// raising are the rows whose number the next events get.
+type raising struct {
 	table, number, which string
 	args                 []any
 }
 
 // appendEvents raises the numbers and inserts an event for each of the rows. SQLite can't do both in one statement.
-func (tx *Tx) appendEvents(n numbered, values string, args ...any) error {
+func (tx *Tx) appendEvents(n raising, values string, args ...any) error {
 	raise := "UPDATE " + n.table + " SET " + n.number + " = " + n.number + " + 1 WHERE id " + n.which
 	with, from := "WITH raised AS ("+raise+" RETURNING *) ", "raised"
 	all := slices.Concat(n.args, args)
@@ -69,13 +69,13 @@ func (tx *Tx) appendEvents(n numbered, values string, args ...any) error {
 		with, from = "", n.table+" raised WHERE raised.id "+n.which
 		all = slices.Concat(args, n.args)
 	}
-	places, err := list(tx, func(r row) (p models.EventPlace, err error) {
-		err = r.Scan(&p.AccountID, &p.GroupID, &p.Rev)
-		return p, err
+	return tx.later(func(r row) error {
+		var p models.EventPlace
+		err := r.Scan(&p.AccountID, &p.GroupID, &p.Rev)
+		tx.changed.Events = append(tx.changed.Events, p)
+		return err
 	}, with+"INSERT INTO events (account_id, premises_id, group_id, rev, type, payload, created_at) SELECT "+values+", {now} FROM "+from+
 		" RETURNING account_id, group_id, rev", all...)
-	tx.changed.Events = append(tx.changed.Events, places...)
-	return err
 }
 
 // What the column payload holds; dialect.groupState writes groupPayload.

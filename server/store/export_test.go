@@ -28,3 +28,15 @@ func (s *Store) TakeConnection(t testing.TB) (release func()) {
 	}
 	return func() { _ = c.Close() }
 }
+
+// Renewing counts the renewals that are not answered yet, and Reading the reads of callers.
+func (s *Store) Renewing() int { return s.renewals.open() }
+
+// Reading: see Renewing.
+func (s *Store) Reading() int { return s.devices.open() }
+
+func (g *gather[Q, A]) open() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.waiting) + g.asked
+}

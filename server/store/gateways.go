@@ -41,12 +41,6 @@ func (tx *Tx) LockGateway(id models.ID) (models.Gateway, bool, error) {
 	return tx.lockGateway("= ?", int64(id))
 }
 
-// LockGatewayOfGroup does the same with the gateway of the only group that matches. It finds none if no group or several match.
-func (tx *Tx) LockGatewayOfGroup(m GroupMatch) (models.Gateway, bool, error) {
-	where, args := m.where("g")
-	return tx.lockGateway("= (SELECT CASE WHEN count(*) = 1 THEN min(g.gateway_id) END FROM groups g WHERE "+where+")", args...)
-}
-
 // LockGatewayOfRegistration does the same with the gateway of an owner's registration.
 func (tx *Tx) LockGatewayOfRegistration(id models.RegistrationID, o Owner) (models.Gateway, bool, error) {
 	owner, args := o.where()
@@ -55,11 +49,16 @@ func (tx *Tx) LockGatewayOfRegistration(id models.RegistrationID, o Owner) (mode
 }
 
 func (tx *Tx) lockGateway(where string, args ...any) (models.Gateway, bool, error) {
-	g, found, err := one(tx, scanGateway, "UPDATE gateways SET revision = revision + 1 WHERE id "+where+" RETURNING "+gatewayColumns, args...)
+	v, found, err := one(tx, scanGateway, lockGateway(where), args...)
 	if found {
-		tx.changed.raised(g.ID)
+		tx.changed.raised(v.ID)
 	}
-	return g, found, err
+	return v, found, err
+}
+
+// lockGateway is the statement that locks the gateway whose id the condition gives.
+func lockGateway(where string) string {
+	return "UPDATE gateways SET revision = revision + 1 WHERE id " + where + " RETURNING " + gatewayColumns
 }
 
 // HoldGatewaysOf locks the gateways of a premises until commit without raising a revision, so that none of their groups changes.
@@ -113,11 +112,19 @@ func (tx *Tx) DeleteGateway(id models.ID) error {
 	return nil
 }
 
-// StandingsOf reads where those of the gateways stand that exist, in one statement whatever their number.
+// StandingsOf reads where those of the gateways stand that exist, in one statement whatever their number. On Postgres those who ask for one
+// gateway at the same time share it.
 func (s *Store) StandingsOf(ctx context.Context, ids []models.ID) (map[models.ID]models.Standing, error) {
 	standings := make(map[models.ID]models.Standing, len(ids))
 	if len(ids) == 0 {
 		return standings, nil
+	}
+	if len(ids) == 1 && s.standings != nil {
+		v, err := s.standings.ask(ctx, ids[0])
+		if v != nil {
+			standings[ids[0]] = *v
+		}
+		return standings, err
 	}
 	type standing struct {
 		models.Standing
@@ -137,6 +144,20 @@ func (s *Store) StandingsOf(ctx context.Context, ids []models.ID) (map[models.ID
 		return nil, err
 	}
 	return standings, nil
+}
+
+func (s *Store) standingsOfMany(ctx context.Context, ids []models.ID) ([]*models.Standing, error) {
+	if len(ids) == 1 {
+		ids = append(ids, 0) // nobody's, so that this doesn't ask itself
+	}
+	known, err := s.StandingsOf(ctx, ids)
+	all := make([]*models.Standing, len(ids))
+	for i, id := range ids {
+		if v, there := known[id]; there {
+			all[i] = &v
+		}
+	}
+	return all, err
 }
 
 // maxPolls keeps a statement below the number of parameters that SQLite takes.

@@ -100,16 +100,6 @@ func (tx *Tx) CountGroups(account models.AccountID, premises models.PremisesID) 
 	return n, err
 }
 
-// NextNumber takes the next member number of a role in a group.
-func (tx *Tx) NextNumber(id models.GroupID, role models.Role) (int64, error) {
-	column := "next_destination"
-	if role == models.RoleSource {
-		column = "next_source"
-	}
-	n, _, err := one(tx, scanInto[int64], "UPDATE groups SET "+column+" = "+column+" + 1 WHERE id = ? RETURNING "+column+" - 1", string(id))
-	return n, err
-}
-
 // EndGroups removes groups with all their members, puts their addresses in quarantine as of the gateway's revision, and records that
 // they ended. It gives the registrations that ended.
 func (tx *Tx) EndGroups(ids []models.GroupID, revision int64) ([]models.Registration, error) {
@@ -208,22 +198,66 @@ type Information struct {
 	Rows     []InformationRow
 }
 
-// Information reads, in one statement and so as of one instant, what a gateway's group information is made of.
-func (s *Store) Information(ctx context.Context, gatewayID models.ID) (i Information, found bool, err error) {
+// Information reads, in one statement and so as of one instant, what a gateway's group information is made of. On Postgres gateways that
+// ask at the same time share the statement.
+func (s *Store) Information(ctx context.Context, gatewayID models.ID) (Information, bool, error) {
+	ask := s.informationOne
+	if s.information != nil {
+		ask = s.information.ask
+	}
+	i, err := ask(ctx, gatewayID)
+	return i, len(i.Rows) > 0, err
+}
+
+func (s *Store) informationOne(ctx context.Context, id models.ID) (i Information, err error) {
 	err = s.reading(ctx, func(tx *Tx) error {
-		i = Information{}
-		i.Rows, err = list(tx, func(r row) (v InformationRow, err error) {
-			fields := append(gatewayFields(&i.Gateway), &i.Epoch, secsColumn{&i.MaxStale})
-			fields = append(append(append(fields, groupFields(&v.Group)...), registrationFields(&v.Member)...), &v.Trigger)
-			err = r.Scan(fields...)
-			return v, err
-		}, "SELECT "+gatewayColumns+", i.epoch, i.max_stale_seconds, "+groupColumns+", "+registrationColumns+`, coalesce(d.trigger, '')
-			FROM gateways CROSS JOIN installation i
-			LEFT JOIN groups g ON g.gateway_id = gateways.id
-			LEFT JOIN registrations r ON r.group_id = g.id
-			LEFT JOIN devices d ON d.id = r.owner_device
-			WHERE gateways.id = ?`, int64(gatewayID))
+		all, err := informationOf(tx, []models.ID{id})
+		if err == nil {
+			i = all[0]
+		}
 		return err
 	})
-	return i, len(i.Rows) > 0, err
+	return i, err
+}
+
+func (s *Store) informationOfMany(ctx context.Context, ids []models.ID) (all []Information, err error) {
+	err = s.gathered(ctx, func(tx *Tx) error {
+		all, err = informationOf(tx, ids)
+		return err
+	})
+	return all, err
+}
+
+func informationOf(tx *Tx, ids []models.ID) ([]Information, error) {
+	type whole struct {
+		gateway  models.Gateway
+		epoch    string
+		maxStale time.Duration
+		InformationRow
+	}
+	rows, err := list(tx, func(r row) (v whole, err error) {
+		fields := append(gatewayFields(&v.gateway), &v.epoch, secsColumn{&v.maxStale})
+		fields = append(append(append(fields, groupFields(&v.Group)...), registrationFields(&v.Member)...), &v.Trigger)
+		err = r.Scan(fields...)
+		return v, err
+	}, "SELECT "+gatewayColumns+", i.epoch, i.max_stale_seconds, "+groupColumns+", "+registrationColumns+`, coalesce(d.trigger, '')
+		FROM gateways CROSS JOIN installation i
+		LEFT JOIN groups g ON g.gateway_id = gateways.id
+		LEFT JOIN registrations r ON r.group_id = g.id
+		LEFT JOIN devices d ON d.id = r.owner_device
+		WHERE gateways.id {among bigints}`, tx.ids(ids))
+	if err != nil {
+		return nil, err
+	}
+	known := make(map[models.ID]Information, len(ids))
+	for _, v := range rows {
+		i := known[v.gateway.ID]
+		i.Gateway, i.Epoch, i.MaxStale, i.Rows = v.gateway, v.epoch, v.maxStale, append(i.Rows, v.InformationRow)
+		known[v.gateway.ID] = i
+	}
+	all := make([]Information, len(ids))
+	for n, id := range ids {
+		all[n] = known[id]
+	}
+	return all, nil
 }

@@ -79,8 +79,17 @@ type Renewed struct {
 }
 
 // Renew pushes the lease of a member forward if it is in the only group that matches and nothing about it changed. It is one
-// statement that writes one narrow row and takes no other lock.
+// statement that writes one narrow row and takes no other lock; on Postgres renewals that come at the same time share it. There it doesn't
+// wait for somebody else who is at the same lease, but finds none, so a caller that gets no answer looks at the member under its
+// gateway's lock and tries again.
 func (s *Store) Renew(ctx context.Context, m GroupMatch, r models.Registration, l Lease) (v Renewed, found bool, err error) {
+	if s.renewals != nil {
+		renewed, err := s.renewals.ask(ctx, renewal{m, r, l})
+		if err != nil || renewed == nil {
+			return v, false, err
+		}
+		return *renewed, true, nil
+	}
 	group, groupArgs := m.where("g")
 	other, otherArgs := m.where("o")
 	args := append(l.args(), groupArgs...)
@@ -105,68 +114,110 @@ func (s *Store) Renew(ctx context.Context, m GroupMatch, r models.Registration, 
 	return v, found, err
 }
 
-// MemberOf reads the only group that matches, with the registration of a member in it; that is zero if it isn't in it.
-func (tx *Tx) MemberOf(m GroupMatch, r models.Registration) (g models.Group, own models.Registration, found bool, err error) {
-	where, args := m.where("g")
-	type both struct {
-		models.Group
-		own models.Registration
-	}
-	all, err := list(tx, func(r row) (b both, err error) {
-		err = r.Scan(append(groupFields(&b.Group), registrationFields(&b.own)...)...)
-		return b, err
-	}, "SELECT "+groupColumns+", "+registrationColumns+`
-		FROM groups g LEFT JOIN registrations r ON r.group_id = g.id AND `+memberWhere+` WHERE `+where,
-		append(memberArgs(r), args...)...)
-	if err != nil || len(all) != 1 {
-		return g, own, false, err
-	}
-	return all[0].Group, all[0].own, true, nil
+// Meant is what a member's request is about.
+type Meant struct {
+	// Gateway is locked, if Locked says that there is one.
+	Gateway models.Gateway
+	Locked  bool
+	// Group is the only one that matches, if Found; Own is the member's registration in it, zero if there is none.
+	Group models.Group
+	Own   models.Registration
+	Found bool
+	Counts
 }
 
-// InsertRegistration adds a member; PutLease has to follow. An owner that is gone is IsReference.
+// Counts say how full a group is, and its account.
+type Counts struct {
+	// State is the number of live destinations of the group.
+	State int
+	// Registrations is the number of the account's; no more than were asked for are counted.
+	Registrations int
+}
+
+// LockAt locks a gateway as LockGateway does, and reads the only group that matches as it is from then on, with the registration of a member
+// in it. Up to so many of the account's registrations are counted.
+func (tx *Tx) LockAt(gatewayID models.ID, m GroupMatch, r models.Registration, upTo int) (Meant, error) {
+	return tx.lockAndRead("= ?", []any{int64(gatewayID)}, m, r, upTo)
+}
+
+// LockMeant does the same with the gateway of the only group that matches; none is locked if no group or several match.
+func (tx *Tx) LockMeant(m GroupMatch, r models.Registration, upTo int) (Meant, error) {
+	where, args := m.where("g")
+	return tx.lockAndRead("= (SELECT CASE WHEN count(*) = 1 THEN min(g.gateway_id) END FROM groups g WHERE "+where+")", args, m, r, upTo)
+}
+
+func (tx *Tx) lockAndRead(where string, args []any, m GroupMatch, r models.Registration, upTo int) (v Meant, err error) {
+	err = tx.later(func(r row) error {
+		v.Locked = true
+		err := r.Scan(gatewayFields(&v.Gateway)...)
+		tx.changed.raised(v.Gateway.ID)
+		return err
+	}, lockGateway(where), args...)
+	if err != nil {
+		return v, err
+	}
+	type found struct {
+		models.Group
+		own    models.Registration
+		counts Counts
+	}
+	where, args = m.where("g")
+	all, err := list(tx, func(r row) (f found, err error) {
+		err = r.Scan(append(append(groupFields(&f.Group), registrationFields(&f.own)...), &f.counts.State, &f.counts.Registrations)...)
+		return f, err
+	}, "SELECT "+groupColumns+", "+registrationColumns+", "+stateOf("g.id")+", "+registrationsUpTo("g.account_id")+`
+		FROM groups g LEFT JOIN registrations r ON r.group_id = g.id AND `+memberWhere+` WHERE `+where,
+		slices.Concat([]any{upTo}, memberArgs(r), args)...)
+	if err != nil || len(all) != 1 {
+		return v, err
+	}
+	v.Group, v.Own, v.Counts, v.Found = all[0].Group, all[0].own, all[0].counts, true
+	return v, nil
+}
+
+// InsertRegistration adds a member with the next number of its role; PutLease has to follow. An owner that is gone is IsReference, which
+// the transaction as a whole may be the first to say.
 func (tx *Tx) InsertRegistration(r models.Registration) error {
-	_, err := tx.exec(`
+	next := "next_destination"
+	if r.Key.Role == models.RoleSource {
+		next = "next_source"
+	}
+	if err := tx.later(nil, "UPDATE groups SET "+next+" = "+next+" + 1 WHERE id = ?", string(r.GroupID)); err != nil {
+		return err
+	}
+	return tx.later(nil, `
 		INSERT INTO registrations (id, group_id, account_id, member_type, member_id, role, instance, owner_device, owner_service, number,
 			private_ipv4, public_ipv4, ipv6, port, device_type, model, name, created_at)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {now})`,
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT `+next+` - 1 FROM groups WHERE id = ?), ?, ?, ?, ?, ?, ?, ?, {now})`,
 		append([]any{
 			string(r.ID), string(r.GroupID), string(r.AccountID), string(r.Key.Type), int64(r.Key.ID), string(r.Key.Role), r.Key.Instance,
-			orNull(int64(r.OwnerDevice)), orNull(string(r.OwnerService)), r.Number,
+			orNull(int64(r.OwnerDevice)), orNull(string(r.OwnerService)), string(r.GroupID),
 		}, movableArgs(r)...)...)
-	return err
 }
 
 // MoveRegistration changes a member's addresses and what it says of itself; PutLease has to follow.
 func (tx *Tx) MoveRegistration(r models.Registration) error {
-	_, err := tx.exec("UPDATE registrations SET "+movableSet+" WHERE id = ?", append(movableArgs(r), string(r.ID))...)
-	return err
+	return tx.later(nil, "UPDATE registrations SET "+movableSet+" WHERE id = ?", append(movableArgs(r), string(r.ID))...)
 }
 
-// Counts are what PutLease counts.
-type Counts struct {
-	// State is the number of live destinations of the group, the member included.
-	State int
-	// Registrations is the number of the account's, the member's included; no more than were asked for are counted.
-	Registrations int
-}
-
-// PutLease gives a member its lease, and counts the live destinations of its group and up to so many registrations of its account.
-func (tx *Tx) PutLease(r models.Registration, l Lease, upTo int) (c Counts, err error) {
-	c, _, err = one(tx, func(r row) (c Counts, err error) { err = r.Scan(&c.State, &c.Registrations); return c, err }, `
+// PutLease gives a member its lease and counts the live destinations of its group into state, which has it once the transaction has
+// committed.
+func (tx *Tx) PutLease(r models.Registration, l Lease, state *int) error {
+	return tx.later(func(r row) error { return r.Scan(state) }, `
 		INSERT INTO leases (registration_id, ttl_seconds, expires_at, removable_at) VALUES (?, ?, {now} + ?, {now} + ?)
 		ON CONFLICT (registration_id) DO UPDATE SET ttl_seconds = excluded.ttl_seconds, expires_at = excluded.expires_at,
 			removable_at = excluded.removable_at
-		RETURNING `+stateOf("?")+", "+registrationsUpTo, append(append([]any{string(r.ID)}, l.args()...), string(r.GroupID), string(r.AccountID), upTo)...)
-	return c, err
+		RETURNING `+stateOf("?"), append(append([]any{string(r.ID)}, l.args()...), string(r.GroupID))...)
 }
 
-// registrationsUpTo counts the registrations of an account by the indexes that are there, and no more than a limit.
-const registrationsUpTo = `(SELECT count(*) FROM (SELECT 1 FROM groups g JOIN registrations r ON r.group_id = g.id WHERE g.account_id = ? LIMIT ?) AS added)`
+// registrationsUpTo counts the registrations of the account that the expression names by the indexes that are there, and no more than a limit.
+func registrationsUpTo(account string) string {
+	return "(SELECT count(*) FROM (SELECT 1 FROM groups a JOIN registrations b ON b.group_id = a.id WHERE a.account_id = " + account + " LIMIT ?) AS added)"
+}
 
 // CountRegistrations counts up to so many registrations of an account.
 func (tx *Tx) CountRegistrations(account models.AccountID, upTo int) (int, error) {
-	n, _, err := one(tx, scanInto[int], "SELECT "+registrationsUpTo, string(account), upTo)
+	n, _, err := one(tx, scanInto[int], "SELECT "+registrationsUpTo("?"), string(account), upTo)
 	return n, err
 }
 

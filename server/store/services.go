@@ -48,7 +48,7 @@ func linkFields(l *models.Link) []any {
 		&l.GrantedBy,
 		timeColumn{&l.GrantedAt},
 		timeColumn{&l.ExpiresAt},
-		&l.Live,
+		boolColumn{&l.Live},
 	}
 }
 
@@ -73,7 +73,15 @@ func filterText(premises []models.PremisesID) string {
 type (
 	wordsColumn  struct{ to *[]string }
 	filterColumn struct{ to *[]models.PremisesID }
+	boolColumn   struct{ to *bool } // of an expression, which is a number on both databases
 )
+
+func (c boolColumn) Scan(src any) error {
+	var n sql.NullInt64
+	err := n.Scan(src)
+	*c.to = n.Int64 != 0
+	return err
+}
 
 func (c wordsColumn) Scan(src any) error {
 	var s sql.NullString

@@ -18,6 +18,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
 
@@ -49,13 +50,21 @@ type Store struct {
 	writer, reader *gorm.DB
 	marks          *gorm.DB // see marking; nil on SQLite
 	pools          []*sql.DB
-	lock           *os.File // keeps a second process off SQLite's file; nil on Postgres
-	onCommit       []func(Changed)
+	// What Postgres is asked for several requests at once; nil on SQLite, which has no round trips and one writer.
+	devices     *gather[deviceKey, *models.Device]
+	renewals    *gather[renewal, *Renewed]
+	standings   *gather[models.ID, *models.Standing]
+	information *gather[models.ID, Information]
+	lock        *os.File // keeps a second process off SQLite's file; nil on Postgres
+	onCommit    []func(Changed)
 }
 
 // Tx runs statements: those of one transaction, or a single one.
 type Tx struct {
-	db      *gorm.DB
+	db *gorm.DB
+	// pipe is what a writing transaction on Postgres runs them with, and ctx its context; else both are nil.
+	pipe    *pipeline
+	ctx     context.Context //nolint:containedctx // as gorm keeps it in db
 	store   *Store
 	changed Changed
 }
@@ -127,6 +136,9 @@ func (s *Store) Write(ctx context.Context, f func(tx *Tx) error) error {
 		return f(tx)
 	}
 	return s.attempt(ctx, func(ctx context.Context) error {
+		if s.dialect == postgresDialect {
+			return s.pipelined(ctx, f)
+		}
 		return s.transaction(ctx, s.writer, s.dialect.writing, f)
 	})
 }
@@ -199,6 +211,13 @@ func (s *Store) transaction(ctx context.Context, db *gorm.DB, opts *sql.TxOption
 	committed = true
 	s.committed(tx.changed)
 	return nil
+}
+
+// gathered runs one statement on Postgres for several requests.
+func (s *Store) gathered(ctx context.Context, f func(tx *Tx) error) error {
+	return s.attempt(ctx, func(ctx context.Context) error {
+		return s.onConnection(ctx, func(conn *pgx.Conn) error { return f(&Tx{ctx: ctx, pipe: &pipeline{conn: conn}, store: s}) })
+	})
 }
 
 // attempt runs f until it succeeds, fails for good, or lost against others too often.
