@@ -77,6 +77,10 @@ max-stale: 60s
 long-poll-max-waiters: 5
 drain-time: 1s
 allow-loopback: true
+mqtt-listen: 127.0.0.1:8883
+mqtt-max-connections: 100
+mqtt-max-per-account: 10
+mqtt-max-per-source: 20
 metrics-listen: ""
 log-level: warn
 log-format: json
@@ -90,7 +94,7 @@ func TestFileVariablesAndFlagsMeanTheSame(t *testing.T) {
 		TrustedProxies: []string{"10.0.0.0/8", "192.0.2.1"}, DataDir: "/data", DatabaseURL: "postgres://u:p@h/d", DatabaseMaxConns: 20, Migrate: true,
 		KeyEncryptionKeyFile: "/run/credentials/kek", SigningAlg: "ES256", ExternalIssuers: "/etc/issuers.json",
 		SignUp: "open", RateLimitSource: 7, RateLimitPrincipal: 8, MaxStale: time.Minute, LongPollMaxWaiters: 5, DrainTime: time.Second,
-		AllowLoopback: true, MetricsListen: "", LogLevel: slog.LevelWarn, LogFormat: "json",
+		AllowLoopback: true, MQTTListen: "127.0.0.1:8883", MQTTMaxConns: 100, MQTTMaxPerAccount: 10, MQTTMaxPerSource: 20, MetricsListen: "", LogLevel: slog.LevelWarn, LogFormat: "json",
 	}, fromFile)
 
 	var values map[string]any

@@ -33,6 +33,7 @@ import (
 	"github.com/groupcast/groupcast/server/httpapi"
 	"github.com/groupcast/groupcast/server/keys"
 	"github.com/groupcast/groupcast/server/longpoll"
+	"github.com/groupcast/groupcast/server/mqtt"
 	"github.com/groupcast/groupcast/server/registrations"
 	"github.com/groupcast/groupcast/server/store"
 	"github.com/groupcast/groupcast/server/telemetry"
@@ -57,6 +58,10 @@ type Daemon struct {
 	listeners *eventhub.Hub
 
 	public, admin, metrics listening
+
+	// mqtt is nil if it is off.
+	mqtt         *mqtt.Edge
+	mqttListener net.Listener
 
 	draining atomic.Bool
 	failed   chan error
@@ -87,7 +92,7 @@ func Start(ctx context.Context, cfg config.Config, version string, log *slog.Log
 	}
 	// What runs after the start is not ended by the start's context, but by Stop.
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
-	d := &Daemon{cfg: cfg, log: log, failed: make(chan error, 3), stop: stop}
+	d := &Daemon{cfg: cfg, log: log, failed: make(chan error, 4), stop: stop}
 	defer func() {
 		if err != nil {
 			d.close()
@@ -154,6 +159,9 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		}
 		for _, p := range c.Events {
 			d.listeners.Wake(p)
+			if d.mqtt != nil {
+				d.mqtt.Wake(p)
+			}
 		}
 	})
 	accountService := accounts.New(d.store)
@@ -173,6 +181,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 	if err != nil {
 		return edges{}, err
 	}
+	d.newMQTT(id.access, limits, proxies, registry)
 	crossOrigin := http.NewCrossOriginProtection()
 	if err := crossOrigin.AddTrustedOrigin(issuer); err != nil {
 		return edges{}, fmt.Errorf("public-url: %w", err)
@@ -248,6 +257,10 @@ func (d *Daemon) serve(ctx context.Context, e edges, registry *prometheus.Regist
 	for _, run := range d.background {
 		d.work.Go(func() { run(ctx) })
 	}
+	if d.mqtt != nil {
+		d.work.Go(func() { d.mqtt.Run(ctx) })
+		d.serveMQTT()
+	}
 	d.public.serve(d.httpServer(e.public), d.failed)
 	d.admin.serve(d.httpServer(e.admin), d.failed)
 	if d.metrics.Listener != nil {
@@ -269,16 +282,29 @@ func (d *Daemon) MetricsAddr() net.Addr {
 	return d.metrics.Addr()
 }
 
+// MQTTAddr is where devices connect over MQTT; nil if that is off.
+func (d *Daemon) MQTTAddr() net.Addr {
+	if d.mqttListener == nil {
+		return nil
+	}
+	return d.mqttListener.Addr()
+}
+
 // Failed gives the error of a listener that ended by itself: the service doesn't do its work any more.
 func (d *Daemon) Failed() <-chan error { return d.failed }
 
-// Stop stops the service: it isn't ready any more, waiting gateways are told to come back, requests are finished, and what gateways
+// Stop stops the service: it isn't ready any more, waiting gateways and devices are told to come back, requests are finished, and what gateways
 // acknowledged is stored. The context bounds it.
 func (d *Daemon) Stop(ctx context.Context) error {
 	d.log.InfoContext(ctx, "stopping")
 	d.draining.Store(true)
 	drain, cancel := context.WithTimeout(ctx, d.cfg.DrainTime+time.Second)
+	var drained sync.WaitGroup
+	if d.mqtt != nil {
+		drained.Go(func() { d.mqtt.Drain(drain, d.cfg.DrainTime) })
+	}
 	d.hub.Drain(drain, d.cfg.DrainTime)
+	drained.Wait()
 	cancel()
 	finish, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
@@ -301,6 +327,9 @@ func (d *Daemon) close() {
 		if l.Listener != nil {
 			_ = l.Close() // the start's own error says what happened
 		}
+	}
+	if d.mqttListener != nil {
+		_ = d.mqttListener.Close()
 	}
 	if d.store != nil {
 		_ = d.store.Close()
