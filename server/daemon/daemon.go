@@ -160,7 +160,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		for _, p := range c.Events {
 			d.listeners.Wake(p)
 			if d.mqtt != nil {
-				d.mqtt.Wake(p)
+				d.mqtt.Wake(p) //nolint:contextcheck // what a commit wakes outlives its request
 			}
 		}
 	})
@@ -259,7 +259,7 @@ func (d *Daemon) serve(ctx context.Context, e edges, registry *prometheus.Regist
 	}
 	if d.mqtt != nil {
 		d.work.Go(func() { d.mqtt.Run(ctx) })
-		d.serveMQTT()
+		d.serveMQTT() //nolint:contextcheck // connections end by Drain
 	}
 	d.public.serve(d.httpServer(e.public), d.failed)
 	d.admin.serve(d.httpServer(e.admin), d.failed)

@@ -70,4 +70,6 @@ func (s *Service) quiet(ctx context.Context, of models.EventStream) (state State
 }
 
 // NewState makes the state of an event and of those who may hear of it.
-func NewState(e models.Event, hearers []models.Member) State { return State{Event: e, hearers: hearers} }
+func NewState(e models.Event, hearers []models.Member) State {
+	return State{Event: e, hearers: hearers}
+}

@@ -8,6 +8,7 @@
 package mqtt
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"log/slog"
@@ -257,7 +258,7 @@ func (e *Edge) handshake(conn net.Conn) (*session, Reason) {
 		e.o.Log.WarnContext(ctx, "an MQTT client could not be authenticated", "error", err)
 		return refuse(packets.ErrRefusedServerUnavailable, Unavailable)
 	}
-	s := &session{edge: e, conn: conn, client: client, idle: time.Duration(c.Keepalive) * 1500 * time.Millisecond}
+	s := &session{edge: e, conn: conn, in: bufio.NewReaderSize(conn, readAhead), client: client, idle: time.Duration(c.Keepalive) * 1500 * time.Millisecond}
 	if why := e.add(s, c.ClientIdentifier); why != "" {
 		return refuse(packets.ErrRefusedServerUnavailable, why)
 	}
@@ -470,7 +471,7 @@ func (e *Edge) lookAtFeeds(ctx context.Context, feeds []*feed) error {
 		}
 		for _, f := range part {
 			if f.missed(revs[f.of.GroupID], nil) {
-				f.wake()
+				f.wake() //nolint:contextcheck // the reading may outlive the look
 			}
 		}
 	}
@@ -486,7 +487,7 @@ func (e *Edge) lookAtFeeds(ctx context.Context, feeds []*feed) error {
 		for _, f := range part {
 			n := news[f.of.AccountID]
 			if f.missed(n.Rev, n.Groups) {
-				f.wake()
+				f.wake() //nolint:contextcheck // the same
 			}
 		}
 	}

@@ -130,9 +130,13 @@ func TestWhoLeftHearsNothing(t *testing.T) {
 func TestAConnectionEndsWithWhatItStandsFor(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
 		for name, c := range map[string]func(l *lab, d door, phone models.Principal){
-			"expired":   func(l *lab, _ door, _ models.Principal) { l.ahead.Store(int64(tokenLife)) },
-			"removed":   func(_ *lab, d door, p models.Principal) { require.NoError(t, d.Accounts.DeleteDevice(ctx, "", p.Device.ID)) },
-			"withdrawn": func(*lab, door, models.Principal) { db.Exec(t, "UPDATE devices SET not_before = 99999999999999 WHERE name = 'phone'") },
+			"expired": func(l *lab, _ door, _ models.Principal) { l.ahead.Store(int64(tokenLife)) },
+			"removed": func(_ *lab, d door, p models.Principal) {
+				require.NoError(t, d.Accounts.DeleteDevice(ctx, "", p.Device.ID))
+			},
+			"withdrawn": func(*lab, door, models.Principal) {
+				db.Exec(t, "UPDATE devices SET not_before = 99999999999999 WHERE name = 'phone'")
+			},
 		} {
 			l := newLab(t, db)
 			d := l.door()
@@ -244,7 +248,7 @@ func TestConflation(t *testing.T) {
 		rev.Store(i + 1)
 		l.edge.Wake(models.EventPlace{EventStream: models.EventStream{AccountID: d.Account.ID, GroupID: d.group}})
 	}
-	require.EqualValues(t, first.rev+3000, prompt.until(first.rev+3000).rev)
+	require.Equal(t, first.rev+3000, prompt.until(first.rev+3000).rev)
 	late.acknowledge(id)
 	newest, _ := late.message()
 	require.False(t, newest.retained)

@@ -31,8 +31,7 @@ var flags = map[byte]byte{
 	packets.Connect: 0, packets.Puback: 0, packets.Subscribe: 2, packets.Unsubscribe: 2, packets.Pingreq: 0, packets.Disconnect: 0,
 }
 
-// readPacket reads one packet of at most limit bytes after its fixed header. It reads no byte more than that, so nothing has to be kept in
-// between.
+// readPacket reads one packet of at most limit bytes after its fixed header. It reads no byte more than that.
 func readPacket(r io.Reader, limit int) (packets.ControlPacket, error) {
 	var head [5]byte
 	if _, err := io.ReadFull(r, head[:2]); err != nil {

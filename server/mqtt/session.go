@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"bufio"
 	"errors"
 	"net"
 	"os"
@@ -13,6 +14,8 @@ import (
 )
 
 const (
+	// readAhead is enough to read most packets at once, in bytes: there is one such buffer for each connection.
+	readAhead = 32
 	// maxClientID is the longest client id, in bytes.
 	maxClientID = 256
 	// maxSubscriptions is how many topics one connection may subscribe to.
@@ -25,6 +28,7 @@ const (
 type session struct {
 	edge   *Edge
 	conn   net.Conn
+	in     *bufio.Reader
 	key    sessionKey
 	client Client
 	idle   time.Duration // without a packet for so long it ends; 0: it doesn't
@@ -78,7 +82,7 @@ func (s *session) read() Reason {
 		if s.idle > 0 {
 			_ = s.conn.SetReadDeadline(time.Now().Add(s.idle))
 		}
-		p, err := readPacket(s.conn, maxPacket)
+		p, err := readPacket(s.in, maxPacket)
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return Silent
