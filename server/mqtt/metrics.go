@@ -51,7 +51,7 @@ func newMetrics(r prometheus.Registerer) metrics {
 			Name: "groupcast_mqtt_deliveries_total", Help: "Messages delivered, by kind of topic.",
 		}, []string{"topic"}),
 		conflated: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "groupcast_mqtt_conflated_total", Help: "States that were not delivered because a newer one was.",
+			Name: "groupcast_mqtt_conflated_total", Help: "States delivered that took the place of others before them.",
 		}),
 	}
 	for _, why := range []Reason{

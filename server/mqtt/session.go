@@ -329,8 +329,8 @@ func (s *session) publish(sub *subscription, n next) {
 	if state {
 		// What a broker would have retained is what was so before somebody subscribed.
 		label, p.Retain = stateLabel, !sub.told
-		if sub.told {
-			s.edge.metrics.conflated.Add(float64(n.place - sub.place - 1))
+		if sub.told && n.place > sub.place+1 {
+			s.edge.metrics.conflated.Inc()
 		}
 	}
 	s.mu.Lock()
