@@ -153,14 +153,14 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		Metrics:     registry,
 	})
 	d.listeners = eventhub.New()
-	d.store.OnCommit(func(c store.Changed) {
+	d.store.OnCommit(func(c store.Changed) { //nolint:contextcheck // what a commit wakes outlives its request
 		for _, id := range c.Gateways {
 			d.hub.Wake(id)
 		}
 		for _, p := range c.Events {
 			d.listeners.Wake(p)
 			if d.mqtt != nil {
-				d.mqtt.Wake(p) //nolint:contextcheck // what a commit wakes outlives its request
+				d.mqtt.Wake(p)
 			}
 		}
 	})
