@@ -118,8 +118,12 @@ bench-registrations: ## What registrations, renewals and waiting gateways cost, 
 	@.ci/install test
 	@BENCH_FIGURES=1 go test -run '^$$' -bench 'Figures$$' -benchtime 1x -timeout 0 ./e2e/figures | grep -vE '^(goos|goarch|pkg|cpu|PASS|ok)'
 
+.PHONY: bench-events
+bench-events: ## What it costs to tell those who listen (docs/benchmarks.md)
+	@BENCH_FIGURES=1 go test -run '^$$' -bench '^BenchmarkEvents.*Figures$$' -benchtime 1x ./server/mqtt | grep -E '^(figure|edge|a bare|FAIL|---| )'
+
 .PHONY: bench
-bench: bench-identity bench-registrations ## All figures
+bench: bench-identity bench-registrations bench-events ## All figures
 
 .PHONY: history
 history: ## Longer histories of concurrent clients for the checker, and programs with bugs that it has to find (2 minutes)

@@ -217,7 +217,13 @@ func (s *Server) token(t testing.TB, req adminapi.TokenRequest) string {
 // Post sends a body as it stands, with the token in the given form of the header, and gives status and body.
 func (s *Server) Post(t testing.TB, path, authorization, body string) (int, string) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL+path, strings.NewReader(body))
+	return s.Send(t, http.MethodPost, path, authorization, body)
+}
+
+// Send does the same with any method.
+func (s *Server) Send(t testing.TB, method, path, authorization, body string) (int, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, s.URL+path, strings.NewReader(body))
 	require.NoError(t, err)
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Authorization", authorization)

@@ -74,6 +74,18 @@ func (c Config) Check() error {
 			fault("metrics-listen", "%w", err)
 		}
 	}
+	mqttHost := "127.0.0.1"
+	if c.MQTTListen != "" {
+		if mqttHost, err = splitAddress(c.MQTTListen); err != nil {
+			fault("mqtt-listen", "%w", err)
+		} else if c.TLSCert == "" && !loopback(mqttHost) && !c.BehindProxy {
+			fault("mqtt-listen", "%s is not on loopback, and tokens must not cross a network readably: set tls-cert and tls-key, "+
+				"or behind-proxy if a proxy in front terminates TLS", c.MQTTListen)
+		}
+	}
+	if c.MQTTMaxConns < 1 || c.MQTTMaxPerAccount < 1 || c.MQTTMaxPerSource < 1 {
+		fault("mqtt-max-connections", "give at least 1, as for mqtt-max-per-account and mqtt-max-per-source")
+	}
 	switch {
 	case c.TLSCert == "" && c.TLSKey != "":
 		fault("tls-cert", "tls-key is set, so the certificate is needed as well")
@@ -119,8 +131,8 @@ func (c Config) Check() error {
 	if c.SigningAlg != "EdDSA" && c.SigningAlg != "ES256" && c.SigningAlg != "RS256" {
 		fault("signing-alg", "%q is neither EdDSA, ES256 nor RS256", c.SigningAlg)
 	}
-	if c.AllowLoopback && (!loopback(host) || !loopback(metricsHost)) {
-		fault("allow-loopback", "it is for demonstrations on one machine, so listen and metrics-listen have to be on loopback")
+	if c.AllowLoopback && (!loopback(host) || !loopback(metricsHost) || !loopback(mqttHost)) {
+		fault("allow-loopback", "it is for demonstrations on one machine, so listen, mqtt-listen and metrics-listen have to be on loopback")
 	}
 	if c.MaxStale < minStale || c.MaxStale > maxStale || c.MaxStale%time.Second != 0 {
 		fault("max-stale", "%s is not a whole number of seconds from %s to %s", c.MaxStale, minStale, maxStale)

@@ -61,6 +61,11 @@ type Config struct {
 	DrainTime          time.Duration
 	AllowLoopback      bool
 
+	MQTTListen        string
+	MQTTMaxConns      int
+	MQTTMaxPerAccount int
+	MQTTMaxPerSource  int
+
 	MetricsListen string
 	LogLevel      slog.Level
 	LogFormat     string
@@ -105,8 +110,13 @@ func define(fs *pflag.FlagSet, c *Config) {
 
 	fs.DurationVar(&c.MaxStale, "max-stale", 900*time.Second, "how long gateways go on copying without an answer")
 	fs.IntVar(&c.LongPollMaxWaiters, "long-poll-max-waiters", 10000, "how many long polls may wait at once")
-	fs.DurationVar(&c.DrainTime, "drain-time", 5*time.Second, "time over which waiting long polls are ended at a stop")
+	fs.DurationVar(&c.DrainTime, "drain-time", 5*time.Second, "time over which waiting long polls and MQTT connections are ended at a stop")
 	fs.BoolVar(&c.AllowLoopback, "allow-loopback", false, "allow members and gateways in 127.0.0.0/8, for demonstrations on one machine")
+
+	fs.StringVar(&c.MQTTListen, "mqtt-listen", "", "`ADDRESS:PORT` for devices that hear events over MQTT 3.1.1; empty: off")
+	fs.IntVar(&c.MQTTMaxConns, "mqtt-max-connections", 20000, "how many devices may be connected over MQTT at once")
+	fs.IntVar(&c.MQTTMaxPerAccount, "mqtt-max-per-account", 1000, "how many of one account")
+	fs.IntVar(&c.MQTTMaxPerSource, "mqtt-max-per-source", 5000, "how many from one network (/24, or /64 for IPv6)")
 
 	fs.StringVar(&c.MetricsListen, "metrics-listen", "127.0.0.1:9090", "`ADDRESS:PORT` for Prometheus; empty: off")
 	fs.TextVar(&c.LogLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")

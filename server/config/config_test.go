@@ -91,6 +91,10 @@ max-stale: 60s
 long-poll-max-waiters: 5
 drain-time: 1s
 allow-loopback: true
+mqtt-listen: 127.0.0.1:8883
+mqtt-max-connections: 100
+mqtt-max-per-account: 10
+mqtt-max-per-source: 20
 metrics-listen: ""
 log-level: warn
 log-format: json
@@ -108,7 +112,7 @@ func TestFileVariablesAndFlagsMeanTheSame(t *testing.T) {
 		SignUp: "open", RateLimitSource: 7, RateLimitPrincipal: 8, AuditRetention: 48 * time.Hour,
 		Quotas:   models.Quotas{PremisesPerAccount: 11, DevicesPerAccount: 12, RegistrationsPerAccount: 13, GroupsPerPremises: 14, DestinationsPerGroup: 15},
 		MaxStale: time.Minute, LongPollMaxWaiters: 5, DrainTime: time.Second,
-		AllowLoopback: true, MetricsListen: "", LogLevel: slog.LevelWarn, LogFormat: "json",
+		AllowLoopback: true, MQTTListen: "127.0.0.1:8883", MQTTMaxConns: 100, MQTTMaxPerAccount: 10, MQTTMaxPerSource: 20, MetricsListen: "", LogLevel: slog.LevelWarn, LogFormat: "json",
 	}, fromFile)
 
 	var values map[string]any
@@ -214,6 +218,12 @@ func TestRules(t *testing.T) {
 		{append([]string{"--listen", "0.0.0.0:8443", "--allow-loopback"}, tls...), "allow-loopback"},
 		{[]string{"--metrics-listen", ":9090", "--allow-loopback"}, "allow-loopback"},
 		{[]string{"--metrics-listen", "9090"}, "metrics-listen"},
+		{[]string{"--mqtt-listen", "0.0.0.0:8883"}, "mqtt-listen"},
+		{[]string{"--mqtt-listen", "0.0.0.0:1883", "--behind-proxy"}, ""},
+		{[]string{"--mqtt-listen", "0.0.0.0:8883", "--tls-cert", "c", "--tls-key", "k"}, ""},
+		{[]string{"--mqtt-listen", "1883"}, "mqtt-listen"},
+		{[]string{"--mqtt-listen", "0.0.0.0:1883", "--behind-proxy", "--allow-loopback"}, "allow-loopback"},
+		{[]string{"--mqtt-max-per-source", "0"}, "mqtt-max-connections"},
 		{[]string{"--max-stale", "1s"}, "max-stale"},
 		{[]string{"--max-stale", "60500ms"}, "max-stale"},
 		{[]string{"--long-poll-max-waiters", "0"}, "long-poll-max-waiters"},

@@ -38,6 +38,7 @@ import (
 	"github.com/groupcast/groupcast/server/idempotency"
 	"github.com/groupcast/groupcast/server/keys"
 	"github.com/groupcast/groupcast/server/longpoll"
+	"github.com/groupcast/groupcast/server/mqtt"
 	"github.com/groupcast/groupcast/server/pages"
 	"github.com/groupcast/groupcast/server/registrations"
 	"github.com/groupcast/groupcast/server/store"
@@ -68,6 +69,10 @@ type Daemon struct {
 
 	public, admin, metrics listening
 
+	// mqtt is nil if it is off.
+	mqtt         *mqtt.Edge
+	mqttListener net.Listener
+
 	draining atomic.Bool
 	failed   chan error
 	stop     context.CancelFunc // ends the background work
@@ -97,7 +102,7 @@ func Start(ctx context.Context, cfg config.Config, version string, log *slog.Log
 	}
 	// What runs after the start is not ended by the start's context, but by Stop.
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
-	d := &Daemon{cfg: cfg, log: log, listeners: eventhub.New(), failed: make(chan error, 3), stop: stop}
+	d := &Daemon{cfg: cfg, log: log, listeners: eventhub.New(), failed: make(chan error, 4), stop: stop}
 	defer func() {
 		if err != nil {
 			d.close()
@@ -168,7 +173,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		Metrics:     registry,
 	})
 	d.relay = eventrelay.New(d.store, d.queue, d.log, registry)
-	if err := d.tellWaiters(); err != nil {
+	if err := d.tellWaiters(); err != nil { //nolint:contextcheck // what a commit wakes outlives its request
 		return edges{}, err
 	}
 	accountService := accounts.New(d.store, d.cfg.Quotas)
@@ -188,6 +193,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 	if err != nil {
 		return edges{}, err
 	}
+	d.newMQTT(id.access, limits, proxies, registry)
 	crossOrigin := http.NewCrossOriginProtection()
 	if err := crossOrigin.AddTrustedOrigin(issuer); err != nil {
 		return edges{}, fmt.Errorf("public-url: %w", err)
@@ -258,6 +264,9 @@ func (d *Daemon) tellWaiters() error {
 		}
 		for _, p := range c.Events {
 			d.listeners.Wake(p)
+			if d.mqtt != nil {
+				d.mqtt.Wake(p)
+			}
 		}
 	}
 	var others *hints.Hints
@@ -314,6 +323,10 @@ func (d *Daemon) serve(ctx context.Context, e edges, registry *prometheus.Regist
 	for _, run := range d.background {
 		d.work.Go(func() { run(ctx) })
 	}
+	if d.mqtt != nil {
+		d.work.Go(func() { d.mqtt.Run(ctx) })
+		d.serveMQTT() //nolint:contextcheck // connections end by Drain
+	}
 	d.public.serve(d.httpServer(e.public), d.failed)
 	d.admin.serve(d.httpServer(e.admin), d.failed)
 	if d.metrics.Listener != nil {
@@ -338,16 +351,29 @@ func (d *Daemon) MetricsAddr() net.Addr {
 // Wake tells a waiting gateway of a change that was made in the database beside the service, at once instead of within two seconds.
 func (d *Daemon) Wake(gateway models.ID) { d.hub.Wake(gateway) }
 
+// MQTTAddr is where devices connect over MQTT; nil if that is off.
+func (d *Daemon) MQTTAddr() net.Addr {
+	if d.mqttListener == nil {
+		return nil
+	}
+	return d.mqttListener.Addr()
+}
+
 // Failed gives the error of a listener that ended by itself: the service doesn't do its work any more.
 func (d *Daemon) Failed() <-chan error { return d.failed }
 
-// Stop stops the service: it isn't ready any more, waiting gateways are told to come back, requests are finished, and what gateways
+// Stop stops the service: it isn't ready any more, waiting gateways and devices are told to come back, requests are finished, and what gateways
 // acknowledged is stored. The context bounds it.
 func (d *Daemon) Stop(ctx context.Context) error {
 	d.log.InfoContext(ctx, "stopping")
 	d.draining.Store(true)
 	drain, cancel := context.WithTimeout(ctx, d.cfg.DrainTime+time.Second)
+	var drained sync.WaitGroup
+	if d.mqtt != nil {
+		drained.Go(func() { d.mqtt.Drain(drain, d.cfg.DrainTime) })
+	}
 	d.hub.Drain(drain, d.cfg.DrainTime)
+	drained.Wait()
 	cancel()
 	finish, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
@@ -374,6 +400,9 @@ func (d *Daemon) close() {
 	}
 	if d.queue != nil {
 		d.queue.Close()
+	}
+	if d.mqttListener != nil {
+		_ = d.mqttListener.Close()
 	}
 	if d.store != nil {
 		_ = d.store.Close()

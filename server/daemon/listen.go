@@ -42,6 +42,11 @@ func (d *Daemon) listen(ctx context.Context) (err error) {
 	if d.public.Listener, err = lc.Listen(ctx, "tcp", d.cfg.Listen); err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
+	if d.cfg.MQTTListen != "" {
+		if d.mqttListener, err = lc.Listen(ctx, "tcp", d.cfg.MQTTListen); err != nil {
+			return fmt.Errorf("mqtt-listen: %w", err)
+		}
+	}
 	if d.cfg.MetricsListen != "" {
 		if d.metrics.Listener, err = lc.Listen(ctx, "tcp", d.cfg.MetricsListen); err != nil {
 			return fmt.Errorf("metrics-listen: %w", err)

@@ -45,43 +45,69 @@ func (a Access) Authenticate(r *http.Request) (models.Principal, error) {
 	if err != nil {
 		return models.Principal{}, err
 	}
-	subject, err := a.Tokens.Verify(token)
-	if err != nil {
-		return models.Principal{}, err
+	p, _, nonce, err := a.verify(r.Context(), scheme, dpop.Request{
+		Proofs: r.Header.Values("DPoP"), Method: r.Method, Path: r.URL.EscapedPath(), Token: token,
+	})
+	if err == nil {
+		callOf(r.Context()).nonce = nonce
 	}
-	if err := a.possession(r, scheme, token, subject); err != nil {
-		return models.Principal{}, err
+	return p, err
+}
+
+// The method and the path that a proof names for a connection over MQTT.
+const (
+	methodMQTT = "MQTT"
+	pathMQTT   = "/mqtt"
+)
+
+// AuthenticateMQTT tells who connects over MQTT with a token, and with a proof of possession unless that is empty. Only devices do.
+func (a Access) AuthenticateMQTT(ctx context.Context, token, proof string) (models.Principal, tokens.Subject, error) {
+	scheme, proofs := schemeBare, []string(nil)
+	if proof != "" {
+		scheme, proofs = schemeDPoP, []string{proof}
 	}
-	p, err := a.principal(r.Context(), subject)
-	if err != nil {
-		return models.Principal{}, err
+	p, subject, _, err := a.verify(ctx, scheme, dpop.Request{Proofs: proofs, Method: methodMQTT, Path: pathMQTT, Token: token})
+	if err == nil && (p.Kind != models.KindDevice || !p.HasScope("gc:notify")) {
+		err = models.Errorf(models.CodeForbidden, "MQTT is for devices whose token has the scope gc:notify.")
 	}
-	if subject.JKT == "" && p.Device.PoP {
-		return models.Principal{}, unproven(dpop.InvalidToken, "The token of this device has to be bound to its key: get one with a proof of possession (RFC 9449).")
+	return p, subject, err
+}
+
+// verify tells who presents a token, and what the token says. A proof in the request is looked at only if the token is bound to a key; the
+// nonce is for the next one, if it should have another.
+func (a Access) verify(ctx context.Context, scheme string, r dpop.Request) (p models.Principal, s tokens.Subject, nonce string, err error) {
+	if s, err = a.Tokens.Verify(r.Token); err != nil {
+		return p, s, "", err
 	}
-	return p, nil
+	if nonce, err = a.possession(ctx, scheme, r, s); err != nil {
+		return p, s, "", err
+	}
+	if p, err = a.principal(ctx, s); err != nil {
+		return p, s, "", err
+	}
+	if s.JKT == "" && p.Device.PoP {
+		err = unproven(dpop.InvalidToken, "The token of this device has to be bound to its key: get one with a proof of possession (RFC 9449).")
+		return models.Principal{}, s, "", err
+	}
+	return p, s, nonce, nil
 }
 
 // possession checks the proof for a token that is bound to a key. Such a token must not be taken as a bearer token (RFC 9449 §7.2).
-func (a Access) possession(r *http.Request, scheme, token string, s tokens.Subject) error {
+func (a Access) possession(ctx context.Context, scheme string, r dpop.Request, s tokens.Subject) (nonce string, err error) {
 	switch {
 	case s.JKT == "" && scheme == schemeDPoP:
-		return unproven(dpop.InvalidToken, "The access token isn't bound to a key: send it as \"Authorization: Bearer TOKEN\".")
+		return "", unproven(dpop.InvalidToken, "The access token isn't bound to a key: send it as \"Authorization: Bearer TOKEN\".")
 	case s.JKT == "":
-		return nil
+		return "", nil
 	case scheme == schemeBearer:
-		return unproven(dpop.InvalidToken, "The access token is bound to a key: send it as \"Authorization: DPoP TOKEN\" with a proof in the header DPoP.")
+		return "", unproven(dpop.InvalidToken, "The access token is bound to a key: send it as \"Authorization: DPoP TOKEN\" with a proof in the header DPoP.")
 	}
-	result, err := a.Proofs.Verify(r.Context(), dpop.Request{
-		Proofs: r.Header.Values("DPoP"), Method: r.Method, Path: r.URL.EscapedPath(), Token: token, BoundTo: s.JKT,
-	})
+	r.BoundTo = s.JKT
+	result, err := a.Proofs.Verify(ctx, r)
 	if refusal, ok := errors.AsType[*dpop.Error](err); ok {
-		return unauthenticated(refusal.Detail).Because(refusal)
+		return "", unauthenticated(refusal.Detail).Because(refusal)
 	}
-	if err == nil {
-		callOf(r.Context()).nonce = result.Nonce
-	}
-	return err
+	return result.Nonce, err
 }
 
 // Operator takes everyone for the operator. It belongs on a unix socket whose file mode decides who may connect.
