@@ -113,6 +113,12 @@ func (w *world) value(t *rapid.T, c caller, name string, s *openapi3.Schema) any
 			}
 		}
 		return m
+	case s.Type.Is("array"):
+		list := []any{}
+		for range rapid.IntRange(0, 3).Draw(t, label+" length") {
+			list = append(list, w.value(t, c, name+" item", s.Items.Value))
+		}
+		return list
 	case s.Type.Is("boolean"):
 		return rapid.Bool().Draw(t, label)
 	case s.Type.Is("integer"):

@@ -29,7 +29,9 @@ const (
 	CodePoolExhausted    Code = "pool-exhausted"     // every group IP of the range is allocated or in quarantine
 	CodeRangeConflict    Code = "range-conflict"     // the declared range overlaps another or has groups outside it
 	CodeBadRange         Code = "bad-range"          // the declared range is not usable
+	CodeBadURL           Code = "bad-url"            // a URL that may not be called
 	CodeAlreadyExists    Code = "already-exists"     // an object with that id or name exists
+	CodeLimitReached     Code = "limit-reached"      // there are as many of these as there may be
 	CodeRateLimited      Code = "rate-limited"       // too many requests of this kind from there
 	CodeOverloaded       Code = "overloaded"         // too many callers wait
 	CodeUnavailable      Code = "unavailable"        // the database can't be reached, or the service is stopping

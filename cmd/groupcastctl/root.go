@@ -55,6 +55,7 @@ func (p *program) root() *cobra.Command {
 		p.audit(), p.audit(),
 		p.register(), p.leave(), p.registrations(), p.groups(), p.watch(),
 		p.camera(), p.receive(),
+		p.webhooks(),
 		p.enrol(), p.serviceCredential(),
 	)
 	return root

@@ -55,6 +55,9 @@ func OfRegistration(id models.RegistrationID) Object { return Object{"registrati
 // OfUser is somebody who logs in.
 func OfUser(id string) Object { return Object{"user/" + id} }
 
+// OfWebhook is where a service wants its events sent.
+func OfWebhook(id models.WebhookID) Object { return Object{"webhook/" + string(id)} }
+
 // Action is what is done.
 type Action struct{ text string }
 
@@ -85,6 +88,11 @@ var (
 	TokenIssue       = Action{"token.issue"}
 	TokenRevoke      = Action{"token.revoke"}
 	KeyRotate        = Action{"key.rotate"}
+	WebhookCreate    = Action{"webhook.create"}
+	WebhookChange    = Action{"webhook.change"}
+	WebhookRotate    = Action{"webhook.rotate"}
+	WebhookDelete    = Action{"webhook.delete"}
+	WebhookDisable   = Action{"webhook.disable"} // by groupcast: it answered 410, or failed for days
 	GatewayDeclare   = Action{"gateway.declare"}
 	GroupJoin        = Action{"group.join"}
 	GroupMove        = Action{"group.move"}

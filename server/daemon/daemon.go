@@ -35,9 +35,11 @@ import (
 	"github.com/groupcast/groupcast/server/httpapi"
 	"github.com/groupcast/groupcast/server/keys"
 	"github.com/groupcast/groupcast/server/longpoll"
+	"github.com/groupcast/groupcast/server/outbound"
 	"github.com/groupcast/groupcast/server/registrations"
 	"github.com/groupcast/groupcast/server/store"
 	"github.com/groupcast/groupcast/server/telemetry"
+	"github.com/groupcast/groupcast/server/webhooks"
 )
 
 const (
@@ -156,6 +158,9 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 	})
 	d.relay = eventrelay.New(d.store, d.queue, d.log, registry)
 	d.listeners = eventhub.New()
+	hooks := webhooks.New(d.store, kek, d.webhookRules())
+	courier := webhooks.NewCourier(hooks, d.log, registry)
+	d.background = append(d.background, courier.Run)
 	d.store.OnCommit(func(c store.Changed) {
 		for _, id := range c.Gateways {
 			d.hub.Wake(id)
@@ -165,6 +170,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		}
 		if len(c.Events) > 0 {
 			d.relay.Wake()
+			courier.Wake()
 		}
 	})
 	accountService := accounts.New(d.store)
@@ -207,6 +213,8 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		Groups:        groupService,
 		Gateways:      gateways.New(d.store, gateways.Options{MaxStale: d.cfg.MaxStale, AllowLoopback: d.cfg.AllowLoopback}),
 		Polls:         d.hub,
+		Webhooks:      hooks,
+		Courier:       courier,
 		OAuth:         id.OAuth,
 		Keys:          ring,
 		Ready:         d.ready,
@@ -234,6 +242,15 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		return edges{}, fmt.Errorf("admin.yaml: %w", err)
 	}
 	return e, nil
+}
+
+// webhookRules says what webhooks may be.
+func (d *Daemon) webhookRules() outbound.Rules {
+	r := outbound.Rules{AllowLoopback: d.cfg.AllowLoopback}
+	for _, p := range d.cfg.WebhookPorts {
+		r.Ports = append(r.Ports, uint16(p)) //nolint:gosec // config.Check bounds it
+	}
+	return r
 }
 
 // openQueue opens what events are published to.

@@ -11,8 +11,8 @@ import (
 // ContentType is that of a single event (CloudEvents 1.0, JSON format §3).
 const ContentType = "application/cloudevents+json"
 
-// typePrefix stands before the types in an envelope.
-const typePrefix = "groupcast."
+// TypePrefix stands before the types in an envelope.
+const TypePrefix = "groupcast."
 
 // Listener is for whom an event is written. The zero value is the account itself.
 type Listener struct {
@@ -24,6 +24,17 @@ type Listener struct {
 // Concerns tells whether a listener may hear of an event of its account at all: a service hears of groups and of its own link.
 func (l Listener) Concerns(e models.Event) bool {
 	return l.ServiceID == "" || e.Group != nil || e.Link != nil && e.Link.ServiceID == l.ServiceID && e.Link.ServiceAccountID == l.ServiceAccountID
+}
+
+// EventID is the id that the envelope of an event has for a listener that it concerns.
+func (l Listener) EventID(e models.Event) string {
+	if e.Group != nil {
+		return fmt.Sprintf("%s/%d", e.GroupID, e.Rev)
+	}
+	if l.ServiceID == "" {
+		return fmt.Sprintf("%s/%d", e.AccountID, e.Rev)
+	}
+	return fmt.Sprintf("%s/%d", l.ServiceAccountID, LinkPlace(e.Type))
 }
 
 // JSON writes an event for a listener that it concerns. The same event gives the same bytes for the same listener.
@@ -56,8 +67,8 @@ func groupEvent(e models.Event, to Listener) api.GroupEvent {
 		data.JoinPolicy = joinPolicy(*e.JoinPolicy, to)
 	}
 	return api.GroupEvent{
-		Specversion: api.GroupEventSpecversionN10, ID: fmt.Sprintf("%s/%d", g.ID, e.Rev), Source: "/v1/groups/" + string(g.ID),
-		Type: typePrefix + string(e.Type), Time: e.At, Datacontenttype: api.GroupEventDatacontenttypeApplicationJSON, Sequence: sequence(e.Rev), Data: data,
+		Specversion: api.GroupEventSpecversionN10, ID: to.EventID(e), Source: "/v1/groups/" + string(g.ID),
+		Type: TypePrefix + string(e.Type), Time: e.At, Datacontenttype: api.GroupEventDatacontenttypeApplicationJSON, Sequence: sequence(e.Rev), Data: data,
 	}
 }
 
@@ -95,14 +106,14 @@ func accountEvent(e models.Event, to Listener) api.AccountEvent {
 		}}
 	}
 	// A link has one beginning and one end, whatever else happens in the account.
-	whose, place := to.ServiceAccountID.String(), LinkPlace(e.Type)
+	place := LinkPlace(e.Type)
 	if to.ServiceID == "" {
 		rev := int32(e.Rev)
-		whose, place, data.AccountRev = string(e.AccountID), e.Rev, &rev
+		place, data.AccountRev = e.Rev, &rev
 	}
 	return api.AccountEvent{
-		Specversion: api.AccountEventSpecversionN10, ID: fmt.Sprintf("%s/%d", whose, place), Source: "/v1/account",
-		Type: typePrefix + string(e.Type), Time: e.At, Datacontenttype: api.AccountEventDatacontenttypeApplicationJSON, Sequence: sequence(place), Data: data,
+		Specversion: api.AccountEventSpecversionN10, ID: to.EventID(e), Source: "/v1/account",
+		Type: TypePrefix + string(e.Type), Time: e.At, Datacontenttype: api.AccountEventDatacontenttypeApplicationJSON, Sequence: sequence(place), Data: data,
 	}
 }
 

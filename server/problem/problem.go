@@ -66,6 +66,8 @@ var catalogue = map[models.Code]row{
 	models.CodePoolExhausted:    {status: http.StatusConflict, title: "No group IP is free"},
 	models.CodeRangeConflict:    {status: http.StatusConflict, title: "The range conflicts with another"},
 	models.CodeBadRange:         {status: http.StatusUnprocessableEntity, title: "The range is not usable"},
+	models.CodeBadURL:           {status: http.StatusUnprocessableEntity, title: "The URL may not be used"},
+	models.CodeLimitReached:     {status: http.StatusConflict, title: "As many as there may be"},
 	models.CodeAlreadyExists:    {status: http.StatusConflict, title: "It exists already"},
 	models.CodeRateLimited:      {status: http.StatusTooManyRequests, title: "Too many requests", retryAfter: 10},
 	models.CodeOverloaded:       {status: http.StatusServiceUnavailable, title: "Too many callers wait", retryAfter: 5},

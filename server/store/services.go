@@ -94,8 +94,12 @@ func (tx *Tx) LinksOf(accounts []models.AccountID) ([]models.Link, error) {
 		texts(tx, accounts))
 }
 
-// DeleteLink removes a link. One whose service still has registrations in the account is IsReference.
+// DeleteLink removes a link and what its service's webhooks have not got of the account. One whose service still has registrations in the
+// account is IsReference.
 func (tx *Tx) DeleteLink(l models.Link) error {
+	if err := tx.forgetLink(l); err != nil {
+		return err
+	}
 	_, err := tx.exec("DELETE FROM service_links WHERE service_id = ? AND service_account_id = ?",
 		string(l.ServiceID), int64(l.ServiceAccountID))
 	return err
