@@ -115,7 +115,11 @@ func (w *world) value(t *rapid.T, c caller, name string, s *openapi3.Schema) any
 		}
 		return m
 	case s.Type.Is("array"):
-		items := make([]any, rapid.IntRange(int(s.MinItems), min(int(*s.MaxItems), 4)).Draw(t, label+" length"))
+		most := 4
+		if s.MaxItems != nil {
+			most = min(int(*s.MaxItems), most)
+		}
+		items := make([]any, rapid.IntRange(int(s.MinItems), most).Draw(t, label+" length"))
 		for i := range items {
 			items[i] = w.value(t, c, name+" item", s.Items.Value)
 		}

@@ -130,6 +130,7 @@ type world struct {
 	// registrations has one of each caller, groups one group.
 	registrations        map[string]string
 	group, groupIP, etag string
+	webhook              string
 	// changed says that a request may have changed all this.
 	changed bool
 }
@@ -169,7 +170,7 @@ func (w *world) restore(t *rapid.T) {
 		defer r.Body.Close()
 		text, err := io.ReadAll(r.Body)
 		require.NoError(t, err)
-		require.Equal(t, http.StatusOK, r.StatusCode, "%s %s: %s", method, path, text)
+		require.Contains(t, []int{http.StatusOK, http.StatusCreated}, r.StatusCode, "%s %s: %s", method, path, text)
 		require.NoError(t, json.Unmarshal(text, answer))
 		if strings.HasSuffix(path, "/groups") && strings.HasPrefix(path, "/v1/gateways/") {
 			w.etag = r.Header.Get("ETag")
@@ -191,7 +192,19 @@ func (w *world) restore(t *rapid.T) {
 	call(http.MethodGet, "/v1/groups?groupName=groupcast1", w.uploadToken, "", &groups)
 	w.group, w.groupIP = string(groups.Groups[0].GroupID), camera.GroupIP.String()
 	call(http.MethodGet, "/v1/gateways/"+w.gateway.String()+"/groups", w.gatewayToken, "", &api.GroupInformation{})
+	var hooks api.WebhookPage
+	call(http.MethodGet, "/v1/webhooks", w.uploadToken, "", &hooks)
+	if len(hooks.Webhooks) > 0 {
+		w.webhook = string(hooks.Webhooks[0].WebhookID)
+		return
+	}
+	var hook api.WebhookSecret
+	call(http.MethodPost, "/v1/webhooks", w.uploadToken, fmt.Sprintf(`{"url":%q}`, webhookURL), &hook)
+	w.webhook = string(hook.Webhook.WebhookID)
 }
+
+// webhookURL resolves to what may not be called.
+const webhookURL = "https://localhost/hook"
 
 // known gives values for a member or parameter of that name that mean something here.
 func (w *world) known(c caller, name string) []any {
@@ -207,6 +220,10 @@ func (w *world) known(c caller, name string) []any {
 		return []any{w.gateway.String()}
 	case "deviceId":
 		return []any{c.id}
+	case "webhookId":
+		return []any{w.webhook}
+	case "url":
+		return []any{webhookURL}
 	case "premisesId":
 		return []any{string(w.premises)}
 	case "groupName":
@@ -343,7 +360,7 @@ func (o *operation) fuzz(t *testing.T, w *world) {
 	})
 	t.Log(seen, codes)
 	if len(o.allowed(w.callers)) > 0 {
-		assert.Positive(t, seen["200"]+seen["204"], "nothing ever succeeded, so little was tested: %v", seen)
+		assert.Positive(t, seen["200"]+seen["201"]+seen["204"], "nothing ever succeeded, so little was tested: %v", seen)
 	}
 }
 

@@ -29,6 +29,7 @@ const (
 	CodePoolExhausted        Code = "pool-exhausted"         // every group IP of the range is allocated or in quarantine
 	CodeRangeConflict        Code = "range-conflict"         // the declared range overlaps another or has groups outside it
 	CodeBadRange             Code = "bad-range"              // the declared range is not usable
+	CodeBadURL               Code = "bad-url"                // a URL that may not be called
 	CodeAlreadyExists        Code = "already-exists"         // an object with that id or name exists
 	CodeIdempotencyKeyReused Code = "idempotency-key-reused" // the key came with another request before
 	CodeQuotaExceeded        Code = "quota-exceeded"         // one more than the account, premises or group may have

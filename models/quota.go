@@ -17,6 +17,7 @@ const (
 	QuotaRegistrations = "registrations"
 	QuotaGroups        = "groups"
 	QuotaDestinations  = "destinations"
+	QuotaWebhooks      = "webhooks" // of a service
 )
 
 // QuotaExceeded is the refusal of what would exceed a quota; todo is a sentence that says what to do.

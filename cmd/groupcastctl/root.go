@@ -55,7 +55,7 @@ func (p *program) root() *cobra.Command {
 		p.audit(),
 		p.register(), p.leave(), p.registrations(), p.groups(), p.watch(),
 		p.camera(), p.receive(),
-		p.enrol(), p.login(), p.serviceCredential(),
+		p.enrol(), p.login(), p.serviceCredential(), p.webhooks(),
 	)
 	return root
 }

@@ -197,6 +197,45 @@ func (e TokenAnswerTokenType) Valid() bool {
 	}
 }
 
+// Defines values for WebhookEventType.
+const (
+	GroupcastGroupChanged  WebhookEventType = "groupcast.group.changed"
+	GroupcastGroupCreated  WebhookEventType = "groupcast.group.created"
+	GroupcastGroupEnded    WebhookEventType = "groupcast.group.ended"
+	GroupcastLinkGranted   WebhookEventType = "groupcast.link.granted"
+	GroupcastLinkRevoked   WebhookEventType = "groupcast.link.revoked"
+	GroupcastMemberExpired WebhookEventType = "groupcast.member.expired"
+	GroupcastMemberJoined  WebhookEventType = "groupcast.member.joined"
+	GroupcastMemberLeft    WebhookEventType = "groupcast.member.left"
+	GroupcastMemberMoved   WebhookEventType = "groupcast.member.moved"
+)
+
+// Valid indicates whether the value is a known member of the WebhookEventType enum.
+func (e WebhookEventType) Valid() bool {
+	switch e {
+	case GroupcastGroupChanged:
+		return true
+	case GroupcastGroupCreated:
+		return true
+	case GroupcastGroupEnded:
+		return true
+	case GroupcastLinkGranted:
+		return true
+	case GroupcastLinkRevoked:
+		return true
+	case GroupcastMemberExpired:
+		return true
+	case GroupcastMemberJoined:
+		return true
+	case GroupcastMemberLeft:
+		return true
+	case GroupcastMemberMoved:
+		return true
+	default:
+		return false
+	}
+}
+
 // AccountChange defines model for AccountChange.
 type AccountChange struct {
 	// JoinPolicy Who is to join every new group; empty lists are nobody.
@@ -1174,6 +1213,93 @@ type Trigger = models.Trigger
 // UserName What a user logs in with, in any case; often an e-mail address, but nothing is sent to it.
 type UserName = string
 
+// Webhook defines model for Webhook.
+type Webhook struct {
+	CreatedAt time.Time `json:"createdAt"`
+
+	// DisabledBecause Known are `paused` (you asked for it), `gone` (it answered 410) and `failing` (no delivery succeeded for 5 days).
+	DisabledBecause *string `json:"disabledBecause,omitempty"`
+	Enabled         bool    `json:"enabled"`
+
+	// EventTypes Only these are sent; empty means all.
+	EventTypes []string `json:"eventTypes"`
+
+	// FailingSince When the first of the failures was.
+	FailingSince *time.Time `json:"failingSince,omitempty"`
+
+	// Failures Since the last success.
+	Failures    int32      `json:"failures"`
+	LastFailure *time.Time `json:"lastFailure,omitempty"`
+
+	// LastProblem What the last failure was, until the next success. Known are `status NNN`, `timeout`, `name` (it doesn't resolve), `address` (it resolves to one
+	// that may not be called), `tls` and `connection`.
+	LastProblem *string    `json:"lastProblem,omitempty"`
+	LastSuccess *time.Time `json:"lastSuccess,omitempty"`
+
+	// OldSecretUntil Until then deliveries are signed with the secret before, too.
+	OldSecretUntil *time.Time `json:"oldSecretUntil,omitempty"`
+
+	// Pending Groups and links of which something waits to be delivered.
+	Pending   int32     `json:"pending"`
+	URL       string    `json:"url"`
+	WebhookID WebhookID `json:"webhookId"`
+}
+
+// WebhookChange defines model for WebhookChange.
+type WebhookChange struct {
+	Enabled *bool `json:"enabled,omitempty"`
+
+	// EventTypes Only these are sent; empty means all.
+	EventTypes *[]WebhookEventType `json:"eventTypes,omitempty"`
+
+	// URL https, without user name, password and fragment; a name that resolves to public addresses, port 443 unless the operator allows others.
+	URL *WebhookURL `json:"url,omitempty"`
+}
+
+// WebhookEventType The type in the envelope.
+type WebhookEventType string
+
+// WebhookID defines model for WebhookId.
+type WebhookID = models.WebhookID
+
+// WebhookPage defines model for WebhookPage.
+type WebhookPage struct {
+	// NextPageToken Absent on the last page.
+	NextPageToken *string   `json:"nextPageToken,omitempty"`
+	Webhooks      []Webhook `json:"webhooks"`
+}
+
+// WebhookRequest defines model for WebhookRequest.
+type WebhookRequest struct {
+	// EventTypes Only these are sent; absent or empty means all.
+	EventTypes *[]WebhookEventType `json:"eventTypes,omitempty"`
+
+	// URL https, without user name, password and fragment; a name that resolves to public addresses, port 443 unless the operator allows others.
+	URL WebhookURL `json:"url"`
+}
+
+// WebhookSecret defines model for WebhookSecret.
+type WebhookSecret struct {
+	// Secret whsec_ and 32 bytes in base64, as libraries for Standard Webhooks take it.
+	Secret  string  `json:"secret"`
+	Webhook Webhook `json:"webhook"`
+}
+
+// WebhookTest defines model for WebhookTest.
+type WebhookTest struct {
+	// Delivered Whether the answer's status was 2xx.
+	Delivered bool `json:"delivered"`
+
+	// Problem As in lastProblem of a webhook.
+	Problem *string `json:"problem,omitempty"`
+
+	// Status The answer's; absent if there was none.
+	Status *int32 `json:"status,omitempty"`
+}
+
+// WebhookURL https, without user name, password and fragment; a name that resolves to public addresses, port 443 unless the operator allows others.
+type WebhookURL = string
+
 // ClientSecret defines model for ClientSecret.
 type ClientSecret = string
 
@@ -1311,6 +1437,15 @@ type ListRegistrationsParams struct {
 	PageToken *PageToken `form:"pageToken,omitempty" json:"pageToken,omitempty"`
 }
 
+// ListWebhooksParams defines parameters for ListWebhooks.
+type ListWebhooksParams struct {
+	// PageSize At most so many entries; absent means 100.
+	PageSize *PageSize `form:"pageSize,omitempty" json:"pageSize,omitempty"`
+
+	// PageToken The nextPageToken of the page before; opaque.
+	PageToken *PageToken `form:"pageToken,omitempty" json:"pageToken,omitempty"`
+}
+
 // AuthorizeDeviceFormdataRequestBody defines body for AuthorizeDevice for application/x-www-form-urlencoded ContentType.
 type AuthorizeDeviceFormdataRequestBody = DeviceAuthorizationRequest
 
@@ -1358,6 +1493,12 @@ type CreateTicketJSONRequestBody = TicketRequest
 
 // RegisterJSONRequestBody defines body for Register for application/json ContentType.
 type RegisterJSONRequestBody = RegistrationRequest
+
+// CreateWebhookJSONRequestBody defines body for CreateWebhook for application/json ContentType.
+type CreateWebhookJSONRequestBody = WebhookRequest
+
+// ChangeWebhookJSONRequestBody defines body for ChangeWebhook for application/json ContentType.
+type ChangeWebhookJSONRequestBody = WebhookChange
 
 // Getter for additional properties for OAuthProblem. Returns the specified
 // element and whether it was found

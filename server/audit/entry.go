@@ -77,6 +77,9 @@ func OfEpoch(epoch string) Object { return Object{"epoch/" + epoch} }
 // OfUser is somebody who logs in.
 func OfUser(id string) Object { return Object{"user/" + id} }
 
+// OfWebhook is where a service wants its events sent.
+func OfWebhook(id models.WebhookID) Object { return Object{"webhook/" + string(id)} }
+
 // Action is what is done.
 type Action struct{ text string }
 
@@ -113,6 +116,11 @@ var (
 	KeyCreate        = Action{"key.create"} // it is published, and will sign later
 	KeyRotate        = Action{"key.rotate"} // it signs from now on
 	KeyRemove        = Action{"key.remove"}
+	WebhookCreate    = Action{"webhook.create"}
+	WebhookChange    = Action{"webhook.change"}
+	WebhookRotate    = Action{"webhook.rotate"}
+	WebhookDelete    = Action{"webhook.delete"}
+	WebhookDisable   = Action{"webhook.disable"} // by groupcast: it answered 410, or failed for days
 	GatewayDeclare   = Action{"gateway.declare"}
 	GroupCreate      = Action{"group.create"}
 	GroupJoin        = Action{"group.join"}

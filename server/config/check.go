@@ -64,6 +64,11 @@ func (c Config) Check() error {
 	if c.EventQueueSize < 1 || c.EventQueueSize > 1<<20 {
 		fault("event-queue-size", "give a number of MiB from 1 to 1048576")
 	}
+	for _, p := range c.WebhookPorts {
+		if p < 1 || p > 65535 {
+			fault("webhook-ports", "%d is no port: give numbers from 1 to 65535", p)
+		}
+	}
 	host, err := splitAddress(c.Listen)
 	if err != nil {
 		fault("listen", "%w", err)

@@ -50,6 +50,7 @@ type Config struct {
 	NATSKey              string
 	NATSReplicas         int
 	EventQueueSize       int
+	WebhookPorts         []uint
 	SignUp               string
 	RateLimitSource      int
 	RateLimitPrincipal   int
@@ -96,6 +97,8 @@ func define(fs *pflag.FlagSet, c *Config) {
 	fs.StringVar(&c.NATSKey, "nats-key", "", "`FILE` with the private key of nats-cert (PEM)")
 	fs.IntVar(&c.NATSReplicas, "nats-replicas", 1, "how many servers of the NATS cluster keep each event: 1, 3 or 5")
 	fs.IntVar(&c.EventQueueSize, "event-queue-size", 1024, "how much the queue of events keeps at most, in MiB")
+
+	fs.UintSliceVar(&c.WebhookPorts, "webhook-ports", []uint{443}, "`PORTS` that webhooks may be on")
 
 	fs.StringVar(&c.SignUp, "sign-up", "invite", "`open|invite|closed`: who may create an account")
 	fs.IntVar(&c.RateLimitSource, "rate-limit-source", 120000, "requests a minute from one network (/24, or /64 for IPv6); 0: any number")

@@ -78,6 +78,7 @@ nats-cert: /etc/nats-cert.pem
 nats-key: /etc/nats-key.pem
 nats-replicas: 3
 event-queue-size: 2048
+webhook-ports: [443, 8443]
 sign-up: open
 rate-limit-source: 7
 rate-limit-principal: 8
@@ -108,7 +109,7 @@ func TestFileVariablesAndFlagsMeanTheSame(t *testing.T) {
 		TrustedProxies: []string{"10.0.0.0/8", "192.0.2.1"}, DataDir: "/data", DatabaseURL: "postgres://u:p@h/d", DatabaseMaxConns: 20, Migrate: true,
 		KeyEncryptionKeyFile: "/run/credentials/kek", SigningAlg: "ES256", ExternalIssuers: "/etc/issuers.json",
 		NATSURL: "tls://nats.example:4222", NATSCredentials: "/etc/nats.creds", NATSCA: "/etc/nats-ca.pem", NATSCert: "/etc/nats-cert.pem",
-		NATSKey: "/etc/nats-key.pem", NATSReplicas: 3, EventQueueSize: 2048,
+		NATSKey: "/etc/nats-key.pem", NATSReplicas: 3, EventQueueSize: 2048, WebhookPorts: []uint{443, 8443},
 		SignUp: "open", RateLimitSource: 7, RateLimitPrincipal: 8, AuditRetention: 48 * time.Hour,
 		Quotas:   models.Quotas{PremisesPerAccount: 11, DevicesPerAccount: 12, RegistrationsPerAccount: 13, GroupsPerPremises: 14, DestinationsPerGroup: 15},
 		MaxStale: time.Minute, LongPollMaxWaiters: 5, DrainTime: time.Second,

@@ -39,10 +39,12 @@ import (
 	"github.com/groupcast/groupcast/server/keys"
 	"github.com/groupcast/groupcast/server/longpoll"
 	"github.com/groupcast/groupcast/server/mqtt"
+	"github.com/groupcast/groupcast/server/outbound"
 	"github.com/groupcast/groupcast/server/pages"
 	"github.com/groupcast/groupcast/server/registrations"
 	"github.com/groupcast/groupcast/server/store"
 	"github.com/groupcast/groupcast/server/telemetry"
+	"github.com/groupcast/groupcast/server/webhooks"
 )
 
 const (
@@ -173,7 +175,10 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		Metrics:     registry,
 	})
 	d.relay = eventrelay.New(d.store, d.queue, d.log, registry)
-	if err := d.tellWaiters(); err != nil { //nolint:contextcheck // what a commit wakes outlives its request
+	hooks := webhooks.New(d.store, kek, d.webhookRules())
+	courier := webhooks.NewCourier(hooks, d.log, registry)
+	d.background = append(d.background, courier.Run)
+	if err := d.tellWaiters(courier); err != nil { //nolint:contextcheck // what a commit wakes outlives its request
 		return edges{}, err
 	}
 	accountService := accounts.New(d.store, d.cfg.Quotas)
@@ -221,6 +226,8 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		Groups:        groupService,
 		Gateways:      gateways.New(d.store, gateways.Options{AllowLoopback: d.cfg.AllowLoopback}),
 		Polls:         d.hub,
+		Webhooks:      hooks,
+		Courier:       courier,
 		OAuth:         id.OAuth,
 		Keys:          ring,
 		Ready:         d.ready,
@@ -257,7 +264,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 }
 
 // tellWaiters sees to it that whoever waits for a change hears of it, in this process and in the other replicas.
-func (d *Daemon) tellWaiters() error {
+func (d *Daemon) tellWaiters(courier *webhooks.Courier) error {
 	wake := func(c store.Changed) {
 		for _, id := range c.Gateways {
 			d.hub.Wake(id)
@@ -280,12 +287,22 @@ func (d *Daemon) tellWaiters() error {
 		wake(c)
 		if len(c.Events) > 0 {
 			d.relay.Wake()
+			courier.Wake()
 		}
 		if others != nil {
 			others.Tell(c)
 		}
 	})
 	return nil
+}
+
+// webhookRules says what webhooks may be.
+func (d *Daemon) webhookRules() outbound.Rules {
+	r := outbound.Rules{AllowLoopback: d.cfg.AllowLoopback}
+	for _, p := range d.cfg.WebhookPorts {
+		r.Ports = append(r.Ports, uint16(p)) //nolint:gosec // config.Check bounds it
+	}
+	return r
 }
 
 // openQueue opens what events are published to.

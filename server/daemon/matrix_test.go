@@ -28,6 +28,7 @@ type objects struct {
 	registration string
 	group        string
 	groupIP      string
+	webhook      string
 }
 
 // missing are objects that nobody has. The group IP is a real one.
@@ -35,6 +36,7 @@ func missing(like objects) objects {
 	return objects{
 		premises: models.NewPremisesID(), device: models.NewID(), phone: models.NewID(), gateway: models.NewID(), upload: models.NewID(), service: "svc-missing",
 		registration: string(models.NewRegistrationID()), group: string(models.NewGroupID()), groupIP: like.groupIP,
+		webhook: string(models.NewWebhookID()),
 	}
 }
 
@@ -58,6 +60,9 @@ func (s *service) house(t testing.TB, name string) house {
 	r := s.do(t, http.MethodGet, "/v1/groups", "", "Cookie", h.cookie)
 	h.group = object(t, r)["groups"].([]any)[0].(map[string]any)["groupId"].(string)
 	h.objects.account, h.objects.premises, h.objects.phone, h.objects.gateway = h.home.account, h.home.premises, h.home.phone, h.home.gateway
+	created := s.do(t, http.MethodPost, "/v1/webhooks", matrixWebhook, "Authorization", "Bearer "+h.uploadToken)
+	require.Equal(t, http.StatusCreated, created.StatusCode)
+	h.webhook = object(t, created)["webhook"].(map[string]any)["webhookId"].(string)
 	h.objects.upload, h.service = h.home.upload, models.ServiceID("svc-"+strings.ToLower(name))
 	return h
 }
@@ -89,6 +94,9 @@ func (h house) of(kind models.Kind) objects {
 	return o
 }
 
+// matrixWebhook resolves to what may not be called.
+const matrixWebhook = `{"url":"https://localhost/hook"}`
+
 // bodies of the operations that have one. What names nothing is a constant.
 func body(operation string, kind models.Kind, o objects) string {
 	switch operation {
@@ -107,6 +115,10 @@ func body(operation string, kind models.Kind, o objects) string {
 		return fmt.Sprintf(`{"joinPolicy":{"devices":[{"deviceType":"phone"}],"services":[%q]}}`, o.service)
 	case "createPremises", "renamePremises":
 		return `{"name":"Cabin"}`
+	case "createWebhook":
+		return matrixWebhook
+	case "changeWebhook":
+		return `{"eventTypes":["groupcast.group.created"]}`
 	case "createTicket":
 		return `{"deviceType":"camera"}`
 	case "changeDevice":
@@ -130,7 +142,7 @@ func TestMatrix(t *testing.T) {
 				rule := table[op.OperationID]
 				send := func(h house, kind models.Kind, o objects) *http.Response {
 					filled := strings.NewReplacer("{premisesId}", string(o.premises), "{deviceId}", o.device.String(), "{gatewayId}", o.gateway.String(),
-						"{serviceId}", string(o.service), "{registrationId}", o.registration, "{groupId}", o.group).Replace(path)
+						"{serviceId}", string(o.service), "{registrationId}", o.registration, "{groupId}", o.group, "{webhookId}", o.webhook).Replace(path)
 					return s.do(t, method, filled, body(op.OperationID, kind, o), h.as(kind)...)
 				}
 				for _, kind := range []models.Kind{"", models.KindDevice, models.KindGateway, models.KindUser, models.KindService} {
@@ -179,7 +191,7 @@ func TestMatrix(t *testing.T) {
 							return
 						}
 						assert.Less(t, r.StatusCode, 300, "%s", answer)
-						for _, secret := range []string{string(other.objects.account), string(other.objects.premises), other.objects.phone.String(), other.group} {
+						for _, secret := range []string{string(other.objects.account), string(other.objects.premises), other.objects.phone.String(), other.group, other.webhook} {
 							assert.NotContains(t, answer, secret)
 						}
 					})

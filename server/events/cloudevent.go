@@ -12,8 +12,8 @@ import (
 // ContentType is that of a single event (CloudEvents 1.0, JSON format §3).
 const ContentType = "application/cloudevents+json"
 
-// typePrefix stands before the types in an envelope.
-const typePrefix = "groupcast."
+// TypePrefix stands before the types in an envelope.
+const TypePrefix = "groupcast."
 
 // Listener is for whom an event is written. The zero value is the account itself.
 type Listener struct {
@@ -42,6 +42,17 @@ func Hears(l models.Link, e models.Event) bool {
 	return l.Grants(models.ScopeEvents) || l.Grants(models.ScopeNotify) && slices.ContainsFunc(e.Group.Members, func(m models.Member) bool {
 		return m.Type == models.MemberService && m.ID == l.ServiceAccountID
 	})
+}
+
+// EventID is the id that the envelope of an event has for a listener that it concerns.
+func (l Listener) EventID(e models.Event) string {
+	if e.Group != nil {
+		return fmt.Sprintf("%s/%d", e.GroupID, e.Rev)
+	}
+	if l.ServiceID == "" {
+		return fmt.Sprintf("%s/%d", e.AccountID, e.Rev)
+	}
+	return fmt.Sprintf("%s/%d", l.ServiceAccountID, LinkPlace(e))
 }
 
 // JSON writes an event for a listener that it concerns. The same event gives the same bytes for the same listener.
@@ -74,8 +85,8 @@ func groupEvent(e models.Event, to Listener) api.GroupEvent {
 		data.JoinPolicy = joinPolicy(*e.JoinPolicy, to)
 	}
 	return api.GroupEvent{
-		Specversion: api.GroupEventSpecversionN10, ID: fmt.Sprintf("%s/%d", g.ID, e.Rev), Source: "/v1/groups/" + string(g.ID),
-		Type: typePrefix + string(e.Type), Time: e.At, Datacontenttype: api.GroupEventDatacontenttypeApplicationJSON, Sequence: sequence(e.Rev), Data: data,
+		Specversion: api.GroupEventSpecversionN10, ID: to.EventID(e), Source: "/v1/groups/" + string(g.ID),
+		Type: TypePrefix + string(e.Type), Time: e.At, Datacontenttype: api.GroupEventDatacontenttypeApplicationJSON, Sequence: sequence(e.Rev), Data: data,
 	}
 }
 
@@ -112,14 +123,14 @@ func accountEvent(e models.Event, to Listener) api.AccountEvent {
 			PoolSize: int32(p.Size), Allocated: int32(p.Allocated), Quarantined: int32(p.Quarantined),
 		}}
 	}
-	whose, place := to.ServiceAccountID.String(), LinkPlace(e)
+	place := LinkPlace(e)
 	if to.ServiceID == "" {
 		rev := int32(e.Rev)
-		whose, place, data.AccountRev = string(e.AccountID), e.Rev, &rev
+		place, data.AccountRev = e.Rev, &rev
 	}
 	return api.AccountEvent{
-		Specversion: api.AccountEventSpecversionN10, ID: fmt.Sprintf("%s/%d", whose, place), Source: "/v1/account",
-		Type: typePrefix + string(e.Type), Time: e.At, Datacontenttype: api.AccountEventDatacontenttypeApplicationJSON, Sequence: sequence(place), Data: data,
+		Specversion: api.AccountEventSpecversionN10, ID: to.EventID(e), Source: "/v1/account",
+		Type: TypePrefix + string(e.Type), Time: e.At, Datacontenttype: api.AccountEventDatacontenttypeApplicationJSON, Sequence: sequence(place), Data: data,
 	}
 }
 

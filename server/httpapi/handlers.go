@@ -16,6 +16,7 @@ import (
 	"github.com/groupcast/groupcast/server/oauth"
 	"github.com/groupcast/groupcast/server/registrations"
 	"github.com/groupcast/groupcast/server/users"
+	"github.com/groupcast/groupcast/server/webhooks"
 )
 
 // Services are what the handlers of the public contract translate to.
@@ -27,6 +28,8 @@ type Services struct {
 	Groups        *groups.Service
 	Gateways      *gateways.Service
 	Polls         *longpoll.Hub
+	Webhooks      *webhooks.Service
+	Courier       *webhooks.Courier
 	OAuth         *oauth.Service
 	Keys          *keys.Ring
 	// Ready tells whether the service can do its work; its error says why not.

@@ -104,12 +104,13 @@ func createKEK(path string) error {
 	return nil
 }
 
-// seal binds the text to what it is for, so that one sealed key can't take the place of another.
-func (k *KEK) seal(purpose string, plain []byte) []byte {
+// Seal encrypts a text for the database and binds it to what it is for, so that one sealed text can't take the place of another.
+func (k *KEK) Seal(purpose string, plain []byte) []byte {
 	return k.aead.Seal(nil, nil, plain, []byte(purpose))
 }
 
-func (k *KEK) open(purpose string, sealed []byte) ([]byte, error) {
+// Open decrypts what Seal made for the same purpose.
+func (k *KEK) Open(purpose string, sealed []byte) ([]byte, error) {
 	plain, err := k.aead.Open(nil, nil, sealed, []byte(purpose))
 	if err != nil {
 		return nil, fmt.Errorf("the key-encryption key %s doesn't open the keys in the database: use the file that belongs to this database, the same for every replica", k.path)

@@ -86,7 +86,7 @@ func Check(ctx context.Context, st *store.Store, path string) error {
 		}
 	}
 	for _, row := range sealing {
-		if _, err := kek.open(sealingPurpose(row.Version), row.KeySealed); err != nil {
+		if _, err := kek.Open(sealingPurpose(row.Version), row.KeySealed); err != nil {
 			return err
 		}
 	}
@@ -102,7 +102,7 @@ func (r *Ring) loadSealing(ctx context.Context) error {
 		key := make([]byte, subtle.AESSIVKeySize)
 		_, _ = rand.Read(key)
 		const first = 1
-		row := store.SealingKey{Version: first, KeySealed: r.kek.seal(sealingPurpose(first), key)}
+		row := store.SealingKey{Version: first, KeySealed: r.kek.Seal(sealingPurpose(first), key)}
 		if _, err := r.store.AddSealingKey(ctx, row); err != nil {
 			return fmt.Errorf("store a sealing key: %w", err)
 		}
@@ -111,7 +111,7 @@ func (r *Ring) loadSealing(ctx context.Context) error {
 		}
 	}
 	for _, row := range rows {
-		key, err := r.kek.open(sealingPurpose(row.Version), row.KeySealed)
+		key, err := r.kek.Open(sealingPurpose(row.Version), row.KeySealed)
 		if err != nil {
 			return err
 		}

@@ -88,11 +88,11 @@ func newSigningKey(kek *KEK, alg string, state store.SigningKeyState) (store.Sig
 	if err != nil {
 		return store.SigningKey{}, fmt.Errorf("encode a signing key: %w", err)
 	}
-	return store.SigningKey{KID: kid, Alg: alg, PrivateSealed: kek.seal(signingPurpose(kid), der), State: state}, nil
+	return store.SigningKey{KID: kid, Alg: alg, PrivateSealed: kek.Seal(signingPurpose(kid), der), State: state}, nil
 }
 
 func openSigningKey(kek *KEK, row store.SigningKey) (Signer, error) {
-	der, err := kek.open(signingPurpose(row.KID), row.PrivateSealed)
+	der, err := kek.Open(signingPurpose(row.KID), row.PrivateSealed)
 	if err != nil {
 		return Signer{}, err
 	}

@@ -259,7 +259,7 @@ func TestStatements(t *testing.T) {
 		camera := h.Device(t, models.DeviceCamera, "camera")
 		event := 1 // the statements that record what happened
 		if h.DB.Dialect() == "sqlite" {
-			event = 2
+			event = 3
 		}
 		var a registrations.Answer
 		count := func(want int, what string, f func()) {

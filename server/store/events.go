@@ -37,9 +37,13 @@ func (tx *Tx) AppendAccountEvent(account models.AccountID, e models.Event) error
 	if err != nil {
 		return fmt.Errorf("write the state of an event: %w", err)
 	}
-	return tx.appendEvents(raising{table: "accounts", number: "account_rev", which: "= ?", args: []any{string(account)}},
+	err = tx.appendEvents(raising{table: "accounts", number: "account_rev", which: "= ?", args: []any{string(account)}},
 		"raised.id, CAST(? AS text), '', raised.account_rev, CAST(? AS text), CAST(? AS text)",
 		string(e.PremisesID), string(e.Type), string(state))
+	if err == nil && e.Link != nil {
+		err = tx.noteLinkEvent(account, e.Link.Link)
+	}
+	return err
 }
 
 // AppendLinkEvent records that a link was granted or revoked.
@@ -57,25 +61,37 @@ type raising struct {
 	args                 []any
 }
 
-// appendEvents raises the numbers and inserts an event for each of the rows. SQLite can't do both in one statement.
+// appendEvents raises the numbers, inserts an event for each of the rows and notes those of groups for webhooks. SQLite can't do that in one
+// statement.
 func (tx *Tx) appendEvents(n raising, values string, args ...any) error {
 	raise := "UPDATE " + n.table + " SET " + n.number + " = " + n.number + " + 1 WHERE id " + n.which
-	with, from := "WITH raised AS ("+raise+" RETURNING *) ", "raised"
-	all := slices.Concat(n.args, args)
-	if tx.store.dialect == sqliteDialect {
-		if _, err := tx.exec(raise, n.args...); err != nil {
-			return err
-		}
-		with, from = "", n.table+" raised WHERE raised.id "+n.which
-		all = slices.Concat(args, n.args)
-	}
-	return tx.later(func(r row) error {
+	const insert = "INSERT INTO events (account_id, premises_id, group_id, rev, type, payload, created_at) SELECT "
+	const place = " RETURNING account_id, group_id, rev"
+	happened := func(r row) error {
 		var p models.EventPlace
 		err := r.Scan(&p.AccountID, &p.GroupID, &p.Rev)
 		tx.changed.Events = append(tx.changed.Events, p)
 		return err
-	}, with+"INSERT INTO events (account_id, premises_id, group_id, rev, type, payload, created_at) SELECT "+values+", {now} FROM "+from+
-		" RETURNING account_id, group_id, rev", all...)
+	}
+	groups := n.table == "groups"
+	if tx.store.dialect != sqliteDialect {
+		noted := ""
+		if groups {
+			noted = ", noted AS (" + noteGroupEvents + "told" + ofLinkedService + webhookNewest + ")"
+		}
+		return tx.later(happened, "WITH raised AS ("+raise+" RETURNING *), told AS ("+insert+values+", {now} FROM raised"+place+", type)"+noted+
+			" SELECT account_id, group_id, rev FROM told", slices.Concat(n.args, args)...)
+	}
+	if _, err := tx.exec(raise, n.args...); err != nil {
+		return err
+	}
+	err := tx.later(happened, insert+values+", {now} FROM "+n.table+" raised WHERE raised.id "+n.which+place, slices.Concat(args, n.args)...)
+	if err != nil || !groups {
+		return err
+	}
+	return tx.later(nil, noteGroupEvents+
+		"groups raised JOIN events told ON told.account_id = raised.account_id AND told.group_id = raised.id AND told.rev = raised.rev"+
+		ofLinkedService+" AND raised.id "+n.which+webhookNewest, n.args...)
 }
 
 // What the column payload holds; dialect.groupState writes groupPayload.
@@ -293,11 +309,13 @@ func (s *Store) EventBacklog(ctx context.Context) (b EventBacklog, err error) {
 // EventRetention is how long events stay, for readers that resume and for a queue that lost what it had.
 const EventRetention = 24 * time.Hour
 
-// SweepEvents removes published events that are older than EventRetention, and tells how many. It looks at the oldest limit only.
+// SweepEvents removes published events that are older than EventRetention, and tells how many. It looks at the oldest limit only. The newest
+// event that a webhook waits for stays until it was delivered or given up.
 func (s *Store) SweepEvents(ctx context.Context, limit int) (removed int64, err error) {
 	err = s.writing(ctx, func(tx *Tx) error {
 		removed, err = tx.exec(`
-			DELETE FROM events WHERE id IN (SELECT o.id FROM (SELECT id FROM events ORDER BY id LIMIT ?) o)
+			DELETE FROM events WHERE id IN (SELECT o.id FROM (SELECT e.id FROM events e WHERE NOT EXISTS (
+				SELECT 1 FROM webhook_streams s WHERE s.account_id = e.account_id AND s.group_id = e.group_id AND s.newest_rev = e.rev) ORDER BY e.id LIMIT ?) o)
 			AND published_at <> 0 AND created_at <= {now} - ?`, limit, EventRetention.Milliseconds())
 		return err
 	})

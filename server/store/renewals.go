@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"strings"
 
 	"github.com/groupcast/groupcast/models"
 )
@@ -75,8 +74,7 @@ func (s *Store) renew(ctx context.Context, all []renewal) (renewed []*Renewed, e
 // askedGroup is the condition of GroupMatch.where with what was asked in columns.
 func askedGroup(alias string) string {
 	const link = "FROM service_links l WHERE l.service_id = a.service_id AND l.service_account_id = a.service_account_id AND "
-	grants := strings.Replace(linkGrants, "?", "'% "+models.ScopeRegister+" %'", 1)
-	return alias + `.account_id = CASE a.service_id WHEN '' THEN a.account_id ELSE (SELECT l.account_id ` + link + grants + `) END
+	return alias + `.account_id = CASE a.service_id WHEN '' THEN a.account_id ELSE (SELECT l.account_id ` + link + linkGranting(models.ScopeRegister) + `) END
 		AND (a.service_id = '' OR EXISTS (SELECT 1 ` + link + linkCovers(alias+".premises_id") + `))
 		AND ` + alias + `.name = a.name AND (a.premises_id = '' OR ` + alias + `.premises_id = a.premises_id) AND (a.ip = '' OR ` + alias + `.ip = a.ip)`
 }

@@ -109,6 +109,9 @@ func (c filterColumn) Scan(src any) error {
 // linkGrants is the condition that the link l is live and grants the scope of its one parameter, which scopeArg makes.
 const linkGrants = "(l.expires_at = 0 OR l.expires_at > {now}) AND ' ' || l.scopes || ' ' LIKE ?"
 
+// linkGranting is linkGrants of a scope that is known.
+func linkGranting(scope string) string { return strings.Replace(linkGrants, "?", "'% "+scope+" %'", 1) }
+
 func scopeArg(scope string) any { return "% " + scope + " %" }
 
 // linkCovers is the condition that the link l covers the premises that the expression names.
@@ -191,8 +194,12 @@ func (s *Store) DueLinks(ctx context.Context, limit int) (due []models.Link, err
 	return due, err
 }
 
-// DeleteLink removes a link. One whose service still has registrations in the account is IsReference.
+// DeleteLink removes a link and what its service's webhooks have not got of the account. One whose service still has registrations in the
+// account is IsReference.
 func (tx *Tx) DeleteLink(l models.Link) error {
+	if err := tx.forgetLink(l); err != nil {
+		return err
+	}
 	_, err := tx.exec("DELETE FROM service_links WHERE service_id = ? AND service_account_id = ?",
 		string(l.ServiceID), int64(l.ServiceAccountID))
 	return err
@@ -200,6 +207,9 @@ func (tx *Tx) DeleteLink(l models.Link) error {
 
 // DeleteDueLink does the same if the link's time is over still, and tells whether it was.
 func (tx *Tx) DeleteDueLink(l models.Link) (bool, error) {
+	if err := tx.forgetLink(l); err != nil {
+		return false, err
+	}
 	n, err := tx.exec("DELETE FROM service_links WHERE service_id = ? AND service_account_id = ? AND expires_at > 0 AND expires_at <= {now}",
 		string(l.ServiceID), int64(l.ServiceAccountID))
 	return n == 1, err

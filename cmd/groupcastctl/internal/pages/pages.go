@@ -42,6 +42,21 @@ func Registrations(ctx context.Context, c *client.ClientWithResponses) ([]api.Re
 	})
 }
 
+// Webhooks reads the calling service's webhooks.
+func Webhooks(ctx context.Context, c *client.ClientWithResponses) ([]api.Webhook, error) {
+	return all(func(token *string) ([]api.Webhook, *string, error) {
+		r, err := c.ListWebhooksWithResponse(ctx, &api.ListWebhooksParams{PageToken: token})
+		if err != nil {
+			return nil, nil, err
+		}
+		page, err := refusal.Value(r.JSON200, r, r.HTTPResponse.Header)
+		if err != nil {
+			return nil, nil, err
+		}
+		return page.Webhooks, page.NextPageToken, nil
+	})
+}
+
 // Accounts reads every account.
 func Accounts(ctx context.Context, c *adminclient.ClientWithResponses) ([]adminapi.Account, error) {
 	return all(func(token *string) ([]adminapi.Account, *string, error) {
