@@ -27,6 +27,7 @@ import (
 	"github.com/groupcast/groupcast/server/backup"
 	"github.com/groupcast/groupcast/server/config"
 	"github.com/groupcast/groupcast/server/eventhub"
+	"github.com/groupcast/groupcast/server/eventstreams"
 	"github.com/groupcast/groupcast/server/expiry"
 	"github.com/groupcast/groupcast/server/gateways"
 	"github.com/groupcast/groupcast/server/groups"
@@ -53,8 +54,9 @@ type Daemon struct {
 	log   *slog.Logger
 	store *store.Store
 	hub   *longpoll.Hub
-	// listeners are those who wait for events.
+	// listeners are those who wait for events, and streams what they hear.
 	listeners *eventhub.Hub
+	streams   *eventstreams.Service
 
 	public, admin, metrics listening
 
@@ -148,12 +150,17 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		Metrics:     registry,
 	})
 	d.listeners = eventhub.New()
+	tail := eventstreams.NewTail(d.store, d.listeners, d.log)
+	d.background = append(d.background, tail.Run)
 	d.store.OnCommit(func(c store.Changed) {
 		for _, id := range c.Gateways {
 			d.hub.Wake(id)
 		}
 		for _, p := range c.Events {
 			d.listeners.Wake(p)
+		}
+		if len(c.Events) > 0 {
+			tail.Nudge()
 		}
 	})
 	accountService := accounts.New(d.store)
@@ -168,6 +175,18 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		return edges{}, err
 	}
 	d.background = append(d.background, id.run...)
+	cursorKey, err := kek.Derive("event cursors")
+	if err != nil {
+		return edges{}, err
+	}
+	d.streams, err = eventstreams.New(eventstreams.Options{
+		Store: d.store, Groups: groupService, Hub: d.listeners, Tail: tail, SessionLives: id.users.SessionLives, CursorKey: cursorKey,
+		Now: time.Now, MaxStreams: d.cfg.LongPollMaxWaiters, Log: d.log, Metrics: registry,
+	})
+	if err != nil {
+		return edges{}, err
+	}
+	d.background = append(d.background, d.streams.Run)
 
 	limits, err := d.newLimits()
 	if err != nil {
@@ -196,6 +215,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		Groups:        groupService,
 		Gateways:      gateways.New(d.store, gateways.Options{MaxStale: d.cfg.MaxStale, AllowLoopback: d.cfg.AllowLoopback}),
 		Polls:         d.hub,
+		Streams:       d.streams,
 		OAuth:         id.OAuth,
 		Keys:          ring,
 		Ready:         d.ready,
@@ -278,7 +298,10 @@ func (d *Daemon) Stop(ctx context.Context) error {
 	d.log.InfoContext(ctx, "stopping")
 	d.draining.Store(true)
 	drain, cancel := context.WithTimeout(ctx, d.cfg.DrainTime+time.Second)
-	d.hub.Drain(drain, d.cfg.DrainTime)
+	var drained sync.WaitGroup
+	drained.Go(func() { d.hub.Drain(drain, d.cfg.DrainTime) })
+	drained.Go(func() { d.streams.Drain(drain, d.cfg.DrainTime) })
+	drained.Wait()
 	cancel()
 	finish, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()

@@ -56,6 +56,8 @@ func (a Access) Authenticate(r *http.Request) (models.Principal, error) {
 	if err != nil {
 		return models.Principal{}, err
 	}
+	c := callOf(r.Context())
+	c.issued, c.expires = subject.IssuedAt, subject.ExpiresAt
 	if subject.JKT == "" && p.Device.PoP {
 		return models.Principal{}, unproven(dpop.InvalidToken, "The token of this device has to be bound to its key: get one with a proof of possession (RFC 9449).")
 	}

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"net/netip"
+	"time"
 
 	"github.com/gin-gonic/gin"
 
@@ -17,6 +18,8 @@ type call struct {
 	operation string
 	// principal is nil until the caller is authenticated.
 	principal *models.Principal
+	// issued and expires are the access token's times; both are zero for a session.
+	issued, expires time.Time
 	// remote is where the request came from, with trusted proxies applied; the zero Addr if it can't be told.
 	remote netip.Addr
 	// nonce is for the header DPoP-Nonce of the answer; empty if the client needs none.
