@@ -304,7 +304,7 @@ func (st *Stream) tellAll(ctx context.Context) (b Batch, err error) {
 				return Batch{}, err
 			}
 			st.tell, st.resync = false, ""
-			b.Cursor = st.settle()
+			b.Cursor, b.now = st.settle(), true
 			if n := len(b.Events); n > 0 {
 				b.Events[n-1].Cursor = b.Cursor
 			}
