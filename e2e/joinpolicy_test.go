@@ -88,8 +88,10 @@ func TestJoinByPolicy(t *testing.T) {
 		require.Equal(t, http.StatusOK, answer.StatusCode)
 
 		auto := func(name, file string, args ...string) *harness.Process {
-			return harness.Start(t, nil, name, c.command(append([]string{"receive", "--auto", "--token-file", file, "--name", name,
-				"--to", filepath.Join(c.tokens, name+"-{group}.ts")}, args...)...))
+			return harness.Start(t, nil, name, c.command(append([]string{
+				"receive", "--auto", "--token-file", file, "--name", name,
+				"--to", filepath.Join(c.tokens, name+"-{group}.ts"),
+			}, args...)...))
 		}
 		all := map[string]*harness.Process{
 			"upload":    auto("upload", files["upload"], "--type", "Service", "--listen", home+"101:5004"),

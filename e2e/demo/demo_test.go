@@ -168,7 +168,7 @@ func requireOK(t *testing.T, v ledger.Verdict) {
 		if name == "thumbnail" {
 			assert.Less(t, d.Expected, v.Sent, "it was there from the beginning")
 		} else {
-			assert.Equal(t, v.Sent, d.Expected, "the camera began before %s was there", name)
+			assert.Equal(t, d.Expected, v.Sent, "the camera began before %s was there", name)
 		}
 		assert.Equal(t, d.Expected, d.Received)
 		assert.Zero(t, d.Corrupt)

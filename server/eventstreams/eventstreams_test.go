@@ -286,7 +286,7 @@ func TestResync(t *testing.T) {
 			again, err := st.Next(ctx, 0)
 			require.NoError(t, err)
 			require.Empty(t, again.Resync)
-			require.Zero(t, len(again.Events))
+			require.Empty(t, again.Events)
 		}
 		e, foreign := l.listen(user, "", nil), l.listen(l.as(phone), "", nil)
 		e.next(2)
@@ -440,8 +440,6 @@ func TestTheLateCommit(t *testing.T) {
 	require.Equal(t, []string{string(groups["early"]), string(groups["slow"]), string(groups["fast"])}, order)
 }
 
-func ptr[T any](v T) *T { return &v }
-
 // TestAnotherReplica: what is recorded there is heard here when the table is looked at, without any hint.
 func TestAnotherReplica(t *testing.T) {
 	inLab(t, func(t *testing.T, l *lab) {
@@ -476,7 +474,7 @@ func TestHintsInAnyOrder(t *testing.T) {
 		s, hub, tail := l.replica(l.db.Store, false, 1000)
 		rev := 1
 		rapid.Check(t, func(r *rapid.T) {
-			st, err := s.Open(ctx, l.as(camera), g, ptr(strconv.Itoa(rev)))
+			st, err := s.Open(ctx, l.as(camera), g, new(strconv.Itoa(rev)))
 			require.NoError(r, err)
 			defer st.Close()
 			st2, err := s.Open(ctx, l.as(camera), "", nil)

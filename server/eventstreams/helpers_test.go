@@ -185,7 +185,7 @@ func (e *ear) nothing(l *lab) {
 func (e *ear) over(reason string) {
 	e.t.Helper()
 	_, err := e.take(20 * time.Second)
-	end, ok := errors.AsType[*eventstreams.Ended](err)
+	end, ok := errors.AsType[*eventstreams.EndedError](err)
 	require.True(e.t, ok, "%v, pending %v", err, e.pending)
 	require.Equal(e.t, reason, end.Reason)
 	require.NotEmpty(e.t, end.Detail)

@@ -22,8 +22,9 @@ import (
 const (
 	// CheckEvery is how often it is asked whether those who listen still may: whose token has expired, who was removed or logged out.
 	CheckEvery = 2 * time.Second
-	// MaxPerCaller is how many streams one device or user may have at once, and MaxPerService one service.
-	MaxPerCaller  = 8
+	// MaxPerCaller is how many streams one device or user may have at once.
+	MaxPerCaller = 8
+	// MaxPerService is how many streams one service may have at once.
 	MaxPerService = 64
 	// batch bounds the events that a stream holds at once.
 	batch = 100
@@ -120,10 +121,10 @@ const (
 	Stopping     = "stopping"
 )
 
-// Ended says that a stream gives nothing any more.
-type Ended struct{ Reason, Detail string }
+// EndedError says that a stream gives nothing any more.
+type EndedError struct{ Reason, Detail string }
 
-func (e *Ended) Error() string { return e.Detail }
+func (e *EndedError) Error() string { return e.Detail }
 
 var details = map[string]string{
 	TokenExpired: "The access token has expired. Get a new one and listen again from the last id.",
@@ -134,7 +135,7 @@ var details = map[string]string{
 	Stopping:     "This replica is stopping. Connect again after the time that it says, from the last id.",
 }
 
-func ended(reason string) *Ended { return &Ended{reason, details[reason]} }
+func ended(reason string) *EndedError { return &EndedError{reason, details[reason]} }
 
 // Open begins a stream: of one group, or of all that the caller may hear if group is empty. cursor is the place to go on from; without one, or with
 // one that is not usable any more, the stream begins with how everything is now. Close it.

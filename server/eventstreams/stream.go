@@ -66,7 +66,7 @@ type Stream struct {
 
 	once sync.Once
 	over chan struct{} // closed when why is set
-	why  *Ended
+	why  *EndedError
 }
 
 // beginGroup finds the place in a group's stream.
@@ -143,7 +143,7 @@ func (st *Stream) beginMixed(ctx context.Context, cursor *string) error {
 	return nil
 }
 
-// Next gives what there is to hear, or waits for it. An empty batch says that there was nothing within the wait. An error may be [Ended].
+// Next gives what there is to hear, or waits for it. An empty batch says that there was nothing within the wait. An error may be [EndedError].
 func (st *Stream) Next(ctx context.Context, wait time.Duration) (Batch, error) {
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
@@ -195,7 +195,7 @@ func (st *Stream) Close() {
 }
 
 // end has Next give the reason, the first one that there is.
-func (st *Stream) end(why *Ended) {
+func (st *Stream) end(why *EndedError) {
 	st.once.Do(func() {
 		st.why = why
 		close(st.over)

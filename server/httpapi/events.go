@@ -93,8 +93,6 @@ type eventBatch struct {
 	LastEventID string            `json:"lastEventId"`
 	Resync      string            `json:"resync,omitempty"`
 	Events      []json.RawMessage `json:"events"`
-
-	close bool
 }
 
 // pollEvents makes the answer of a long poll.
@@ -102,7 +100,7 @@ func pollEvents(ctx context.Context, st *eventstreams.Stream, wait time.Duration
 	answer := eventBatch{Events: []json.RawMessage{}}
 	for {
 		b, err := st.Next(ctx, wait)
-		if end, ok := errors.AsType[*eventstreams.Ended](err); ok {
+		if end, ok := errors.AsType[*eventstreams.EndedError](err); ok {
 			return answer.over(end)
 		}
 		if err != nil {
@@ -122,7 +120,7 @@ func pollEvents(ctx context.Context, st *eventstreams.Stream, wait time.Duration
 }
 
 // over is the answer when the caller may not listen any more.
-func (a eventBatch) over(end *eventstreams.Ended) (heard, error) {
+func (a eventBatch) over(end *eventstreams.EndedError) (heard, error) {
 	switch end.Reason {
 	case eventstreams.Stopping:
 		return nil, models.Errorf(models.CodeUnavailable, "%s", end.Detail).With("retryAfter", 1)
@@ -177,10 +175,10 @@ func (s eventStream) VisitListenResponse(w http.ResponseWriter) error {
 			return nil // the client is gone, or took too long; it comes back with the last id that it has
 		}
 		b, err := s.Next(s.ctx, heartbeat)
-		if end, ok := errors.AsType[*eventstreams.Ended](err); ok {
-			out.end(end)
+		if end, ok := errors.AsType[*eventstreams.EndedError](err); ok {
+			err := out.end(end)
 			_ = out.send()
-			return nil
+			return err
 		}
 		if err != nil {
 			if s.ctx.Err() != nil {
@@ -188,7 +186,9 @@ func (s eventStream) VisitListenResponse(w http.ResponseWriter) error {
 			}
 			return err // what has begun can't be refused; the edge logs it and the client comes back
 		}
-		out.batch(b)
+		if err := out.batch(b); err != nil {
+			return err
+		}
 	}
 }
 
@@ -237,14 +237,17 @@ type resync struct {
 	Events []json.RawMessage `json:"events"`
 }
 
-func (o *sseWriter) batch(b eventstreams.Batch) {
+func (o *sseWriter) batch(b eventstreams.Batch) error {
 	switch {
 	case b.Resync != "":
 		r := resync{Reason: b.Resync, More: b.More, Events: []json.RawMessage{}}
 		for _, e := range b.Events {
 			r.Events = append(r.Events, e.JSON)
 		}
-		data, _ := json.Marshal(r) // its parts are JSON
+		data, err := json.Marshal(r)
+		if err != nil {
+			return err
+		}
 		o.event("resync", b.Cursor, data)
 	case len(b.Events) == 0: // an id without data moves the client's place without an event
 		o.buffer.WriteString(":\n")
@@ -265,13 +268,21 @@ func (o *sseWriter) batch(b eventstreams.Batch) {
 			o.buffer.WriteString("\n")
 		}
 	}
+	return nil
 }
 
 // end says why nothing more comes.
-func (o *sseWriter) end(why *eventstreams.Ended) {
+func (o *sseWriter) end(why *eventstreams.EndedError) error {
 	if why.Reason == eventstreams.Stopping {
 		o.retry()
 	}
-	data, _ := json.Marshal(map[string]string{"reason": why.Reason, "detail": why.Detail}) // two strings
+	data, err := json.Marshal(struct {
+		Reason string `json:"reason"`
+		Detail string `json:"detail"`
+	}{why.Reason, why.Detail})
+	if err != nil {
+		return err
+	}
 	o.event("end", "", data)
+	return nil
 }

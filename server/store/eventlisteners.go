@@ -192,7 +192,7 @@ type HeldBy struct {
 // NotBefore reads of all at once since when their tokens count; whoever is gone is missing.
 func (s *Store) NotBefore(ctx context.Context, h HeldBy) (all map[string]time.Time, err error) {
 	all = map[string]time.Time{}
-	read := func(text string, list1 func(*Tx) string) error {
+	read := func(text string, among func(*Tx) string) error {
 		return s.reading(ctx, func(tx *Tx) error {
 			_, err := list(tx, func(r row) (struct{}, error) {
 				var id string
@@ -200,7 +200,7 @@ func (s *Store) NotBefore(ctx context.Context, h HeldBy) (all map[string]time.Ti
 				err := r.Scan(&id, timeColumn{&at})
 				all[id] = at
 				return struct{}{}, err
-			}, text, list1(tx))
+			}, text, among(tx))
 			return err
 		})
 	}
