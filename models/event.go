@@ -17,6 +17,9 @@ const (
 	EventMemberMoved   EventType = "member.moved" // its address changed, which no event shows
 )
 
+// EventGroupState is how a group is now. Nothing happened, and it is never recorded: a listener who has nothing begins with it.
+const EventGroupState EventType = "group.state"
+
 // The types of an account's events that belong to no group.
 const (
 	EventDeviceAdded         EventType = "device.added"

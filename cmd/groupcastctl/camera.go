@@ -13,6 +13,7 @@ import (
 
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/camera"
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/datagramlog"
+	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/follow"
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/lease"
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/report"
 	"github.com/groupcast/groupcast/models"
@@ -25,6 +26,7 @@ func (p *program) camera() *cobra.Command {
 	var config camera.Config
 	var sourcePort uint16
 	var noOption bool
+	var waitFor int
 	var logFile string
 	cmd := p.command("camera [FILE]", "Register as a source and send a stream to the group IP", cobra.MaximumNArgs(1),
 		func(ctx context.Context, c *client.ClientWithResponses, args []string) (err error) {
@@ -54,6 +56,11 @@ func (p *program) camera() *cobra.Command {
 			config.Joined = func(answer api.RegistrationAnswer) {
 				p.tellJoined("source", answer)
 			}
+			if waitFor > 0 {
+				config.Await = func(ctx context.Context, answer api.RegistrationAnswer) error {
+					return p.await(ctx, c, answer, m.group, waitFor)
+				}
+			}
 			summary, err := camera.Run(ctx, p.leaveBy, config)
 			p.tellSent(summary)
 			return err
@@ -72,12 +79,34 @@ copies only if the account holder set this camera's trigger to "source".`
 	f.TextVar(&config.Relay, "relay", netip.AddrPort{}, "relay the UDP stream that comes in at this local `ADDRESS:PORT`")
 	f.Uint16Var(&config.MediaPort, "port", 5004, "UDP `PORT` of the group IP to send to")
 	f.Uint16Var(&sourcePort, "source-port", 0, "UDP `PORT` to send from (default: a free one)")
+	f.IntVar(&waitFor, "wait-for", 0, "begin to stream only when so many (`N`) destinations are in the group; what comes in before is dropped")
 	f.BoolVar(&noOption, "no-option", false, "send without the IP option")
 	f.Int64Var(&config.Pace.Bitrate, "bitrate", 0, "send so many `BITS` of transport stream per second")
 	f.BoolVar(&config.Pace.RTP, "rtp", false, "send the transport stream in RTP")
 	f.StringVar(&logFile, "log", "", "write a line per datagram to this `FILE`: time in ns, RTP sequence number, size, hash")
 	require(cmd, "private-ip")
 	return cmd
+}
+
+// errThere ends the listening.
+var errThere = errors.New("they are there")
+
+// await returns when the service notifies that so many destinations are there, or ctx is done.
+func (p *program) await(ctx context.Context, c *client.ClientWithResponses, answer api.RegistrationAnswer, group string, destinations int) error {
+	fmt.Fprintf(p.err, "waiting for %d destinations\n", destinations)
+	err := follow.Events(ctx, c, "", p.log(), func(h follow.Heard) error {
+		for _, e := range h.Events {
+			if e.Group != nil && e.Group.GroupName == group && e.Group.GroupIP == answer.GroupIP && int(e.Group.State) >= destinations {
+				fmt.Fprintf(p.err, "%d destinations are there: the stream begins\n", e.Group.State)
+				return errThere
+			}
+		}
+		return nil
+	})
+	if errors.Is(err, errThere) {
+		return nil
+	}
+	return errors.Join(err, context.Cause(ctx))
 }
 
 func openStream(args []string) (io.ReadCloser, error) {

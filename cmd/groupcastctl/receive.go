@@ -6,74 +6,80 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/mattn/go-isatty"
 	"github.com/spf13/cobra"
 
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/datagramlog"
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/lease"
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/receive"
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/report"
-	"github.com/groupcast/groupcast/openapi/api"
+	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/client"
 )
 
+// receiveOptions are what one receiver does, in whatever group.
+type receiveOptions struct {
+	member      member
+	listen      netip.AddrPort
+	to, logFile string
+	limit       int64
+	linger      time.Duration
+	auto        bool
+}
+
+// severalAtOnce tells whether each group has an output of its own.
+func (o receiveOptions) severalAtOnce() bool {
+	return strings.Contains(o.to, groupMark) && (o.logFile == "" || strings.Contains(o.logFile, groupMark))
+}
+
 func (p *program) receive() *cobra.Command {
-	var m member
-	var config receive.Config
-	listen := netip.AddrPortFrom(netip.IPv4Unspecified(), 5004)
-	var to, logFile string
-	var limit int64
+	o := receiveOptions{listen: netip.AddrPortFrom(netip.IPv4Unspecified(), 5004)}
 	var howLong time.Duration
 	cmd := p.command("receive", "Register as a destination and hand on the stream", cobra.NoArgs,
-		func(ctx context.Context, c *client.ClientWithResponses, _ []string) (err error) {
-			if to == "-" && isatty.IsTerminal(os.Stdout.Fd()) {
+		func(ctx context.Context, c *client.ClientWithResponses, _ []string) error {
+			if o.to == "-" && isatty.IsTerminal(os.Stdout.Fd()) {
 				return errors.New("standard output is a terminal: send it to a player, or give --to FILE or --to udp:ADDRESS:PORT")
 			}
-			if config.Socket, err = receive.Open(listen); err != nil {
-				return err
+			if !o.auto && (o.member.group == "" || o.member.id == "") {
+				return errors.New("give --id and --group, or --auto to join by the account's policy")
 			}
-			defer config.Socket.Close()
-			m.at(config.Socket.At())
-			request, err := m.request(true)
-			if err != nil {
-				return err
+			if o.auto && o.member.kind == models.MemberDevice && o.member.id == "" {
+				return errors.New("--id: give the device's id")
 			}
-			if config.Output, err = receive.OpenOutput(to, limit); err != nil {
-				return err
-			}
-			defer func() { err = errors.Join(err, config.Output.Close()) }()
-			if config.Log, err = datagramlog.Create(logFile); err != nil {
-				return err
-			}
-			defer func() { err = errors.Join(err, config.Log.Close()) }()
-			config.Lease = lease.New(c, request, config.Log, p.log())
-			config.Joined = func(answer api.RegistrationAnswer) { p.tellJoined("destination", answer) }
 			if howLong > 0 {
 				var cancel context.CancelFunc
 				ctx, cancel = context.WithTimeout(ctx, howLong)
 				defer cancel()
 			}
-			summary, err := receive.Run(ctx, p.leaveBy, config)
-			p.tellReceived(summary)
-			return err
+			if o.auto {
+				return p.receiveAutomatically(ctx, c, o)
+			}
+			return p.receiveOne(ctx, p.leaveBy, c, o)
 		})
 	cmd.Long = `Register as a destination, hand on what arrives, renew in time, and leave at Ctrl-C or after --for.
 
 Copies come to --listen. If that is one address it is registered as the public one, unless address flags say otherwise. Of RTP
 that carries an MPEG transport stream, standard output and files get the transport stream; a UDP port gets each datagram as it
-is. What is missing is counted by RTP sequence numbers and told at the end.`
-	m.flags(cmd)
-	m.kindFlag(cmd)
+is. What is missing is counted by RTP sequence numbers and told at the end.
+
+With --auto it listens to the account's events and joins each group that there is or comes, if the account's join policy names this device's type (and model)
+or this service; --group makes it one name only, and a service needs no --id. It leaves a group when that ends, goes on through restarts of the
+service, and receives several groups at once if "{group}", the group's name, stands in --to and --log.`
+	o.member.flags(cmd)
+	o.member.kindFlag(cmd)
 	f := cmd.Flags()
-	f.TextVar(&listen, "listen", listen, "`ADDRESS:PORT` to receive at; port 0 takes a free one")
-	f.Uint16Var(&m.port, "port", 0, "UDP `PORT` to register, if it isn't the one of --listen")
-	f.StringVar(&to, "to", "-", "where the stream goes: - (standard output), udp:`ADDRESS:PORT`, or a file")
-	f.Int64Var(&limit, "limit", 0, "write at most so many `BYTES` to the file or standard output (default: all)")
+	for _, name := range []string{"id", "group"} { // --auto can do without
+		delete(f.Lookup(name).Annotations, cobra.BashCompOneRequiredFlag)
+	}
+	f.BoolVar(&o.auto, "auto", false, "join the groups that the account's join policy wants this member in")
+	f.TextVar(&o.listen, "listen", o.listen, "`ADDRESS:PORT` to receive at; port 0 takes a free one")
+	f.Uint16Var(&o.member.port, "port", 0, "UDP `PORT` to register, if it isn't the one of --listen")
+	f.StringVar(&o.to, "to", "-", "where the stream goes: - (standard output), udp:`ADDRESS:PORT`, or a file")
+	f.Int64Var(&o.limit, "limit", 0, "write at most so many `BYTES` to the file or standard output (default: all)")
 	f.DurationVar(&howLong, "for", 0, "leave after so long (default: at Ctrl-C)")
-	f.DurationVar(&config.Linger, "linger", 0, "go on listening and logging for so long after the leave, to see that nothing comes any more")
-	f.StringVar(&logFile, "log", "", "write a line per datagram to this `FILE`: time in ns, RTP sequence number, size, hash")
+	f.DurationVar(&o.linger, "linger", 0, "go on listening and logging for so long after the leave, to see that nothing comes any more")
+	f.StringVar(&o.logFile, "log", "", "write a line per datagram to this `FILE`: time in ns, RTP sequence number, size, hash")
 	return cmd
 }
 

@@ -53,7 +53,7 @@ func (p *program) root() *cobra.Command {
 	root.AddCommand(
 		p.admin(),
 		p.audit(),
-		p.register(), p.leave(), p.registrations(), p.groups(), p.watch(),
+		p.register(), p.leave(), p.registrations(), p.groups(), p.watch(), p.events(),
 		p.camera(), p.receive(),
 		p.enrol(), p.login(), p.serviceCredential(), p.webhooks(),
 	)

@@ -148,7 +148,8 @@ func (d *demo) how() string {
 	return `without the IP option, which takes CAP_NET_RAW: its trigger is "source", so the gateway goes by the registered address`
 }
 
-// setUp starts service, gateway and camera. After it the stream runs and has no receiver yet. The first signal ends it.
+// setUp starts service, gateway and camera. After it the stream runs, since those who join by
+// themselves have come. The first signal ends it.
 func (d *demo) setUp(ctx context.Context) error {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
@@ -159,7 +160,7 @@ func (d *demo) setUp(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}()
-	for _, step := range []func(context.Context) error{d.check, d.startServer, d.bootstrap, d.startAgent, d.startCamera, d.startVideo} {
+	for _, step := range []func(context.Context) error{d.check, d.startServer, d.bootstrap, d.startAgent, d.startListeners, d.startCamera, d.awaitListeners, d.startVideo} {
 		if err := step(ctx); err != nil {
 			if ctx.Err() != nil {
 				return context.Cause(ctx) // says why the step could not end

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"strings"
 
@@ -45,6 +47,8 @@ func (d *demo) bootstrap(ctx context.Context) error {
 			{name: "phone", kind: models.MemberDevice, id: phone, token: phoneFile},
 		},
 	}
+	d.home.receivers[0].auto, d.home.receivers[2].auto = true, true
+	b.joinPolicy(account.AccountID)
 	for i, r := range d.home.receivers {
 		r.at = d.place.media(d.place.world, byte(i+1))
 	}
@@ -114,6 +118,43 @@ func (b *bootstrapping) service(account models.AccountID, name string) *receiver
 	b.run("service", "credential", "create", id, "--out", secret)
 	b.program("service-credential", "--service", id, "--secret-file", secret, "--out", file)
 	return &receiver{name: name, kind: models.MemberService, id: link.ServiceAccountID, token: file}
+}
+
+// joinPolicy has the account holder sign up and say who joins every new group: all phones and tablets, and the upload service.
+func (b *bootstrapping) joinPolicy(account models.AccountID) {
+	var invitation adminapi.Invitation
+	b.create(&invitation, "invite", "--account", string(account))
+	const user = `"userName":"holder","password":"only for this demonstration"`
+	b.call(http.MethodPost, "/v1/accounts", nil, fmt.Sprintf(`{%s,"accountName":"demo","invitation":%q}`, user, invitation.Invitation))
+	session := b.call(http.MethodPost, "/v1/login", nil, "{"+user+"}")
+	b.call(http.MethodPatch, "/v1/account", session, `{"joinPolicy":{"devices":[{"deviceType":"phone"},{"deviceType":"tablet"}],"services":["svc-upload"]}}`)
+}
+
+// call does what a browser does, and gives the cookies of the answer.
+func (b *bootstrapping) call(method, path string, cookies []*http.Cookie, body string) []*http.Cookie {
+	if b.err != nil {
+		return nil
+	}
+	request, err := http.NewRequestWithContext(b.ctx, method, b.d.url()+path, strings.NewReader(body))
+	if err != nil {
+		b.err = err
+		return nil
+	}
+	request.Header.Set("Content-Type", "application/json")
+	for _, c := range cookies {
+		request.Header.Add("Cookie", c.Name+"="+c.Value)
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		b.err = err
+		return nil
+	}
+	defer response.Body.Close()
+	if response.StatusCode >= http.StatusBadRequest {
+		text, _ := io.ReadAll(response.Body) // only makes the error say more
+		b.err = fmt.Errorf("%s %s was answered %s: %s", method, path, response.Status, text)
+	}
+	return response.Cookies()
 }
 
 // configureAgent writes the agent's configuration as a gateway engineer would.

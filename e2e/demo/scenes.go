@@ -29,6 +29,7 @@ type receiver struct {
 	kind    models.MemberType
 	id      models.ID
 	token   string
+	auto    bool // it joins by the account's join policy, before the stream begins
 	at      netip.AddrPort
 	program *program
 	arrives *follower
@@ -36,18 +37,15 @@ type receiver struct {
 }
 
 // times is when something happens after the stream began.
-type times struct {
-	join       [3]time.Duration
-	leave, end time.Duration
-}
+type times struct{ join, leave, end time.Duration }
 
 // schedule spreads the scenes over the duration, if there is one.
 func schedule(duration time.Duration) times {
 	if duration == 0 {
-		return times{join: [3]time.Duration{time.Second, 2500 * time.Millisecond, 4 * time.Second}, leave: 10 * time.Second, end: forever}
+		return times{join: 3 * time.Second, leave: 10 * time.Second, end: forever}
 	}
 	part := func(share float64) time.Duration { return time.Duration(share * float64(duration)) }
-	return times{join: [3]time.Duration{part(0.05), part(0.2), part(0.35)}, leave: part(0.7), end: duration}
+	return times{join: part(0.2), leave: part(0.7), end: duration}
 }
 
 // startCamera starts the camera without video: it registers and gets the group IP.
@@ -56,7 +54,7 @@ func (d *demo) startCamera(ctx context.Context) (err error) {
 	args := []string{
 		"camera", "--server", d.url(), "--token-file", d.home.cameraToken, "--id", d.home.camera.String(), "--group", groupName,
 		"--name", cameraName, "--private-ip", host(d.place.home, hostCamera).String(), "--port", strconv.Itoa(int(d.place.mediaPort)),
-		"--relay", d.place.relay().String(), "--log", d.sends.path,
+		"--relay", d.place.relay().String(), "--log", d.sends.path, "--wait-for", "2",
 	}
 	if !d.option {
 		args = append(args, "--no-option")
@@ -73,6 +71,30 @@ func (d *demo) startCamera(ctx context.Context) (err error) {
 	group, err := d.group(ctx)
 	d.groupIP = group.GroupIP
 	return err
+}
+
+// startListeners starts those who join by themselves. There is no group yet.
+func (d *demo) startListeners(context.Context) error {
+	for _, r := range d.home.receivers {
+		if r.auto {
+			if err := d.startReceiver(r); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// awaitListeners waits until they have heard of the group and joined it.
+func (d *demo) awaitListeners(ctx context.Context) error {
+	for _, r := range d.home.receivers {
+		if r.auto {
+			if err := d.joined(ctx, r); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // startVideo starts what makes the picture: 720p15 H.264 at 1.5 Mbit/s in RTP/MP2T, with a key frame each second, so that a
@@ -108,22 +130,24 @@ func (d *demo) group(ctx context.Context) (api.Group, error) {
 // between; if not all have come by then, the error is errFinished.
 func (d *demo) play(ctx context.Context) error {
 	began, times := time.Now(), schedule(d.duration)
-	for i, r := range d.home.receivers {
-		finished, err := d.wait(ctx, began.Add(times.join[i]))
-		if err != nil {
-			return err
-		}
-		if finished {
-			return errFinished
-		}
-		if err := d.join(ctx, r); err != nil {
-			return err
-		}
+	finished, err := d.wait(ctx, began.Add(times.join))
+	if err != nil {
+		return err
+	}
+	if finished {
+		return errFinished
+	}
+	leaves := d.home.receivers[1]
+	if err := d.startReceiver(leaves); err != nil {
+		return err
+	}
+	if err := d.joined(ctx, leaves); err != nil {
+		return err
 	}
 	if _, err := d.wait(ctx, began.Add(times.leave)); err != nil {
 		return err
 	}
-	if err := d.takeAway(ctx, d.receivers[1]); err != nil {
+	if err := d.takeAway(ctx, leaves); err != nil {
 		return err
 	}
 	leftAt := time.Now()
@@ -133,19 +157,32 @@ func (d *demo) play(ctx context.Context) error {
 	return sleepUntil(ctx, leftAt.Add(afterLeave))
 }
 
-// join starts a receiver. Its socket is open before it registers.
-func (d *demo) join(ctx context.Context, r *receiver) (err error) {
+// startReceiver starts a receiver. Its socket is open before it registers.
+func (d *demo) startReceiver(r *receiver) (err error) {
 	r.arrives = &follower{path: d.path(r.name + ".arrivals")}
-	if r.program, err = d.programs.start(r.name, d.own("groupcastctl"),
-		"receive", "--server", d.url(), "--token-file", r.token, "--type", string(r.kind), "--id", r.id.String(),
-		"--group", groupName, "--group-ip", d.groupIP.String(), "--name", r.name, "--listen", r.at.String(),
-		"--to", d.recording(r), "--limit", strconv.Itoa(recordLimit), "--log", r.arrives.path, "--linger", linger); err != nil {
+	args := []string{
+		"receive", "--server", d.url(), "--token-file", r.token, "--type", string(r.kind), "--id", r.id.String(), "--group", groupName, "--name", r.name,
+		"--listen", r.at.String(), "--to", d.recording(r), "--limit", strconv.Itoa(recordLimit), "--log", r.arrives.path, "--linger", linger,
+	}
+	if r.auto {
+		args = append(args, "--auto")
+	} else {
+		args = append(args, "--group-ip", d.groupIP.String())
+	}
+	r.program, err = d.programs.start(r.name, d.own("groupcastctl"), args...)
+	return err
+}
+
+// joined waits until a receiver has joined.
+func (d *demo) joined(ctx context.Context, r *receiver) error {
+	if err := untilEvent(ctx, r.name+" to register", r.program, r.arrives, "joined"); err != nil {
 		return err
 	}
-	if err = untilEvent(ctx, r.name+" to register", r.program, r.arrives, "joined"); err != nil {
-		return err
+	how := ""
+	if r.auto {
+		how = " by the account's join policy"
 	}
-	d.screen.say("%s has joined.", r.name)
+	d.screen.say("%s has joined%s.", r.name, how)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.receivers = append(d.receivers, r)

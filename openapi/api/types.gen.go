@@ -95,6 +95,36 @@ func (e EnrolmentRequestTokenEndpointAuthMethod) Valid() bool {
 	}
 }
 
+// Defines values for EventDatacontenttype.
+const (
+	EventDatacontenttypeApplicationJSON EventDatacontenttype = "application/json"
+)
+
+// Valid indicates whether the value is a known member of the EventDatacontenttype enum.
+func (e EventDatacontenttype) Valid() bool {
+	switch e {
+	case EventDatacontenttypeApplicationJSON:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for EventSpecversion.
+const (
+	EventSpecversionN10 EventSpecversion = "1.0"
+)
+
+// Valid indicates whether the value is a known member of the EventSpecversion enum.
+func (e EventSpecversion) Valid() bool {
+	switch e {
+	case EventSpecversionN10:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for GroupEventDatacontenttype.
 const (
 	GroupEventDatacontenttypeApplicationJSON GroupEventDatacontenttype = "application/json"
@@ -463,6 +493,39 @@ type EnrolmentRequest struct {
 // EnrolmentRequestTokenEndpointAuthMethod defines model for EnrolmentRequest.TokenEndpointAuthMethod.
 type EnrolmentRequestTokenEndpointAuthMethod string
 
+// Event A GroupEvent or an AccountEvent; the latter's source is /v1/account.
+type Event struct {
+	// Data A GroupEventData or an AccountEventData.
+	Data            EventData            `json:"data"`
+	Datacontenttype EventDatacontenttype `json:"datacontenttype"`
+	ID              string               `json:"id"`
+	Sequence        string               `json:"sequence"`
+	Source          string               `json:"source"`
+	Specversion     EventSpecversion     `json:"specversion"`
+	Time            time.Time            `json:"time"`
+	Type            string               `json:"type"`
+}
+
+// EventDatacontenttype defines model for Event.Datacontenttype.
+type EventDatacontenttype string
+
+// EventSpecversion defines model for Event.Specversion.
+type EventSpecversion string
+
+// EventBatch What a long poll heard. Ask again with `lastEventId`.
+type EventBatch struct {
+	Events []Event `json:"events"`
+
+	// LastEventID The place after these events.
+	LastEventID string `json:"lastEventId"`
+
+	// Resync Why the events are how everything is now instead of what came after the id that was sent; absent otherwise. What isn't among them is no more.
+	Resync *string `json:"resync,omitempty"`
+}
+
+// EventData A GroupEventData or an AccountEventData.
+type EventData map[string]interface{}
+
 // EventLink An account's consent for a service as it is now, or as it was when it ended.
 type EventLink struct {
 	// ExpiresAt When it ends by itself; absent is never.
@@ -603,7 +666,7 @@ type GroupDestination struct {
 // than what you have, else ignore it. After a gap nothing is missing but the reasons in between.
 type GroupEvent struct {
 	// Data The group as the event left it; one that ended has no members. Services find there the service account id to register with. Whoever hears that a group was created
-	// finds the account's join policy; a service finds only whether it is named itself.
+	// finds the account's join policy, and so does who hears how it is now; a service finds only whether it is named itself.
 	Data            GroupEventData            `json:"data"`
 	Datacontenttype GroupEventDatacontenttype `json:"datacontenttype"`
 
@@ -617,7 +680,7 @@ type GroupEvent struct {
 	Time        time.Time             `json:"time"`
 
 	// Type Known are `groupcast.` with `group.created`, `group.changed`, `group.ended`, `member.joined`, `member.left`, `member.expired` and
-	// `member.moved`. More may come; their data can be applied all the same.
+	// `member.moved`, and `group.state`, which is how the group is now. More may come; their data can be applied all the same.
 	Type string `json:"type"`
 }
 
@@ -628,7 +691,7 @@ type GroupEventDatacontenttype string
 type GroupEventSpecversion string
 
 // GroupEventData The group as the event left it; one that ended has no members. Services find there the service account id to register with. Whoever hears that a group was created
-// finds the account's join policy; a service finds only whether it is named itself.
+// finds the account's join policy, and so does who hears how it is now; a service finds only whether it is named itself.
 type GroupEventData struct {
 	Generation int32 `json:"generation"`
 
@@ -1309,6 +1372,9 @@ type ClientSecret = string
 // Example: 664123086043511412
 type DeviceID = DecimalID
 
+// EventWait defines model for EventWait.
+type EventWait = int32
+
 // GatewayID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
 // numbers hold. In a request body a JSON integer is accepted as well.
 //
@@ -1317,6 +1383,12 @@ type GatewayID = DecimalID
 
 // IdempotencyKey defines model for IdempotencyKey.
 type IdempotencyKey = string
+
+// LastEventID defines model for LastEventId.
+type LastEventID = string
+
+// LastEventIDHeader defines model for LastEventIdHeader.
+type LastEventIDHeader = string
 
 // PageSize defines model for PageSize.
 type PageSize = int32
@@ -1375,6 +1447,18 @@ type ListDevicesParams struct {
 	PageToken *PageToken `form:"pageToken,omitempty" json:"pageToken,omitempty"`
 }
 
+// ListenParams defines parameters for Listen.
+type ListenParams struct {
+	// LastEventID The same, for clients that can't set the header, and for generated ones. If both are sent, the header wins.
+	LastEventID *LastEventID `form:"lastEventId,omitempty" json:"lastEventId,omitempty"`
+
+	// Wait Seconds that a long poll waits for an event; absent means 0. A stream ignores it.
+	Wait *EventWait `form:"wait,omitempty" json:"wait,omitempty"`
+
+	// LastEventIDHeader The id of the last event that was heard. EventSource sends it by itself.
+	LastEventIDHeader *LastEventIDHeader `json:"Last-Event-ID,omitempty"`
+}
+
 // GetGroupInformationParams defines parameters for GetGroupInformation.
 type GetGroupInformationParams struct {
 	// Index The same cursor as If-None-Match, without quotes. If both are sent, If-None-Match wins.
@@ -1403,6 +1487,18 @@ type ListGroupsParams struct {
 
 	// PremisesID Only groups of this premises.
 	PremisesID *PremisesID `form:"premisesId,omitempty" json:"premisesId,omitempty"`
+}
+
+// ListenToGroupParams defines parameters for ListenToGroup.
+type ListenToGroupParams struct {
+	// LastEventID The same, for clients that can't set the header, and for generated ones. If both are sent, the header wins.
+	LastEventID *LastEventID `form:"lastEventId,omitempty" json:"lastEventId,omitempty"`
+
+	// Wait Seconds that a long poll waits for an event; absent means 0. A stream ignores it.
+	Wait *EventWait `form:"wait,omitempty" json:"wait,omitempty"`
+
+	// LastEventIDHeader The id of the last event that was heard. EventSource sends it by itself.
+	LastEventIDHeader *LastEventIDHeader `json:"Last-Event-ID,omitempty"`
 }
 
 // ListPremisesParams defines parameters for ListPremises.

@@ -361,6 +361,17 @@ type ClientInterface interface {
 	// Corresponds with PATCH /v1/devices/{deviceId} (the `ChangeDevice` operationId).
 	ChangeDevice(ctx context.Context, deviceID DeviceID, body ChangeDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// Listen Hear of all that one may hear
+	//
+	// As Server-Sent Events unless `Accept` asks for application/json alone, which is one long poll of at most `wait` seconds. It begins with how each group is now, of type `groupcast.group.state`; ids are opaque. Resume with the last
+	// id: nothing is missing then and nothing comes twice. If that can't be done, or the id is unknown, an event `resync` says why and carries how everything is
+	// now; what isn't in it is no more.
+	//
+	// Events are named `group` or `account`, and their data are CloudEvents. The stream ends with the token, or when the caller is removed; an event `end` says why.
+	//
+	// Corresponds with GET /v1/events (the `Listen` operationId).
+	Listen(ctx context.Context, params *ListenParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetGateway Read a gateway's declaration and its address pool
 	//
 	// Answers what the gateway declared and how many of its group IPs are free, allocated and quarantined.
@@ -415,6 +426,17 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/groups/{groupId} (the `GetGroup` operationId).
 	GetGroup(ctx context.Context, groupID GroupID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListenToGroup Hear of one group
+	//
+	// As Server-Sent Events unless `Accept` asks for application/json alone, which is one long poll of at most `wait` seconds. Its first event is how the group is now, of type `groupcast.group.state`; ids are the `rev`. Resume with the last
+	// id: nothing is missing then and nothing comes twice. If that can't be done, or the id is unknown, an event `resync` says why and carries how everything is
+	// now; what isn't in it is no more.
+	//
+	// Events are named `group` or `account`, and their data are CloudEvents. The stream ends with the token, with the device's membership, with the link or with the group; an event `end` says why.
+	//
+	// Corresponds with GET /v1/groups/{groupId}/events (the `ListenToGroup` operationId).
+	ListenToGroup(ctx context.Context, groupID GroupID, params *ListenToGroupParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// LoginWithBody Log in
 	//
@@ -1206,6 +1228,27 @@ func (c *Client) ChangeDevice(ctx context.Context, deviceID DeviceID, body Chang
 	return c.Client.Do(req)
 }
 
+// Listen Hear of all that one may hear
+//
+// As Server-Sent Events unless `Accept` asks for application/json alone, which is one long poll of at most `wait` seconds. It begins with how each group is now, of type `groupcast.group.state`; ids are opaque. Resume with the last
+// id: nothing is missing then and nothing comes twice. If that can't be done, or the id is unknown, an event `resync` says why and carries how everything is
+// now; what isn't in it is no more.
+//
+// Events are named `group` or `account`, and their data are CloudEvents. The stream ends with the token, or when the caller is removed; an event `end` says why.
+//
+// Corresponds with GET /v1/events (the `Listen` operationId).
+func (c *Client) Listen(ctx context.Context, params *ListenParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListenRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetGateway Read a gateway's declaration and its address pool
 //
 // Answers what the gateway declared and how many of its group IPs are free, allocated and quarantined.
@@ -1311,6 +1354,27 @@ func (c *Client) ListGroups(ctx context.Context, params *ListGroupsParams, reqEd
 // Corresponds with GET /v1/groups/{groupId} (the `GetGroup` operationId).
 func (c *Client) GetGroup(ctx context.Context, groupID GroupID, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetGroupRequest(c.Server, groupID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListenToGroup Hear of one group
+//
+// As Server-Sent Events unless `Accept` asks for application/json alone, which is one long poll of at most `wait` seconds. Its first event is how the group is now, of type `groupcast.group.state`; ids are the `rev`. Resume with the last
+// id: nothing is missing then and nothing comes twice. If that can't be done, or the id is unknown, an event `resync` says why and carries how everything is
+// now; what isn't in it is no more.
+//
+// Events are named `group` or `account`, and their data are CloudEvents. The stream ends with the token, with the device's membership, with the link or with the group; an event `end` says why.
+//
+// Corresponds with GET /v1/groups/{groupId}/events (the `ListenToGroup` operationId).
+func (c *Client) ListenToGroup(ctx context.Context, groupID GroupID, params *ListenToGroupParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListenToGroupRequest(c.Server, groupID, params)
 	if err != nil {
 		return nil, err
 	}
@@ -2655,6 +2719,87 @@ func NewChangeDeviceRequestWithBody(server string, deviceID DeviceID, contentTyp
 	return req, nil
 }
 
+// NewListenRequest constructs an http.Request for the Listen method
+func NewListenRequest(server string, params *ListenParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/events")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.LastEventID != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "lastEventId", *params.LastEventID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Wait != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "wait", *params.Wait, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.LastEventIDHeader != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Last-Event-ID", *params.LastEventIDHeader, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Last-Event-ID", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewGetGatewayRequest constructs an http.Request for the GetGateway method
 func NewGetGatewayRequest(server string, gatewayID GatewayID) (*http.Request, error) {
 	var err error
@@ -2954,6 +3099,94 @@ func NewGetGroupRequest(server string, groupID GroupID) (*http.Request, error) {
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewListenToGroupRequest constructs an http.Request for the ListenToGroup method
+func NewListenToGroupRequest(server string, groupID GroupID, params *ListenToGroupParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "groupId", groupID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/groups/%s/events", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.LastEventID != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "lastEventId", *params.LastEventID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Wait != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "wait", *params.Wait, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.LastEventIDHeader != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Last-Event-ID", *params.LastEventIDHeader, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Last-Event-ID", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -4087,6 +4320,19 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with PATCH /v1/devices/{deviceId} (the `ChangeDevice` operationId).
 	ChangeDeviceWithResponse(ctx context.Context, deviceID DeviceID, body ChangeDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*ChangeDeviceResponse, error)
 
+	// ListenWithResponse Hear of all that one may hear
+	//
+	// As Server-Sent Events unless `Accept` asks for application/json alone, which is one long poll of at most `wait` seconds. It begins with how each group is now, of type `groupcast.group.state`; ids are opaque. Resume with the last
+	// id: nothing is missing then and nothing comes twice. If that can't be done, or the id is unknown, an event `resync` says why and carries how everything is
+	// now; what isn't in it is no more.
+	//
+	// Events are named `group` or `account`, and their data are CloudEvents. The stream ends with the token, or when the caller is removed; an event `end` says why.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/events (the `Listen` operationId).
+	ListenWithResponse(ctx context.Context, params *ListenParams, reqEditors ...RequestEditorFn) (*ListenResponse, error)
+
 	// GetGatewayWithResponse Read a gateway's declaration and its address pool
 	//
 	// Answers what the gateway declared and how many of its group IPs are free, allocated and quarantined.
@@ -4149,6 +4395,19 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/groups/{groupId} (the `GetGroup` operationId).
 	GetGroupWithResponse(ctx context.Context, groupID GroupID, reqEditors ...RequestEditorFn) (*GetGroupResponse, error)
+
+	// ListenToGroupWithResponse Hear of one group
+	//
+	// As Server-Sent Events unless `Accept` asks for application/json alone, which is one long poll of at most `wait` seconds. Its first event is how the group is now, of type `groupcast.group.state`; ids are the `rev`. Resume with the last
+	// id: nothing is missing then and nothing comes twice. If that can't be done, or the id is unknown, an event `resync` says why and carries how everything is
+	// now; what isn't in it is no more.
+	//
+	// Events are named `group` or `account`, and their data are CloudEvents. The stream ends with the token, with the device's membership, with the link or with the group; an event `end` says why.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/groups/{groupId}/events (the `ListenToGroup` operationId).
+	ListenToGroupWithResponse(ctx context.Context, groupID GroupID, params *ListenToGroupParams, reqEditors ...RequestEditorFn) (*ListenToGroupResponse, error)
 
 	// LoginWithBodyWithResponse Log in
 	//
@@ -5492,6 +5751,61 @@ func (r ChangeDeviceResponse) ContentType() string {
 	return ""
 }
 
+type ListenResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *EventBatch
+	// ApplicationProblemJSON4XX the response for an HTTP 4XX `application/problem+json` response
+	ApplicationProblemJSON4XX *Problem
+	// ApplicationProblemJSON5XX the response for an HTTP 5XX `application/problem+json` response
+	ApplicationProblemJSON5XX *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListenResponse) GetJSON200() *EventBatch {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON4XX returns the response for an HTTP 4XX `application/problem+json` response
+func (r ListenResponse) GetApplicationProblemJSON4XX() *Problem {
+	return r.ApplicationProblemJSON4XX
+}
+
+// GetApplicationProblemJSON5XX returns the response for an HTTP 5XX `application/problem+json` response
+func (r ListenResponse) GetApplicationProblemJSON5XX() *Problem {
+	return r.ApplicationProblemJSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r ListenResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListenResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListenResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListenResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type GetGatewayResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -5778,6 +6092,61 @@ func (r GetGroupResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetGroupResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListenToGroupResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *EventBatch
+	// ApplicationProblemJSON4XX the response for an HTTP 4XX `application/problem+json` response
+	ApplicationProblemJSON4XX *Problem
+	// ApplicationProblemJSON5XX the response for an HTTP 5XX `application/problem+json` response
+	ApplicationProblemJSON5XX *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListenToGroupResponse) GetJSON200() *EventBatch {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON4XX returns the response for an HTTP 4XX `application/problem+json` response
+func (r ListenToGroupResponse) GetApplicationProblemJSON4XX() *Problem {
+	return r.ApplicationProblemJSON4XX
+}
+
+// GetApplicationProblemJSON5XX returns the response for an HTTP 5XX `application/problem+json` response
+func (r ListenToGroupResponse) GetApplicationProblemJSON5XX() *Problem {
+	return r.ApplicationProblemJSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r ListenToGroupResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListenToGroupResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListenToGroupResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListenToGroupResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -7258,6 +7627,25 @@ func (c *ClientWithResponses) ChangeDeviceWithResponse(ctx context.Context, devi
 	return ParseChangeDeviceResponse(rsp)
 }
 
+// ListenWithResponse Hear of all that one may hear
+//
+// As Server-Sent Events unless `Accept` asks for application/json alone, which is one long poll of at most `wait` seconds. It begins with how each group is now, of type `groupcast.group.state`; ids are opaque. Resume with the last
+// id: nothing is missing then and nothing comes twice. If that can't be done, or the id is unknown, an event `resync` says why and carries how everything is
+// now; what isn't in it is no more.
+//
+// Events are named `group` or `account`, and their data are CloudEvents. The stream ends with the token, or when the caller is removed; an event `end` says why.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/events (the `Listen` operationId).
+func (c *ClientWithResponses) ListenWithResponse(ctx context.Context, params *ListenParams, reqEditors ...RequestEditorFn) (*ListenResponse, error) {
+	rsp, err := c.Listen(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListenResponse(rsp)
+}
+
 // GetGatewayWithResponse Read a gateway's declaration and its address pool
 //
 // Answers what the gateway declared and how many of its group IPs are free, allocated and quarantined.
@@ -7355,6 +7743,25 @@ func (c *ClientWithResponses) GetGroupWithResponse(ctx context.Context, groupID 
 		return nil, err
 	}
 	return ParseGetGroupResponse(rsp)
+}
+
+// ListenToGroupWithResponse Hear of one group
+//
+// As Server-Sent Events unless `Accept` asks for application/json alone, which is one long poll of at most `wait` seconds. Its first event is how the group is now, of type `groupcast.group.state`; ids are the `rev`. Resume with the last
+// id: nothing is missing then and nothing comes twice. If that can't be done, or the id is unknown, an event `resync` says why and carries how everything is
+// now; what isn't in it is no more.
+//
+// Events are named `group` or `account`, and their data are CloudEvents. The stream ends with the token, with the device's membership, with the link or with the group; an event `end` says why.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/groups/{groupId}/events (the `ListenToGroup` operationId).
+func (c *ClientWithResponses) ListenToGroupWithResponse(ctx context.Context, groupID GroupID, params *ListenToGroupParams, reqEditors ...RequestEditorFn) (*ListenToGroupResponse, error) {
+	rsp, err := c.ListenToGroup(ctx, groupID, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListenToGroupResponse(rsp)
 }
 
 // LoginWithBodyWithResponse Log in
@@ -8593,6 +9000,49 @@ func ParseChangeDeviceResponse(rsp *http.Response) (*ChangeDeviceResponse, error
 	return response, nil
 }
 
+// ParseListenResponse parses an HTTP response from a ListenWithResponse call
+func ParseListenResponse(rsp *http.Response) (*ListenResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListenResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest EventBatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON5XX = &dest
+
+	case rsp.StatusCode == 200:
+		// Content-type (text/event-stream) unsupported
+
+	}
+
+	return response, nil
+}
+
 // ParseGetGatewayResponse parses an HTTP response from a GetGatewayWithResponse call
 func ParseGetGatewayResponse(rsp *http.Response) (*GetGatewayResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -8834,6 +9284,49 @@ func ParseGetGroupResponse(rsp *http.Response) (*GetGroupResponse, error) {
 			return nil, err
 		}
 		response.ApplicationProblemJSON5XX = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListenToGroupResponse parses an HTTP response from a ListenToGroupWithResponse call
+func ParseListenToGroupResponse(rsp *http.Response) (*ListenToGroupResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListenToGroupResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest EventBatch
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON5XX = &dest
+
+	case rsp.StatusCode == 200:
+		// Content-type (text/event-stream) unsupported
 
 	}
 

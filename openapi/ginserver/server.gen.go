@@ -80,6 +80,9 @@ type ServerInterface interface {
 	// ChangeDevice Rename a device or change its trigger
 	// (PATCH /v1/devices/{deviceId})
 	ChangeDevice(c *gin.Context, deviceID DeviceID)
+	// Listen Hear of all that one may hear
+	// (GET /v1/events)
+	Listen(c *gin.Context, params ListenParams)
 	// GetGateway Read a gateway's declaration and its address pool
 	// (GET /v1/gateways/{gatewayId})
 	GetGateway(c *gin.Context, gatewayID GatewayID)
@@ -95,6 +98,9 @@ type ServerInterface interface {
 	// GetGroup Read one group
 	// (GET /v1/groups/{groupId})
 	GetGroup(c *gin.Context, groupID GroupID)
+	// ListenToGroup Hear of one group
+	// (GET /v1/groups/{groupId}/events)
+	ListenToGroup(c *gin.Context, groupID GroupID, params ListenToGroupParams)
 	// Login Log in
 	// (POST /v1/login)
 	Login(c *gin.Context)
@@ -670,6 +676,62 @@ func (siw *ServerInterfaceWrapper) ChangeDevice(c *gin.Context) {
 	siw.Handler.ChangeDevice(c, deviceID)
 }
 
+// Listen operation middleware
+func (siw *ServerInterfaceWrapper) Listen(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListenParams
+
+	// ------------- Optional query parameter "lastEventId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "lastEventId", c.Request.URL.Query(), &params.LastEventID, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter lastEventId: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "wait" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "wait", c.Request.URL.Query(), &params.Wait, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter wait: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "Last-Event-ID" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Last-Event-ID")]; found {
+		var LastEventIDHeader LastEventIDHeader
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Last-Event-ID, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Last-Event-ID", valueList[0], &LastEventIDHeader, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Last-Event-ID: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.LastEventIDHeader = &LastEventIDHeader
+
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.Listen(c, params)
+}
+
 // GetGateway operation middleware
 func (siw *ServerInterfaceWrapper) GetGateway(c *gin.Context) {
 
@@ -878,6 +940,71 @@ func (siw *ServerInterfaceWrapper) GetGroup(c *gin.Context) {
 	}
 
 	siw.Handler.GetGroup(c, groupID)
+}
+
+// ListenToGroup operation middleware
+func (siw *ServerInterfaceWrapper) ListenToGroup(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "groupId" -------------
+	var groupID GroupID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "groupId", c.Param("groupId"), &groupID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter groupId: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListenToGroupParams
+
+	// ------------- Optional query parameter "lastEventId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "lastEventId", c.Request.URL.Query(), &params.LastEventID, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter lastEventId: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "wait" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "wait", c.Request.URL.Query(), &params.Wait, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter wait: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "Last-Event-ID" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Last-Event-ID")]; found {
+		var LastEventIDHeader LastEventIDHeader
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Last-Event-ID, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Last-Event-ID", valueList[0], &LastEventIDHeader, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Last-Event-ID: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.LastEventIDHeader = &LastEventIDHeader
+
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ListenToGroup(c, groupID, params)
 }
 
 // Login operation middleware
@@ -1398,11 +1525,13 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.DELETE(options.BaseURL+"/v1/devices/:deviceId", wrapper.RemoveDevice)
 	router.GET(options.BaseURL+"/v1/devices/:deviceId", wrapper.GetDevice)
 	router.PATCH(options.BaseURL+"/v1/devices/:deviceId", wrapper.ChangeDevice)
+	router.GET(options.BaseURL+"/v1/events", wrapper.Listen)
 	router.GET(options.BaseURL+"/v1/gateways/:gatewayId", wrapper.GetGateway)
 	router.PUT(options.BaseURL+"/v1/gateways/:gatewayId", wrapper.DeclareGateway)
 	router.GET(options.BaseURL+"/v1/gateways/:gatewayId/groups", wrapper.GetGroupInformation)
 	router.GET(options.BaseURL+"/v1/groups", wrapper.ListGroups)
 	router.GET(options.BaseURL+"/v1/groups/:groupId", wrapper.GetGroup)
+	router.GET(options.BaseURL+"/v1/groups/:groupId/events", wrapper.ListenToGroup)
 	router.POST(options.BaseURL+"/v1/login", wrapper.Login)
 	router.POST(options.BaseURL+"/v1/logout", wrapper.Logout)
 	router.GET(options.BaseURL+"/v1/premises", wrapper.ListPremises)
@@ -2558,6 +2687,105 @@ func (response ChangeDevice5XXApplicationProblemPlusJSONResponse) VisitChangeDev
 	return err
 }
 
+type ListenRequestObject struct {
+	Params ListenParams
+}
+
+type ListenResponseObject interface {
+	VisitListenResponse(w http.ResponseWriter) error
+}
+
+type Listen200JSONResponse EventBatch
+
+func (response Listen200JSONResponse) VisitListenResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type Listen200TextEventStreamResponse struct {
+	Body          io.Reader
+	ContentLength int64
+}
+
+func (response Listen200TextEventStreamResponse) VisitListenResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/event-stream")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	flusher, ok := w.(http.Flusher)
+	if !ok {
+		// If w doesn't support flushing, fall back to io.Copy.
+		_, err := io.Copy(w, response.Body)
+		return err
+	}
+	// text/event-stream messages are typically small; use a
+	// modest buffer and flush after each chunk so clients see
+	// events immediately instead of waiting on OS buffering.
+	buf := make([]byte, 4096)
+	for {
+		n, err := response.Body.Read(buf)
+		if n > 0 {
+			if _, writeErr := w.Write(buf[:n]); writeErr != nil {
+				return writeErr
+			}
+			flusher.Flush()
+		}
+		if err != nil {
+			if err == io.EOF {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+type Listen4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response Listen4XXApplicationProblemPlusJSONResponse) VisitListenResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type Listen5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response Listen5XXApplicationProblemPlusJSONResponse) VisitListenResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetGatewayRequestObject struct {
 	GatewayID GatewayID `json:"gatewayId"`
 }
@@ -2863,6 +3091,106 @@ type GetGroup5XXApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetGroup5XXApplicationProblemPlusJSONResponse) VisitGetGroupResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListenToGroupRequestObject struct {
+	GroupID GroupID `json:"groupId"`
+	Params  ListenToGroupParams
+}
+
+type ListenToGroupResponseObject interface {
+	VisitListenToGroupResponse(w http.ResponseWriter) error
+}
+
+type ListenToGroup200JSONResponse EventBatch
+
+func (response ListenToGroup200JSONResponse) VisitListenToGroupResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListenToGroup200TextEventStreamResponse struct {
+	Body          io.Reader
+	ContentLength int64
+}
+
+func (response ListenToGroup200TextEventStreamResponse) VisitListenToGroupResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/event-stream")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	flusher, ok := w.(http.Flusher)
+	if !ok {
+		// If w doesn't support flushing, fall back to io.Copy.
+		_, err := io.Copy(w, response.Body)
+		return err
+	}
+	// text/event-stream messages are typically small; use a
+	// modest buffer and flush after each chunk so clients see
+	// events immediately instead of waiting on OS buffering.
+	buf := make([]byte, 4096)
+	for {
+		n, err := response.Body.Read(buf)
+		if n > 0 {
+			if _, writeErr := w.Write(buf[:n]); writeErr != nil {
+				return writeErr
+			}
+			flusher.Flush()
+		}
+		if err != nil {
+			if err == io.EOF {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+type ListenToGroup4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListenToGroup4XXApplicationProblemPlusJSONResponse) VisitListenToGroupResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListenToGroup5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListenToGroup5XXApplicationProblemPlusJSONResponse) VisitListenToGroupResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -3968,6 +4296,9 @@ type StrictServerInterface interface {
 	// ChangeDevice Rename a device or change its trigger
 	// (PATCH /v1/devices/{deviceId})
 	ChangeDevice(ctx context.Context, request ChangeDeviceRequestObject) (ChangeDeviceResponseObject, error)
+	// Listen Hear of all that one may hear
+	// (GET /v1/events)
+	Listen(ctx context.Context, request ListenRequestObject) (ListenResponseObject, error)
 	// GetGateway Read a gateway's declaration and its address pool
 	// (GET /v1/gateways/{gatewayId})
 	GetGateway(ctx context.Context, request GetGatewayRequestObject) (GetGatewayResponseObject, error)
@@ -3983,6 +4314,9 @@ type StrictServerInterface interface {
 	// GetGroup Read one group
 	// (GET /v1/groups/{groupId})
 	GetGroup(ctx context.Context, request GetGroupRequestObject) (GetGroupResponseObject, error)
+	// ListenToGroup Hear of one group
+	// (GET /v1/groups/{groupId}/events)
+	ListenToGroup(ctx context.Context, request ListenToGroupRequestObject) (ListenToGroupResponseObject, error)
 	// Login Log in
 	// (POST /v1/login)
 	Login(ctx context.Context, request LoginRequestObject) (LoginResponseObject, error)
@@ -4760,6 +5094,32 @@ func (sh *strictHandler) ChangeDevice(ctx *gin.Context, deviceID DeviceID) {
 	}
 }
 
+// Listen operation middleware
+func (sh *strictHandler) Listen(ctx *gin.Context, params ListenParams) {
+	var request ListenRequestObject
+
+	request.Params = params
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.Listen(ctx, request.(ListenRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "Listen")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ListenResponseObject); ok {
+		if err := validResponse.VisitListenResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
 // GetGateway operation middleware
 func (sh *strictHandler) GetGateway(ctx *gin.Context, gatewayID GatewayID) {
 	var request GetGatewayRequestObject
@@ -4902,6 +5262,33 @@ func (sh *strictHandler) GetGroup(ctx *gin.Context, groupID GroupID) {
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(GetGroupResponseObject); ok {
 		if err := validResponse.VisitGetGroupResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ListenToGroup operation middleware
+func (sh *strictHandler) ListenToGroup(ctx *gin.Context, groupID GroupID, params ListenToGroupParams) {
+	var request ListenToGroupRequestObject
+
+	request.GroupID = groupID
+	request.Params = params
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListenToGroup(ctx, request.(ListenToGroupRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListenToGroup")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ListenToGroupResponseObject); ok {
+		if err := validResponse.VisitListenToGroupResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

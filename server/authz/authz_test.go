@@ -36,6 +36,8 @@ func TestDecisionsOfTheContract(t *testing.T) {
 			"leave":               {device, service, user},
 			"listGroups":          {device, gateway, service, user},
 			"getGroup":            {device, gateway, service, user},
+			"listen":              {device, service, user},
+			"listenToGroup":       {device, service, user},
 			"declareGateway":      {gateway},
 			"getGateway":          {gateway},
 			"getGroupInformation": {gateway},

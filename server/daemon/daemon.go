@@ -30,6 +30,7 @@ import (
 	"github.com/groupcast/groupcast/server/eventhub"
 	"github.com/groupcast/groupcast/server/eventqueue"
 	"github.com/groupcast/groupcast/server/eventrelay"
+	"github.com/groupcast/groupcast/server/eventstreams"
 	"github.com/groupcast/groupcast/server/expiry"
 	"github.com/groupcast/groupcast/server/gateways"
 	"github.com/groupcast/groupcast/server/groups"
@@ -64,10 +65,11 @@ type Daemon struct {
 	log   *slog.Logger
 	store *store.Store
 	hub   *longpoll.Hub
-	// listeners are those who wait for events.
+	// listeners are those who wait for events, and streams what they hear.
 	listeners *eventhub.Hub
 	queue     *eventqueue.Queue
 	relay     *eventrelay.Relay
+	streams   *eventstreams.Service
 
 	public, admin, metrics listening
 
@@ -178,7 +180,9 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 	hooks := webhooks.New(d.store, kek, d.webhookRules())
 	courier := webhooks.NewCourier(hooks, d.log, registry)
 	d.background = append(d.background, courier.Run)
-	if err := d.tellWaiters(courier); err != nil { //nolint:contextcheck // what a commit wakes outlives its request
+	tail := eventstreams.NewTail(d.store, d.listeners, d.log)
+	d.background = append(d.background, tail.Run)
+	if err := d.tellWaiters(courier, tail); err != nil { //nolint:contextcheck // what a commit wakes outlives its request
 		return edges{}, err
 	}
 	accountService := accounts.New(d.store, d.cfg.Quotas)
@@ -193,6 +197,18 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		return edges{}, err
 	}
 	d.background = append(d.background, id.run...)
+	cursorKey, err := kek.Derive("event cursors")
+	if err != nil {
+		return edges{}, err
+	}
+	d.streams, err = eventstreams.New(eventstreams.Options{
+		Store: d.store, Groups: groupService, Hub: d.listeners, Tail: tail, SessionLives: id.users.SessionLives, CursorKey: cursorKey,
+		Now: time.Now, MaxStreams: d.cfg.LongPollMaxWaiters, Log: d.log, Metrics: registry,
+	})
+	if err != nil {
+		return edges{}, err
+	}
+	d.background = append(d.background, d.streams.Run)
 
 	limits, err := d.newLimits()
 	if err != nil {
@@ -228,6 +244,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		Polls:         d.hub,
 		Webhooks:      hooks,
 		Courier:       courier,
+		Streams:       d.streams,
 		OAuth:         id.OAuth,
 		Keys:          ring,
 		Ready:         d.ready,
@@ -264,7 +281,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 }
 
 // tellWaiters sees to it that whoever waits for a change hears of it, in this process and in the other replicas.
-func (d *Daemon) tellWaiters(courier *webhooks.Courier) error {
+func (d *Daemon) tellWaiters(courier *webhooks.Courier, tail *eventstreams.Tail) error {
 	wake := func(c store.Changed) {
 		for _, id := range c.Gateways {
 			d.hub.Wake(id)
@@ -274,6 +291,9 @@ func (d *Daemon) tellWaiters(courier *webhooks.Courier) error {
 			if d.mqtt != nil {
 				d.mqtt.Wake(p)
 			}
+		}
+		if len(c.Events) > 0 {
+			tail.Nudge()
 		}
 	}
 	var others *hints.Hints
@@ -389,7 +409,8 @@ func (d *Daemon) Stop(ctx context.Context) error {
 	if d.mqtt != nil {
 		drained.Go(func() { d.mqtt.Drain(drain, d.cfg.DrainTime) })
 	}
-	d.hub.Drain(drain, d.cfg.DrainTime)
+	drained.Go(func() { d.hub.Drain(drain, d.cfg.DrainTime) })
+	drained.Go(func() { d.streams.Drain(drain, d.cfg.DrainTime) })
 	drained.Wait()
 	cancel()
 	finish, cancel := context.WithTimeout(ctx, stopTimeout)

@@ -143,7 +143,11 @@ func TestMatrix(t *testing.T) {
 				send := func(h house, kind models.Kind, o objects) *http.Response {
 					filled := strings.NewReplacer("{premisesId}", string(o.premises), "{deviceId}", o.device.String(), "{gatewayId}", o.gateway.String(),
 						"{serviceId}", string(o.service), "{registrationId}", o.registration, "{groupId}", o.group, "{webhookId}", o.webhook).Replace(path)
-					return s.do(t, method, filled, body(op.OperationID, kind, o), h.as(kind)...)
+					header := h.as(kind)
+					if strings.HasPrefix(op.OperationID, "listen") { // else it would be a stream, which has no end
+						header = append(header, "Accept", "application/json")
+					}
+					return s.do(t, method, filled, body(op.OperationID, kind, o), header...)
 				}
 				for _, kind := range []models.Kind{"", models.KindDevice, models.KindGateway, models.KindUser, models.KindService} {
 					t.Run(op.OperationID+"/"+string(kind), func(t *testing.T) {

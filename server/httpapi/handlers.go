@@ -9,6 +9,7 @@ import (
 	"github.com/groupcast/groupcast/openapi/ginserver"
 	"github.com/groupcast/groupcast/server/accounts"
 	"github.com/groupcast/groupcast/server/enrolment"
+	"github.com/groupcast/groupcast/server/eventstreams"
 	"github.com/groupcast/groupcast/server/gateways"
 	"github.com/groupcast/groupcast/server/groups"
 	"github.com/groupcast/groupcast/server/keys"
@@ -30,6 +31,7 @@ type Services struct {
 	Polls         *longpoll.Hub
 	Webhooks      *webhooks.Service
 	Courier       *webhooks.Courier
+	Streams       *eventstreams.Service
 	OAuth         *oauth.Service
 	Keys          *keys.Ring
 	// Ready tells whether the service can do its work; its error says why not.

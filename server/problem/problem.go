@@ -66,7 +66,7 @@ var catalogue = map[models.Code]row{
 	models.CodePoolExhausted:        {status: http.StatusConflict, title: "No group IP is free"},
 	models.CodeRangeConflict:        {status: http.StatusConflict, title: "The range conflicts with another"},
 	models.CodeBadRange:             {status: http.StatusUnprocessableEntity, title: "The range is not usable"},
-	models.CodeBadURL:           {status: http.StatusUnprocessableEntity, title: "The URL may not be used"},
+	models.CodeBadURL:               {status: http.StatusUnprocessableEntity, title: "The URL may not be used"},
 	models.CodeAlreadyExists:        {status: http.StatusConflict, title: "It exists already"},
 	models.CodeIdempotencyKeyReused: {status: http.StatusUnprocessableEntity, title: "The Idempotency-Key was used for another request"},
 	models.CodeQuotaExceeded:        {status: http.StatusConflict, title: "A quota is used up"},

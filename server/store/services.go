@@ -119,6 +119,14 @@ func linkCovers(premises string) string {
 	return "(l.premises_filter = '*' OR l.premises_filter LIKE '% ' || " + premises + " || ' %')"
 }
 
+// linkHears is the condition that the consent of the link l lets its service hear of the event under an alias now: of the link itself; of a group
+// in premises that it covers with gc:events, or with gc:notify while the service is a member.
+func linkHears(event string) string {
+	return "(" + event + ".group_id = '' OR " + linkCovers(event+".premises_id") + " AND (" + linkGranting(models.ScopeEvents) + " OR " +
+		linkGranting(models.ScopeNotify) + " AND EXISTS (SELECT 1 FROM registrations r WHERE r.group_id = " + event + ".group_id " +
+		"AND r.owner_service = l.service_id AND r.member_id = l.service_account_id)))"
+}
+
 // InsertLink adds a link unless the account is linked with the service already, and tells whether it was added. A service or an account that
 // doesn't exist is IsReference; a service account id by which the service knows another account is IsDuplicate.
 func (tx *Tx) InsertLink(l models.Link) (bool, error) {

@@ -213,6 +213,12 @@ func (s *Service) Principal(ctx context.Context, token string) (models.Principal
 	}, nil
 }
 
+// SessionLives tells whether a session has not ended. Asking is no use of it.
+func (s *Service) SessionLives(ctx context.Context, hash []byte) (bool, error) {
+	_, found, err := s.store.Session(ctx, hash, Idle, Life)
+	return found, err
+}
+
 // AppPrincipal tells for whom an app's token speaks, as a caller without scopes. A user that is gone is CodeUnauthenticated, and so is a
 // token from before the last change of the password.
 func (s *Service) AppPrincipal(ctx context.Context, t tokens.Subject) (models.Principal, error) {

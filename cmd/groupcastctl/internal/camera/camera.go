@@ -36,6 +36,8 @@ type Config struct {
 	Log     *slog.Logger
 	// Joined is told the group IP at first and each time it changed.
 	Joined func(api.RegistrationAnswer)
+	// Await, if it isn't nil, returns when the stream is to begin. What comes in at Relay before that is dropped.
+	Await func(context.Context, api.RegistrationAnswer) error
 }
 
 // Summary is what a camera did.
@@ -52,14 +54,30 @@ func Run(ctx, leaveBy context.Context, c Config) (Summary, error) {
 		return Summary{}, err
 	}
 	defer sender.Close()
-	stream := func(ctx context.Context) error { return sendTransportStream(ctx, c.Stream, c.Pace, sender.Send) }
+	begin := make(chan struct{}) // closed when the stream is to begin
+	stream := func(ctx context.Context) error {
+		select {
+		case <-begin:
+			return sendTransportStream(ctx, c.Stream, c.Pace, sender.Send)
+		case <-ctx.Done():
+			return nil
+		}
+	}
 	if c.Relay.IsValid() {
 		in, err := openRelay(c.Relay)
 		if err != nil {
 			return Summary{}, err
 		}
 		defer in.close()
-		stream = func(ctx context.Context) error { return in.run(ctx, sender.Send) }
+		stream = func(ctx context.Context) error {
+			return in.run(ctx, func(datagram []byte) {
+				select {
+				case <-begin:
+					sender.Send(datagram)
+				default:
+				}
+			})
+		}
 	}
 	joined := func(answer api.RegistrationAnswer) {
 		sender.Aim(netip.AddrPortFrom(answer.GroupIP, c.MediaPort))
@@ -73,12 +91,21 @@ func Run(ctx, leaveBy context.Context, c Config) (Summary, error) {
 
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	kept, ended := make(chan struct{}), make(chan error, 1)
+	kept, ended := make(chan struct{}), make(chan error, 2)
 	go func() {
 		defer close(kept)
 		c.Lease.Keep(ctx, joined)
 	}()
 	go func() { ended <- stream(ctx) }()
+	go func() {
+		if c.Await != nil {
+			if err := c.Await(ctx, answer); err != nil {
+				ended <- err
+				return
+			}
+		}
+		close(begin)
+	}()
 	select {
 	case err = <-ended:
 		if err == nil {
