@@ -153,6 +153,7 @@ func (l *linter) operations() {
 			l.responses(at, op)
 			l.problems(at, item, op, open)
 			l.deprecation(at, op)
+			l.pages(at, op)
 			if method == "POST" {
 				l.idempotency(at, op)
 			}
@@ -352,6 +353,35 @@ func (l *linter) ways(op *openapi3.Operation) openapi3.SecurityRequirements {
 		return *op.Security
 	}
 	return l.doc.Security
+}
+
+// pages wants that whatever is called a list is read in pages, or says why it never grows.
+func (l *linter) pages(at string, op *openapi3.Operation) {
+	why, whole := op.Extensions["x-gc-whole"].(string)
+	if !strings.HasPrefix(op.OperationID, "list") {
+		if whole {
+			l.add("%s: x-gc-whole stands where no list is", at)
+		}
+		return
+	}
+	if whole {
+		if why == "" {
+			l.add("%s: x-gc-whole wants the reason why the list stays short", at)
+		}
+		return
+	}
+	size, token := op.Parameters.GetByInAndName("query", "pageSize"), op.Parameters.GetByInAndName("query", "pageToken")
+	if size == nil || token == nil {
+		l.add("%s: a list takes pageSize and pageToken, or says in x-gc-whole why it stays short", at)
+		return
+	}
+	if s := size.Schema.Value; s.Min == nil || *s.Min != 1 || s.Max == nil || *s.Max != 500 {
+		l.add("%s: pageSize goes from 1 to 500", at)
+	}
+	answer := op.Responses.Value("200")
+	if answer == nil || answer.Value.Content["application/json"] == nil || answer.Value.Content["application/json"].Schema.Value.Properties["nextPageToken"] == nil {
+		l.add("%s: a page has nextPageToken", at)
+	}
 }
 
 // deprecation wants that callers of a deprecated operation hear of it in every answer, and until when it works.
