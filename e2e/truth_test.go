@@ -99,7 +99,7 @@ func (p *polling) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		cancel()
 	}
-	return answer, err //nolint:bodyclose // the caller's
+	return answer, err
 }
 
 // failOver ends what is under way and goes on at the other replica.

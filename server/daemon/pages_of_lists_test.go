@@ -44,10 +44,13 @@ func (s *service) lists(t *testing.T) map[string]listed {
 	}
 	credentials := "/admin/services/svc-other/credentials"
 	return map[string]listed{
-		"listRegistrations": {"/v1/registrations", upload, "registrationId",
+		"listRegistrations": {
+			"/v1/registrations", upload, "registrationId",
 			func(i int) { s.join(t, h, "door", groupIP, fmt.Sprint("w", i)) },
-			func(id string) { gone("/v1/registrations/"+id, upload) }},
-		"listGroups": {"/v1/groups", user, "groupId",
+			func(id string) { gone("/v1/registrations/"+id, upload) },
+		},
+		"listGroups": {
+			"/v1/groups", user, "groupId",
 			func(i int) {
 				status, body := s.post(t, h.cameraToken, `{"type":"Device","id":"%s","destination":false,"privateIPv4":%q,"groupName":"g%d"}`, h.camera, cameraAddr, i)
 				require.Equal(t, http.StatusOK, status, "%v", body)
@@ -63,8 +66,10 @@ func (s *service) lists(t *testing.T) map[string]listed {
 					}
 				}
 				gone("/v1/registrations/"+sources[name], camera)
-			}},
-		"listLinks": {"/v1/account/services", bystander, "serviceId",
+			},
+		},
+		"listLinks": {
+			"/v1/account/services", bystander, "serviceId",
 			func(i int) {
 				id := models.ServiceID(fmt.Sprint("svc-", i))
 				v, err := s.admin.CreateServiceWithResponse(t.Context(), nil, adminapi.ServiceRequest{ServiceID: id, Name: string(id)})
@@ -74,8 +79,10 @@ func (s *service) lists(t *testing.T) map[string]listed {
 				require.NoError(t, err)
 				require.NotNil(t, l.JSON200, "%s", l.Body)
 			},
-			func(id string) { gone("/v1/account/services/"+id, bystander) }},
-		"listPremises": {"/v1/premises", user, "premisesId",
+			func(id string) { gone("/v1/account/services/"+id, bystander) },
+		},
+		"listPremises": {
+			"/v1/premises", user, "premisesId",
 			func(i int) {
 				r := s.do(t, http.MethodPost, "/v1/premises", fmt.Sprintf(`{"name":"p%d"}`, i), user...)
 				require.Equal(t, http.StatusCreated, r.StatusCode, "%s", text(t, r))
@@ -84,30 +91,39 @@ func (s *service) lists(t *testing.T) map[string]listed {
 				if id != string(h.premises) { // that one has devices
 					gone("/v1/premises/"+id, user)
 				}
-			}},
-		"listDevices": {"/v1/devices", bystander, "deviceId",
+			},
+		},
+		"listDevices": {
+			"/v1/devices", bystander, "deviceId",
 			func(i int) {
 				d, err := s.admin.CreateDeviceWithResponse(t.Context(), nil, adminapi.DeviceRequest{PremisesID: other.premises, Type: models.DevicePhone, Name: fmt.Sprint("d", i)})
 				require.NoError(t, err)
 				require.NotNil(t, d.JSON200, "%s", d.Body)
 			},
-			func(id string) { gone("/v1/devices/"+id, bystander) }},
-		"listAccounts": {path: "/admin/accounts", id: "accountId",
+			func(id string) { gone("/v1/devices/"+id, bystander) },
+		},
+		"listAccounts": {
+			path: "/admin/accounts", id: "accountId",
 			add: func(i int) {
 				_, err := s.admin.CreateAccountWithResponse(t.Context(), nil, adminapi.AccountRequest{Name: fmt.Sprint("a", i)})
 				require.NoError(t, err)
-			}},
-		"listAudit": {path: "/admin/audit", id: "id",
+			},
+		},
+		"listAudit": {
+			path: "/admin/audit", id: "id",
 			add: func(i int) {
 				_, err := s.admin.CreateAccountWithResponse(t.Context(), nil, adminapi.AccountRequest{Name: fmt.Sprint("b", i)})
 				require.NoError(t, err)
-			}},
-		"listServiceCredentials": {credentials, nil, "credentialId",
+			},
+		},
+		"listServiceCredentials": {
+			credentials, nil, "credentialId",
 			func(int) {
 				_, err := s.admin.CreateServiceCredentialWithResponse(t.Context(), "svc-other", nil, adminapi.ServiceCredentialRequest{})
 				require.NoError(t, err)
 			},
-			func(id string) { gone(credentials+"/"+id, nil) }},
+			func(id string) { gone(credentials+"/"+id, nil) },
+		},
 	}
 }
 
@@ -194,8 +210,10 @@ func TestPagesOfLists(t *testing.T) {
 			})
 		}
 		for name, l := range lists {
-			for _, query := range []string{"pageSize=0", "pageSize=501", "pageSize=-1", "pageSize=x", "pageSize=2147483648", "pageSize=2&pageSize=2",
-				"pageToken=", "pageToken=abc", "pageToken=!", "pageToken=" + strings.Repeat("A", 129), "pageToken=MS4"} {
+			for _, query := range []string{
+				"pageSize=0", "pageSize=501", "pageSize=-1", "pageSize=x", "pageSize=2147483648", "pageSize=2&pageSize=2",
+				"pageToken=", "pageToken=abc", "pageToken=!", "pageToken=" + strings.Repeat("A", 129), "pageToken=MS4",
+			} {
 				r := s.send(t, http.MethodGet, l.path+"?"+query, l.header)
 				assert.Equal(t, http.StatusBadRequest, r.StatusCode, "%s?%s", name, query)
 				assert.Equal(t, "application/problem+json", r.Header.Get("Content-Type"))
