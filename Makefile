@@ -127,12 +127,12 @@ bench: bench-identity bench-registrations bench-events ## All figures
 
 .PHONY: history
 history: ## Longer histories of concurrent clients for the checker, and programs with bugs that it has to find (2 minutes)
-	go test -count=1 -timeout 0 -v -run '^TestHistory' ./e2e -history.steps=80 -history.homes=4 -history.mutants
+	go test -count=1 -timeout 0 -v -run '^TestHistory' ./e2e -history.steps=80 -history.homes=4 -history.check=10m -history.mutants
 
 .PHONY: rounds
-rounds: ## 64 clients on 25 addresses for ROUNDS (1000; 8 minutes), and CHECKS (5000; an hour) interleavings of restores and polls
+rounds: ## 64 clients on 25 addresses for ROUNDS (1000; 8 minutes), and CHECKS (200; 5 minutes) interleavings of restores and polls
 	go test -count=1 -timeout 0 -run '^TestRoundsOf64Clients$$' ./server/registrations -registrations.rounds=$(ROUNDS)
-	go test -count=1 -timeout 0 -run '^TestNeverTwoGroupsInTheDatabase$$' ./server/backup -rapid.checks=$(CHECKS)
+	go test -count=1 -timeout 0 -run '^TestNeverTwoGroupsInTheDatabase$$' ./server/backup -rapid.checks=$(if $(filter file,$(origin CHECKS)),200,$(CHECKS))
 
 .PHONY: chaos
 chaos: ## The drills of the events' queue for ROUNDS (20) each: deaths, a lost or full queue, a leader that is cut off

@@ -3,7 +3,6 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"io"
 	"maps"
@@ -315,9 +314,7 @@ var notFuzzed = map[string]bool{
 // is done, or refused by a rule of the domain that the operation lists; what doesn't fit is refused; nothing is ever a fault
 // of the service; and every answer fits the contract, too. `make contract-fuzz` does the same for longer.
 func TestContractFuzz(t *testing.T) {
-	if checks := flag.Lookup("rapid.checks"); checks.Value.String() == checks.DefValue {
-		require.NoError(t, checks.Value.Set("300")) // a few seconds
-	}
+	harness.Checks(t, 300) // a few seconds
 	ids := map[string]bool{}
 	for _, o := range operations(t) {
 		ids[o.OperationID] = true

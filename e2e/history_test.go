@@ -31,6 +31,7 @@ import (
 var (
 	historySteps   = flag.Int("history.steps", 25, "requests of each client in a recorded history")
 	historyHomes   = flag.Int("history.homes", 2, "homes, each with a history of its own, at the same time")
+	historyCheck   = flag.Duration("history.check", 2*time.Minute, "how long the checker may look for an order; it is done in seconds on an idle machine")
 	historyMutants = flag.Bool("history.mutants", false, "build programs with bugs and see that the checker finds them")
 )
 
@@ -63,16 +64,16 @@ func TestHistoryFindsABug(t *testing.T) {
 // TestHistoryFindsAMissingLock builds a groupcastd in which nobody locks the gateway, and proves that the checker sees it. The bug is in
 // an overlay of this build alone, so the program under test has no switch for it.
 func TestHistoryFindsAMissingLock(t *testing.T) {
-	if !*historyMutants {
-		t.Skip("builds another groupcastd: run make history")
-	}
-	const lock = "\"UPDATE gateways SET revision = revision + 1 WHERE id \"+where+\" RETURNING \"+gatewayColumns"
+	const lock = "\"UPDATE gateways SET revision = revision + 1 WHERE id \" + where + \" RETURNING \" + gatewayColumns"
 	file, err := filepath.Abs("../server/store/gateways.go")
 	require.NoError(t, err)
 	code, err := os.ReadFile(file)
 	require.NoError(t, err)
 	require.Equal(t, 1, strings.Count(string(code), lock), "the statement that locks has changed; change this test too")
-	without := strings.Replace(string(code), lock, "\"SELECT \"+gatewayColumns+\" FROM gateways WHERE id \"+where", 1)
+	if !*historyMutants {
+		t.Skip("builds another groupcastd: run make history")
+	}
+	without := strings.Replace(string(code), lock, "\"SELECT \" + gatewayColumns + \" FROM gateways WHERE id \" + where", 1)
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "gateways.go"), []byte(without), 0o600))
 	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{file: filepath.Join(dir, "gateways.go")}})
@@ -166,7 +167,7 @@ func recordHistory(t *testing.T, dataDir, url string, restart bool, servers ...*
 	gateways.Wait()
 	require.NoError(t, ctx.Err())
 	model := historyModel()
-	result := porcupine.CheckOperationsTimeout(model, r.all, time.Minute)
+	result := porcupine.CheckOperationsTimeout(model, r.all, *historyCheck)
 	t.Logf("%d requests: %s", len(r.all), result)
 	counts := map[string]int{}
 	for _, o := range r.all {

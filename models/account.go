@@ -102,7 +102,9 @@ type Consent struct {
 func (c Consent) Grants(scope string) bool { return slices.Contains(c.Scopes, scope) }
 
 // Covers tells whether the consent is for a premises.
-func (c Consent) Covers(p PremisesID) bool { return c.Premises == nil || slices.Contains(c.Premises, p) }
+func (c Consent) Covers(p PremisesID) bool {
+	return c.Premises == nil || slices.Contains(c.Premises, p)
+}
 
 // Equal tells whether both grant the same.
 func (c Consent) Equal(o Consent) bool {

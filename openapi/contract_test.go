@@ -71,6 +71,11 @@ func TestContractRulesFind(t *testing.T) {
 		{"a problem that every body can meet, not listed", "not-found, too-large, unsupported-media,", "not-found, too-large,", `"unsupported-media"`},
 		{"a body without an example", "            examples:\n              worked:\n                summary: The gateway", "            x-examples:\n              worked:\n                summary: The gateway", "PUT /v1/gateways/{gatewayId}: the application/json body"},
 		{"an answer without an example", "              examples:\n                left:", "              x-examples:\n                left:", "DELETE /v1/registrations/{registrationId}: 200"},
+		{"a list without pages", "        - $ref: \"#/components/parameters/PageToken\"\n", "", "pageToken"},
+		{"a page too large", "        maximum: 500\n", "        maximum: 501\n", "from 1 to 500"},
+		{"a page without a next", "        nextPageToken:\n", "        followingPageToken:\n", "has nextPageToken"},
+		{"a reason for a whole list where none is", "      operationId: leave\n", "      operationId: leave\n      x-gc-whole: It is short.\n", "no list is"},
+		{"a whole list without a reason", "      operationId: listLinks\n", "      operationId: listLinks\n      x-gc-whole: \"\"\n", "wants the reason"},
 		{"a deprecation without its dates", "      operationId: leave\n", "      operationId: leave\n      deprecated: true\n", "x-sunset"},
 		{"a deprecation that callers don't hear of", "      operationId: leave\n", "      operationId: leave\n      deprecated: true\n", "header Deprecation"},
 		{"an example that is no value of its schema", "destination: false\n                  privateIPv4", "destination: 7\n                  privateIPv4", "document"},
@@ -153,6 +158,7 @@ func (l *linter) operations() {
 			l.responses(at, op)
 			l.problems(at, item, op, open)
 			l.deprecation(at, op)
+			l.pages(at, op)
 			if method == "POST" {
 				l.idempotency(at, op)
 			}
@@ -352,6 +358,35 @@ func (l *linter) ways(op *openapi3.Operation) openapi3.SecurityRequirements {
 		return *op.Security
 	}
 	return l.doc.Security
+}
+
+// pages wants that whatever is called a list is read in pages, or says why it never grows.
+func (l *linter) pages(at string, op *openapi3.Operation) {
+	why, whole := op.Extensions["x-gc-whole"].(string)
+	if !strings.HasPrefix(op.OperationID, "list") {
+		if whole {
+			l.add("%s: x-gc-whole stands where no list is", at)
+		}
+		return
+	}
+	if whole {
+		if why == "" {
+			l.add("%s: x-gc-whole wants the reason why the list stays short", at)
+		}
+		return
+	}
+	size, token := op.Parameters.GetByInAndName("query", "pageSize"), op.Parameters.GetByInAndName("query", "pageToken")
+	if size == nil || token == nil {
+		l.add("%s: a list takes pageSize and pageToken, or says in x-gc-whole why it stays short", at)
+		return
+	}
+	if s := size.Schema.Value; s.Min == nil || *s.Min != 1 || s.Max == nil || *s.Max != 500 {
+		l.add("%s: pageSize goes from 1 to 500", at)
+	}
+	answer := op.Responses.Value("200")
+	if answer == nil || answer.Value.Content["application/json"] == nil || answer.Value.Content["application/json"].Schema.Value.Properties["nextPageToken"] == nil {
+		l.add("%s: a page has nextPageToken", at)
+	}
 }
 
 // deprecation wants that callers of a deprecated operation hear of it in every answer, and until when it works.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"strconv"
 	"time"
@@ -65,10 +66,13 @@ func (o *operator) command(use, short string, args cobra.PositionalArgs, run fun
 	}}
 }
 
+// key is drawn for each run of a command: what is sent again because its answer got lost is done once.
+func key() *string { return new(rand.Text()) }
+
 func (o *operator) accountCreate() *cobra.Command {
 	return o.command("create NAME", "Create an account", oneArgument("name"),
 		func(ctx context.Context, c *adminclient.ClientWithResponses, args []string) error {
-			r, err := c.CreateAccountWithResponse(ctx, nil, adminapi.AccountRequest{Name: args[0]})
+			r, err := c.CreateAccountWithResponse(ctx, &adminapi.CreateAccountParams{IdempotencyKey: key()}, adminapi.AccountRequest{Name: args[0]})
 			if err != nil {
 				return err
 			}
@@ -111,7 +115,7 @@ func (o *operator) premisesCreate() *cobra.Command {
 	var allowPublicRange bool
 	cmd := o.command("create NAME", "Create a premises of an account", oneArgument("name"),
 		func(ctx context.Context, c *adminclient.ClientWithResponses, args []string) error {
-			r, err := c.CreatePremisesWithResponse(ctx, nil, adminapi.PremisesRequest{
+			r, err := c.CreatePremisesWithResponse(ctx, &adminapi.CreatePremisesParams{IdempotencyKey: key()}, adminapi.PremisesRequest{
 				AccountID: models.AccountID(account), Name: args[0], AllowPublicRange: &allowPublicRange,
 			})
 			if err != nil {
@@ -148,7 +152,7 @@ func (o *operator) deviceCreate() *cobra.Command {
 				}
 				request.DeviceID = &parsed
 			}
-			r, err := c.CreateDeviceWithResponse(ctx, nil, request)
+			r, err := c.CreateDeviceWithResponse(ctx, &adminapi.CreateDeviceParams{IdempotencyKey: key()}, request)
 			if err != nil {
 				return err
 			}
@@ -223,7 +227,7 @@ func (o *operator) serviceCreate() *cobra.Command {
 			if name == "" {
 				name = args[0]
 			}
-			r, err := c.CreateServiceWithResponse(ctx, nil, adminapi.ServiceRequest{ServiceID: models.ServiceID(args[0]), Name: name})
+			r, err := c.CreateServiceWithResponse(ctx, &adminapi.CreateServiceParams{IdempotencyKey: key()}, adminapi.ServiceRequest{ServiceID: models.ServiceID(args[0]), Name: name})
 			if err != nil {
 				return err
 			}
@@ -260,7 +264,7 @@ func (o *operator) linkCreate() *cobra.Command {
 				}
 				request.ServiceAccountID = &parsed
 			}
-			r, err := c.CreateLinkWithResponse(ctx, nil, request)
+			r, err := c.CreateLinkWithResponse(ctx, &adminapi.CreateLinkParams{IdempotencyKey: key()}, request)
 			if err != nil {
 				return err
 			}

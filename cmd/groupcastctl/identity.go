@@ -11,6 +11,7 @@ import (
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
+	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/pages"
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/refusal"
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/report"
 	"github.com/groupcast/groupcast/models"
@@ -34,7 +35,7 @@ func (o *operator) ticket() *cobra.Command {
 				}
 				request.DeviceID = &id
 			}
-			r, err := c.CreateTicketWithResponse(ctx, nil, request)
+			r, err := c.CreateTicketWithResponse(ctx, &adminapi.CreateTicketParams{IdempotencyKey: key()}, request)
 			if err != nil {
 				return err
 			}
@@ -148,7 +149,7 @@ func (o *operator) credentialCreate() *cobra.Command {
 					return errors.New("--jwks: the file is not a JSON key set like {\"keys\":[…]}")
 				}
 			}
-			r, err := c.CreateServiceCredentialWithResponse(ctx, models.ServiceID(args[0]), nil, request)
+			r, err := c.CreateServiceCredentialWithResponse(ctx, models.ServiceID(args[0]), &adminapi.CreateServiceCredentialParams{IdempotencyKey: key()}, request)
 			if err != nil {
 				return err
 			}
@@ -174,17 +175,13 @@ signs its assertions with its own key (private_key_jwt). A service may have seve
 func (o *operator) credentialList() *cobra.Command {
 	return o.command("list SERVICE", "List the credentials of a service", oneArgument("service id"),
 		func(ctx context.Context, c *adminclient.ClientWithResponses, args []string) error {
-			r, err := c.ListServiceCredentialsWithResponse(ctx, models.ServiceID(args[0]))
+			all, err := pages.Credentials(ctx, c, models.ServiceID(args[0]))
 			if err != nil {
 				return err
 			}
-			all, err := refusal.Value(r.JSON200, r, r.HTTPResponse.Header)
-			if err != nil {
-				return err
-			}
-			return o.show(all, func() error {
+			return o.show(adminapi.ServiceCredentialPage{Credentials: all}, func() error {
 				var rows [][]string
-				for _, v := range all.Credentials {
+				for _, v := range all {
 					rows = append(rows, []string{v.CredentialID, string(v.Kind), v.Name})
 				}
 				return report.Table(o.out, []string{"ID", "KIND", "NAME"}, rows)
@@ -254,7 +251,7 @@ func (o *operator) invite() *cobra.Command {
 	var account, file string
 	cmd := o.command("invite", "Make an invitation to sign up", cobra.NoArgs,
 		func(ctx context.Context, c *adminclient.ClientWithResponses, _ []string) error {
-			r, err := c.CreateInvitationWithResponse(ctx, nil, adminapi.InvitationRequest{AccountID: given(models.AccountID(account))})
+			r, err := c.CreateInvitationWithResponse(ctx, &adminapi.CreateInvitationParams{IdempotencyKey: key()}, adminapi.InvitationRequest{AccountID: given(models.AccountID(account))})
 			if err != nil {
 				return err
 			}

@@ -487,9 +487,12 @@ type ServiceCredential struct {
 // ServiceCredentialKind defines model for ServiceCredential.Kind.
 type ServiceCredentialKind string
 
-// ServiceCredentialList defines model for ServiceCredentialList.
-type ServiceCredentialList struct {
+// ServiceCredentialPage defines model for ServiceCredentialPage.
+type ServiceCredentialPage struct {
 	Credentials []ServiceCredential `json:"credentials"`
+
+	// NextPageToken Absent on the last page.
+	NextPageToken *string `json:"nextPageToken,omitempty"`
 }
 
 // ServiceCredentialRequest defines model for ServiceCredentialRequest.
@@ -707,6 +710,15 @@ type CreateServiceParams struct {
 	// IdempotencyKey Drawn for this request, such as a UUID. Sent again with the same key within 24 hours, the request is answered as the first time and
 	// nothing is done twice. Quotes around it, as for a structured field, mean nothing.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListServiceCredentialsParams defines parameters for ListServiceCredentials.
+type ListServiceCredentialsParams struct {
+	// PageSize At most so many entries; absent means 100.
+	PageSize *PageSize `form:"pageSize,omitempty" json:"pageSize,omitempty"`
+
+	// PageToken The nextPageToken of the page before; opaque.
+	PageToken *PageToken `form:"pageToken,omitempty" json:"pageToken,omitempty"`
 }
 
 // CreateServiceCredentialParams defines parameters for CreateServiceCredential.

@@ -250,7 +250,8 @@ type ClientInterface interface {
 
 	// ListSigningKeys List the keys that sign tokens
 	//
-	// Oldest first, with what each does now and when that changes by itself.
+	// Oldest first, with what each does now and when that changes by itself. There are no pages: a key goes when nothing that it signed is
+	// still valid, so there are a handful.
 	//
 	// Corresponds with GET /admin/keys (the `ListSigningKeys` operationId).
 	ListSigningKeys(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
@@ -343,7 +344,7 @@ type ClientInterface interface {
 	// Secrets can't be shown again.
 	//
 	// Corresponds with GET /admin/services/{serviceId}/credentials (the `ListServiceCredentials` operationId).
-	ListServiceCredentials(ctx context.Context, serviceID ServiceID, reqEditors ...RequestEditorFn) (*http.Response, error)
+	ListServiceCredentials(ctx context.Context, serviceID ServiceID, params *ListServiceCredentialsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// CreateServiceCredentialWithBody Give a service a credential
 	//
@@ -752,7 +753,8 @@ func (c *Client) CreateInvitation(ctx context.Context, params *CreateInvitationP
 
 // ListSigningKeys List the keys that sign tokens
 //
-// Oldest first, with what each does now and when that changes by itself.
+// Oldest first, with what each does now and when that changes by itself. There are no pages: a key goes when nothing that it signed is
+// still valid, so there are a handful.
 //
 // Corresponds with GET /admin/keys (the `ListSigningKeys` operationId).
 func (c *Client) ListSigningKeys(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
@@ -945,8 +947,8 @@ func (c *Client) CreateService(ctx context.Context, params *CreateServiceParams,
 // Secrets can't be shown again.
 //
 // Corresponds with GET /admin/services/{serviceId}/credentials (the `ListServiceCredentials` operationId).
-func (c *Client) ListServiceCredentials(ctx context.Context, serviceID ServiceID, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewListServiceCredentialsRequest(c.Server, serviceID)
+func (c *Client) ListServiceCredentials(ctx context.Context, serviceID ServiceID, params *ListServiceCredentialsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListServiceCredentialsRequest(c.Server, serviceID, params)
 	if err != nil {
 		return nil, err
 	}
@@ -2001,7 +2003,7 @@ func NewCreateServiceRequestWithBody(server string, params *CreateServiceParams,
 }
 
 // NewListServiceCredentialsRequest constructs an http.Request for the ListServiceCredentials method
-func NewListServiceCredentialsRequest(server string, serviceID ServiceID) (*http.Request, error) {
+func NewListServiceCredentialsRequest(server string, serviceID ServiceID, params *ListServiceCredentialsParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -2024,6 +2026,45 @@ func NewListServiceCredentialsRequest(server string, serviceID ServiceID) (*http
 	queryURL, err := serverURL.Parse(operationPath)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.PageSize != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "pageSize", *params.PageSize, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.PageToken != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "pageToken", *params.PageToken, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
@@ -2447,7 +2488,8 @@ type ClientWithResponsesInterface interface {
 
 	// ListSigningKeysWithResponse List the keys that sign tokens
 	//
-	// Oldest first, with what each does now and when that changes by itself.
+	// Oldest first, with what each does now and when that changes by itself. There are no pages: a key goes when nothing that it signed is
+	// still valid, so there are a handful.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
@@ -2546,7 +2588,7 @@ type ClientWithResponsesInterface interface {
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /admin/services/{serviceId}/credentials (the `ListServiceCredentials` operationId).
-	ListServiceCredentialsWithResponse(ctx context.Context, serviceID ServiceID, reqEditors ...RequestEditorFn) (*ListServiceCredentialsResponse, error)
+	ListServiceCredentialsWithResponse(ctx context.Context, serviceID ServiceID, params *ListServiceCredentialsParams, reqEditors ...RequestEditorFn) (*ListServiceCredentialsResponse, error)
 
 	// CreateServiceCredentialWithBodyWithResponse Give a service a credential
 	//
@@ -3591,7 +3633,7 @@ type ListServiceCredentialsResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
 	// JSON200 the response for an HTTP 200 `application/json` response
-	JSON200 *ServiceCredentialList
+	JSON200 *ServiceCredentialPage
 	// ApplicationProblemJSON4XX the response for an HTTP 4XX `application/problem+json` response
 	ApplicationProblemJSON4XX *Problem
 	// ApplicationProblemJSON5XX the response for an HTTP 5XX `application/problem+json` response
@@ -3599,7 +3641,7 @@ type ListServiceCredentialsResponse struct {
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
-func (r ListServiceCredentialsResponse) GetJSON200() *ServiceCredentialList {
+func (r ListServiceCredentialsResponse) GetJSON200() *ServiceCredentialPage {
 	return r.JSON200
 }
 
@@ -4134,7 +4176,8 @@ func (c *ClientWithResponses) CreateInvitationWithResponse(ctx context.Context, 
 
 // ListSigningKeysWithResponse List the keys that sign tokens
 //
-// Oldest first, with what each does now and when that changes by itself.
+// Oldest first, with what each does now and when that changes by itself. There are no pages: a key goes when nothing that it signed is
+// still valid, so there are a handful.
 //
 // Returns a wrapper object for the known response body format(s).
 //
@@ -4293,8 +4336,8 @@ func (c *ClientWithResponses) CreateServiceWithResponse(ctx context.Context, par
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /admin/services/{serviceId}/credentials (the `ListServiceCredentials` operationId).
-func (c *ClientWithResponses) ListServiceCredentialsWithResponse(ctx context.Context, serviceID ServiceID, reqEditors ...RequestEditorFn) (*ListServiceCredentialsResponse, error) {
-	rsp, err := c.ListServiceCredentials(ctx, serviceID, reqEditors...)
+func (c *ClientWithResponses) ListServiceCredentialsWithResponse(ctx context.Context, serviceID ServiceID, params *ListServiceCredentialsParams, reqEditors ...RequestEditorFn) (*ListServiceCredentialsResponse, error) {
+	rsp, err := c.ListServiceCredentials(ctx, serviceID, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -5135,7 +5178,7 @@ func ParseListServiceCredentialsResponse(rsp *http.Response) (*ListServiceCreden
 
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
-		var dest ServiceCredentialList
+		var dest ServiceCredentialPage
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

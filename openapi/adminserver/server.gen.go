@@ -74,7 +74,7 @@ type ServerInterface interface {
 	CreateService(c *gin.Context, params CreateServiceParams)
 	// ListServiceCredentials List the credentials of a service
 	// (GET /admin/services/{serviceId}/credentials)
-	ListServiceCredentials(c *gin.Context, serviceID ServiceID)
+	ListServiceCredentials(c *gin.Context, serviceID ServiceID, params ListServiceCredentialsParams)
 	// CreateServiceCredential Give a service a credential
 	// (POST /admin/services/{serviceId}/credentials)
 	CreateServiceCredential(c *gin.Context, serviceID ServiceID, params CreateServiceCredentialParams)
@@ -664,6 +664,25 @@ func (siw *ServerInterfaceWrapper) ListServiceCredentials(c *gin.Context) {
 		return
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListServiceCredentialsParams
+
+	// ------------- Optional query parameter "pageSize" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "pageSize", c.Request.URL.Query(), &params.PageSize, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter pageSize: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "pageToken" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "pageToken", c.Request.URL.Query(), &params.PageToken, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter pageToken: %w", err), http.StatusBadRequest)
+		return
+	}
+
 	for _, middleware := range siw.HandlerMiddlewares {
 		middleware(c)
 		if c.IsAborted() {
@@ -671,7 +690,7 @@ func (siw *ServerInterfaceWrapper) ListServiceCredentials(c *gin.Context) {
 		}
 	}
 
-	siw.Handler.ListServiceCredentials(c, serviceID)
+	siw.Handler.ListServiceCredentials(c, serviceID, params)
 }
 
 // CreateServiceCredential operation middleware
@@ -1862,13 +1881,14 @@ func (response CreateService5XXApplicationProblemPlusJSONResponse) VisitCreateSe
 
 type ListServiceCredentialsRequestObject struct {
 	ServiceID ServiceID `json:"serviceId"`
+	Params    ListServiceCredentialsParams
 }
 
 type ListServiceCredentialsResponseObject interface {
 	VisitListServiceCredentialsResponse(w http.ResponseWriter) error
 }
 
-type ListServiceCredentials200JSONResponse ServiceCredentialList
+type ListServiceCredentials200JSONResponse ServiceCredentialPage
 
 func (response ListServiceCredentials200JSONResponse) VisitListServiceCredentialsResponse(w http.ResponseWriter) error {
 
@@ -2908,10 +2928,11 @@ func (sh *strictHandler) CreateService(ctx *gin.Context, params CreateServicePar
 }
 
 // ListServiceCredentials operation middleware
-func (sh *strictHandler) ListServiceCredentials(ctx *gin.Context, serviceID ServiceID) {
+func (sh *strictHandler) ListServiceCredentials(ctx *gin.Context, serviceID ServiceID, params ListServiceCredentialsParams) {
 	var request ListServiceCredentialsRequestObject
 
 	request.ServiceID = serviceID
+	request.Params = params
 
 	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
 		return sh.ssi.ListServiceCredentials(ctx, request.(ListServiceCredentialsRequestObject))

@@ -159,21 +159,13 @@ func (s *Service) createPremises(ctx context.Context, account models.AccountID, 
 
 // ListPremises reads a page of an account's premises, oldest first, and the token of the next page, which is empty on the last.
 func (s *Service) ListPremises(ctx context.Context, account models.AccountID, page models.Page) (all []models.Premises, next string, err error) {
-	after, err := page.After()
+	after, err := page.After(models.ListPremises)
 	if err != nil {
 		return nil, "", err
 	}
 	all, err = s.store.PremisesPage(ctx, account, after, page.Limit()+1)
-	all, next = cut(all, page, func(p models.Premises) string { return string(p.ID) })
+	all, next = models.Cut(all, page, models.ListPremises, func(p models.Premises) string { return string(p.ID) })
 	return all, next, err
-}
-
-// cut takes the entry that is too many for a page, which says that there is a next one.
-func cut[T any](all []T, page models.Page, id func(T) string) ([]T, string) {
-	if limit := page.Limit(); len(all) > limit {
-		return all[:limit], models.PageToken(id(all[limit-1]))
-	}
-	return all, ""
 }
 
 // RenamePremises names a premises of an account.
@@ -224,28 +216,24 @@ func (s *Service) Premises(ctx context.Context, id models.PremisesID) (p models.
 
 // ListAccounts reads a page of accounts, oldest first, and the token of the next page, which is empty on the last.
 func (s *Service) ListAccounts(ctx context.Context, page models.Page) (all []Account, next string, err error) {
-	after, err := page.After()
+	after, err := page.After(models.ListAccounts)
 	if err != nil {
 		return nil, "", err
 	}
-	limit := page.Limit()
 	err = s.store.Read(ctx, func(tx *store.Tx) error {
-		all, next, err = readAccounts(tx, after, limit)
+		all, next, err = readAccounts(tx, after, page)
 		return err
 	})
 	return all, next, err
 }
 
 // readAccounts takes one statement for each noun, whatever the number of accounts.
-func readAccounts(tx *store.Tx, after string, limit int) (all []Account, next string, err error) {
-	accounts, err := tx.Accounts(after, limit+1)
+func readAccounts(tx *store.Tx, after string, page models.Page) (all []Account, next string, err error) {
+	accounts, err := tx.Accounts(after, page.Limit()+1)
 	if err != nil {
 		return nil, "", err
 	}
-	if len(accounts) > limit {
-		accounts = accounts[:limit]
-		next = models.PageToken(string(accounts[limit-1].ID))
-	}
+	accounts, next = models.Cut(accounts, page, models.ListAccounts, func(a models.Account) string { return string(a.ID) })
 	ids := make([]models.AccountID, len(accounts))
 	at := make(map[models.AccountID]*Account, len(accounts))
 	all = make([]Account, len(accounts))

@@ -103,7 +103,7 @@ func device(tx *store.Tx, account models.AccountID, id models.ID) (models.Device
 
 // ListDevices reads a page of an account's devices, sorted by id, and the token of the next page, which is empty on the last.
 func (s *Service) ListDevices(ctx context.Context, account models.AccountID, page models.Page) (all []models.Device, next string, err error) {
-	token, err := page.After()
+	token, err := page.After(models.ListDevices)
 	if err != nil {
 		return nil, "", err
 	}
@@ -114,7 +114,7 @@ func (s *Service) ListDevices(ctx context.Context, account models.AccountID, pag
 		}
 	}
 	all, err = s.store.DevicePage(ctx, account, after, page.Limit()+1)
-	all, next = cut(all, page, func(d models.Device) string { return d.ID.String() })
+	all, next = models.Cut(all, page, models.ListDevices, func(d models.Device) string { return d.ID.String() })
 	return all, next, err
 }
 

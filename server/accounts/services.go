@@ -236,12 +236,12 @@ func (s *Service) endLink(ctx context.Context, tx *store.Tx, l models.Link) erro
 
 // ListLinks reads a page of an account's links, sorted by service, and the token of the next page, which is empty on the last.
 func (s *Service) ListLinks(ctx context.Context, account models.AccountID, page models.Page) (all []models.NamedLink, next string, err error) {
-	after, err := page.After()
+	after, err := page.After(models.ListLinks)
 	if err != nil {
 		return nil, "", err
 	}
 	all, err = s.store.LinkPage(ctx, account, after, page.Limit()+1)
-	all, next = cut(all, page, func(l models.NamedLink) string { return string(l.ServiceID) })
+	all, next = models.Cut(all, page, models.ListLinks, func(l models.NamedLink) string { return string(l.ServiceID) })
 	return all, next, err
 }
 

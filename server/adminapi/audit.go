@@ -28,15 +28,11 @@ func (h *Handlers) ListAudit(ctx context.Context, r adminserver.ListAuditRequest
 	filter := models.AuditFilter{
 		AccountID: value(r.Params.AccountID), Actor: value(r.Params.Actor), Action: value(r.Params.Action), Since: value(r.Params.Since), Until: value(r.Params.Until),
 	}
-	rows, next, err := audit.List(ctx, h.store, filter, models.Page{Size: int(value(r.Params.PageSize)), Token: value(r.Params.PageToken)})
+	rows, next, err := audit.List(ctx, h.store, filter, page(r.Params.PageSize, r.Params.PageToken))
 	if err != nil {
 		return nil, err
 	}
-	answer := adminserver.ListAudit200JSONResponse{Rows: convert(rows, auditRow)}
-	if next != "" {
-		answer.NextPageToken = &next
-	}
-	return answer, nil
+	return adminserver.ListAudit200JSONResponse{Rows: convert(rows, auditRow), NextPageToken: orNil(next)}, nil
 }
 
 func auditRow(a models.AuditRow) adminapi.AuditRow {

@@ -70,22 +70,16 @@ func (h *Handlers) CreateAccount(ctx context.Context, r adminserver.CreateAccoun
 
 // ListAccounts lists accounts with everything that belongs to them.
 func (h *Handlers) ListAccounts(ctx context.Context, r adminserver.ListAccountsRequestObject) (adminserver.ListAccountsResponseObject, error) {
-	var page models.Page
-	if r.Params.PageSize != nil {
-		page.Size = int(*r.Params.PageSize)
-	}
-	if r.Params.PageToken != nil {
-		page.Token = *r.Params.PageToken
-	}
-	list, next, err := h.accounts.ListAccounts(ctx, page)
+	list, next, err := h.accounts.ListAccounts(ctx, page(r.Params.PageSize, r.Params.PageToken))
 	if err != nil {
 		return nil, err
 	}
-	answer := adminserver.ListAccounts200JSONResponse{Accounts: convert(list, account)}
-	if next != "" {
-		answer.NextPageToken = &next
-	}
-	return answer, nil
+	return adminserver.ListAccounts200JSONResponse{Accounts: convert(list, account), NextPageToken: orNil(next)}, nil
+}
+
+// page is what a list is asked for; what is absent is zero.
+func page(size *int32, token *string) models.Page {
+	return models.Page{Size: int(value(size)), Token: value(token)}
 }
 
 // CreatePremises creates a premises.

@@ -40,11 +40,11 @@ func (h *Handlers) CreateServiceCredential(ctx context.Context, r adminserver.Cr
 
 // ListServiceCredentials lists the credentials of a service.
 func (h *Handlers) ListServiceCredentials(ctx context.Context, r adminserver.ListServiceCredentialsRequestObject) (adminserver.ListServiceCredentialsResponseObject, error) {
-	all, err := h.identity.OAuth.ServiceCredentials(ctx, r.ServiceID)
+	all, next, err := h.identity.OAuth.ListCredentials(ctx, r.ServiceID, page(r.Params.PageSize, r.Params.PageToken))
 	if err != nil {
 		return nil, err
 	}
-	return adminserver.ListServiceCredentials200JSONResponse{Credentials: convert(all, credential)}, nil
+	return adminserver.ListServiceCredentials200JSONResponse{Credentials: convert(all, credential), NextPageToken: orNil(next)}, nil
 }
 
 // DeleteServiceCredential takes a credential from a service.

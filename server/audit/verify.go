@@ -138,18 +138,14 @@ func check(before models.AuditHead, row models.AuditRow, anchor models.AuditHead
 
 // List reads a page of the rows that the filter chooses, newest first, and the token of the next page, which is empty on the last.
 func List(ctx context.Context, st *store.Store, f models.AuditFilter, page models.Page) (rows []models.AuditRow, next string, err error) {
-	before, err := page.After()
+	before, err := page.After(models.ListAudit)
 	if err != nil {
 		return nil, "", err
 	}
-	limit := page.Limit()
-	rows, err = st.AuditRows(ctx, f, before, limit+1)
+	rows, err = st.AuditRows(ctx, f, before, page.Limit()+1)
 	if err != nil {
 		return nil, "", fmt.Errorf("list the audit log: %w", err)
 	}
-	if len(rows) > limit {
-		rows = rows[:limit]
-		next = models.PageToken(string(rows[limit-1].ID))
-	}
+	rows, next = models.Cut(rows, page, models.ListAudit, func(r models.AuditRow) string { return string(r.ID) })
 	return rows, next, nil
 }

@@ -3,7 +3,6 @@ package backup_test
 import (
 	"database/sql"
 	"errors"
-	"flag"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -16,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"github.com/groupcast/groupcast/e2e/harness"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/backup"
 	"github.com/groupcast/groupcast/server/registrations"
@@ -23,17 +23,11 @@ import (
 	"github.com/groupcast/groupcast/server/store/storetest"
 )
 
-// interleavings is how many are drawn unless -rapid.checks says another number.
-const interleavings = "40"
-
 // TestNeverTwoGroupsInTheDatabase runs random interleavings of groups beginning and ending, time passing, a gateway that polls or is
 // silent, backups and restores, on real databases. However they fall, no address in one generation was ever two groups', and none
 // came to another group before both the cooldown and the acknowledgement.
 func TestNeverTwoGroupsInTheDatabase(t *testing.T) {
-	if checks := flag.Lookup("rapid.checks"); checks.Value.String() == checks.DefValue {
-		require.NoError(t, checks.Value.Set(interleavings))
-		t.Cleanup(func() { _ = checks.Value.Set(checks.DefValue) })
-	}
+	harness.Checks(t, 40)
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
 		rapid.Check(t, func(rt *rapid.T) { (&life{t: t, db: db}).run(rt) })
 	})

@@ -36,8 +36,6 @@ func (s *service) actions(t testing.TB, since int) (all []string) {
 	return all
 }
 
-func ptr[T any](v T) *T { return &v }
-
 func TestWhatHappensIsInTheLog(t *testing.T) {
 	each(t, func(t *testing.T, s *service) {
 		assert.Equal(t, []string{" key.create", " key.rotate"}, s.actions(t, 0), "the first key")
@@ -94,7 +92,7 @@ func TestWhatHappensIsInTheLog(t *testing.T) {
 			require.NoError(t, err)
 		})
 		then("by force", []string{" key.rotate"}, func() {
-			_, err := s.admin.RotateSigningKeysWithResponse(t.Context(), adminapi.KeyRotation{Force: ptr(true)})
+			_, err := s.admin.RotateSigningKeysWithResponse(t.Context(), adminapi.KeyRotation{Force: new(true)})
 			require.NoError(t, err)
 		})
 		then("a new life", []string{" life.begin"}, func() {
@@ -106,7 +104,7 @@ func TestWhatHappensIsInTheLog(t *testing.T) {
 				assert.NotContains(t, *a.Object, "96.114.14", "no destination's address")
 			}
 		}
-		mine := s.audited(t, adminapi.ListAuditParams{AccountID: &h.account, Action: ptr("group.move"), Actor: ptr("service/svc-smith")})
+		mine := s.audited(t, adminapi.ListAuditParams{AccountID: &h.account, Action: new("group.move"), Actor: new("service/svc-smith")})
 		require.Len(t, mine, 1)
 		assert.Regexp(t, `^group/g_[0-9a-z]+/registration/r_[0-9a-z]+$`, *mine[0].Object)
 	})
@@ -116,7 +114,7 @@ func TestWhatHappensIsInTheLog(t *testing.T) {
 func (s *service) refusal(t testing.TB, operation string) (found adminapi.AuditRow) {
 	t.Helper()
 	require.Eventually(t, func() bool {
-		for _, a := range s.audited(t, adminapi.ListAuditParams{Action: ptr("request")}) {
+		for _, a := range s.audited(t, adminapi.ListAuditParams{Action: new("request")}) {
 			if *a.Object == "operation/"+operation {
 				found = a
 				return true
@@ -155,11 +153,11 @@ func TestAttacksAreInTheLog(t *testing.T) {
 		require.Equal(t, 401, s.do(t, http.MethodPost, "/v1/login", `{"userName":"anna","password":"not the right one"}`).StatusCode)
 		require.Equal(t, 403, s.do(t, http.MethodPut, "/v1/gateways/"+b.gateway.String(), declaration, "Authorization", "Bearer "+a.phoneToken).StatusCode)
 		require.Eventually(t, func() bool {
-			return slices.ContainsFunc(s.audited(t, adminapi.ListAuditParams{Action: ptr("request")}), func(r adminapi.AuditRow) bool {
+			return slices.ContainsFunc(s.audited(t, adminapi.ListAuditParams{Action: new("request")}), func(r adminapi.AuditRow) bool {
 				return r.Actor == "device/"+a.phone.String() && *r.Object == "operation/declareGateway"
 			})
 		}, waitLong, waitStep)
-		for _, r := range s.audited(t, adminapi.ListAuditParams{Action: ptr("request")}) {
+		for _, r := range s.audited(t, adminapi.ListAuditParams{Action: new("request")}) {
 			assert.NotEqual(t, "operation/login", *r.Object)
 		}
 	})

@@ -342,6 +342,13 @@ func TestAccountPageEndsThings(t *testing.T) {
 		assert.Equal(t, "source", d["trigger"])
 		status, to = b.form(t, "/account/links", "serviceId", string(h.service))
 		assert.Equal(t, http.StatusSeeOther, status, to)
+		_, page = b.get(t, "/account")
+		assert.NotContains(t, page, "It may only use", "this consent has no limits")
+		r := s.do(t, http.MethodPut, "/v1/account/services/"+string(h.service), fmt.Sprintf(
+			`{"scopes":["gc:register"],"premises":[%q],"expiresAt":"2087-03-01T10:00:00Z"}`, h.home.premises), "Cookie", h.cookie)
+		require.Equal(t, http.StatusOK, r.StatusCode, "%s", text(t, r))
+		_, page = b.get(t, "/account")
+		assert.Contains(t, page, "<br>It may only use gc:register.<br>Only at home.<br>It ends on 1 March 2087 at 10:00 UTC.<")
 		status, to = b.form(t, "/account/password", "oldPassword", goodPassword, "newPassword", "four other words it is")
 		assert.Equal(t, http.StatusSeeOther, status, to)
 		s.login(t, "smith", "four other words it is")

@@ -29,20 +29,15 @@ func New(st *store.Store) *Service { return &Service{store: st} }
 // List reads a page of the groups that the caller may see, oldest first, and the token of the next page, which is empty on the
 // last.
 func (s *Service) List(ctx context.Context, p models.Principal, f Filter, page models.Page) ([]models.GroupState, string, error) {
-	after, err := page.After()
+	after, err := page.After(models.ListGroups)
 	if err != nil {
 		return nil, "", err
 	}
-	limit := page.Limit()
-	all, err := s.read(ctx, p, store.GroupFilter{Name: f.Name, PremisesID: f.PremisesID, After: after, Limit: limit + 1})
+	all, err := s.read(ctx, p, store.GroupFilter{Name: f.Name, PremisesID: f.PremisesID, After: after, Limit: page.Limit() + 1})
 	if err != nil {
 		return nil, "", err
 	}
-	next := ""
-	if len(all) > limit {
-		all = all[:limit]
-		next = models.PageToken(string(all[limit-1].ID))
-	}
+	all, next := models.Cut(all, page, models.ListGroups, func(g models.GroupState) string { return string(g.ID) })
 	return all, next, nil
 }
 

@@ -32,12 +32,18 @@ func (s *Service) CreateCredential(ctx context.Context, service models.ServiceID
 	return c, secret, err
 }
 
-// ServiceCredentials lists the credentials of a service, oldest first.
-func (s *Service) ServiceCredentials(ctx context.Context, service models.ServiceID) ([]models.ServiceCredential, error) {
-	if _, err := s.Accounts.Service(ctx, service); err != nil {
-		return nil, err
+// ListCredentials reads a page of a service's credentials, oldest first, and the token of the next page, which is empty on the last.
+func (s *Service) ListCredentials(ctx context.Context, service models.ServiceID, page models.Page) (all []models.ServiceCredential, next string, err error) {
+	after, err := page.After(models.ListCredentials)
+	if err != nil {
+		return nil, "", err
 	}
-	return s.Store.ServiceCredentials(ctx, service)
+	if _, err := s.Accounts.Service(ctx, service); err != nil {
+		return nil, "", err
+	}
+	all, err = s.Store.ServiceCredentialPage(ctx, service, after, page.Limit()+1)
+	all, next = models.Cut(all, page, models.ListCredentials, func(c models.ServiceCredential) string { return c.ID })
+	return all, next, err
 }
 
 // DeleteCredential takes a credential from a service. The service's tokens end with it.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/groupcast/groupcast/models"
@@ -35,6 +37,12 @@ type deviceView struct {
 	models.Device
 	Kind, Premises string
 	Camera         bool
+}
+
+// linkView is a consent, and its limits in words, if it has any.
+type linkView struct {
+	models.NamedLink
+	Limits []string
 }
 
 func (p site) account(v *httpapi.Visit) error {
@@ -83,7 +91,7 @@ func (p site) accountPage(v *httpapi.Visit, status int, w view) error {
 	n := namesOf(premises, devices, links)
 	w.Title, w.Here = a.Name, pathAccount
 	w.Body = map[string]any{
-		"Premises": premises, "Devices": n.devices(devices), "Links": links, "NoLink": len(links) == 0, "Groups": n.groups(list), "Types": deviceTypes,
+		"Premises": premises, "Devices": n.devices(devices), "Links": n.links(links), "NoLink": len(links) == 0, "Groups": n.groups(list), "Types": deviceTypes,
 	}
 	return p.show(v, status, "account", w)
 }
@@ -135,6 +143,33 @@ func (n names) devices(list []models.Device) []deviceView {
 	views := make([]deviceView, len(list))
 	for i, d := range list {
 		views[i] = deviceView{d, kindWords(d.Type), n.premises[d.PremisesID], d.Type == models.DeviceCamera}
+	}
+	return views
+}
+
+func (n names) links(list []models.NamedLink) []linkView {
+	views := make([]linkView, len(list))
+	for i, l := range list {
+		views[i].NamedLink = l
+		limit := func(format string, args ...any) {
+			views[i].Limits = append(views[i].Limits, fmt.Sprintf(format, args...))
+		}
+		if slices.ContainsFunc(models.ServiceScopes(), func(scope string) bool { return !l.Grants(scope) }) {
+			limit("It may only use %s.", strings.Join(l.Scopes, ", "))
+		}
+		if l.Premises != nil {
+			where := make([]string, len(l.Premises))
+			for j, id := range l.Premises {
+				where[j] = n.premises[id]
+			}
+			limit("Only at %s.", strings.Join(where, ", "))
+		}
+		switch {
+		case !l.Live:
+			limit("It is over.")
+		case !l.ExpiresAt.IsZero():
+			limit("It ends on %s UTC.", l.ExpiresAt.UTC().Format("2 January 2006 at 15:04"))
+		}
 	}
 	return views
 }

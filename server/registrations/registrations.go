@@ -132,7 +132,7 @@ func (s *Service) List(ctx context.Context, p models.Principal, page models.Page
 	if err != nil {
 		return nil, "", err
 	}
-	after, err := page.After()
+	after, err := page.After(models.ListRegistrations)
 	if err != nil {
 		return nil, "", err
 	}
@@ -140,11 +140,7 @@ func (s *Service) List(ctx context.Context, p models.Principal, page models.Page
 	if err != nil {
 		return nil, "", err
 	}
-	next := ""
-	if len(held) > page.Limit() {
-		held = held[:page.Limit()]
-		next = models.PageToken(string(held[len(held)-1].ID))
-	}
+	held, next := models.Cut(held, page, models.ListRegistrations, func(h store.Held) string { return string(h.ID) })
 	all := make([]Registration, len(held))
 	for i, h := range held {
 		all[i] = shown(h)

@@ -25,6 +25,16 @@ func (tx *Tx) InsertServiceCredential(c models.ServiceCredential) (_ models.Serv
 	return c, err
 }
 
+// ServiceCredentialPage reads the credentials of a service after the one with this id, oldest first; "" starts with the first.
+func (s *Store) ServiceCredentialPage(ctx context.Context, id models.ServiceID, after string, limit int) (all []models.ServiceCredential, err error) {
+	err = s.reading(ctx, func(tx *Tx) error {
+		all, err = list(tx, scanCredential, "SELECT "+credentialColumns+" FROM service_credentials WHERE service_id = ? AND id > ? ORDER BY id LIMIT ?",
+			string(id), after, limit)
+		return err
+	})
+	return all, err
+}
+
 // ServiceCredentials reads all credentials of a service, oldest first.
 func (s *Store) ServiceCredentials(ctx context.Context, id models.ServiceID) (all []models.ServiceCredential, err error) {
 	err = s.reading(ctx, func(tx *Tx) error {

@@ -85,7 +85,36 @@ func Admin(dataDir string) (*adminclient.ClientWithResponses, error) {
 		}
 		return conn, nil
 	}
-	return adminclient.NewClientWithResponses("http://groupcastd", adminclient.WithHTTPClient(&http.Client{Transport: transport}))
+	return adminclient.NewClientWithResponses("http://groupcastd", adminclient.WithHTTPClient(&http.Client{Transport: &again{transport}}))
+}
+
+// again sends a request that has an Idempotency-Key once more, with that key, if no answer came: what it asks for may have been done or not,
+// and is not done twice. A service that starts again has a moment to do so.
+type again struct{ base http.RoundTripper }
+
+func (a *again) RoundTrip(r *http.Request) (*http.Response, error) {
+	answer, err := a.base.RoundTrip(r)
+	if r.Header.Get("Idempotency-Key") == "" || r.GetBody == nil {
+		return answer, err
+	}
+	for _, pause := range [...]time.Duration{100 * time.Millisecond, 500 * time.Millisecond, 2 * time.Second} {
+		if err == nil {
+			break
+		}
+		select {
+		case <-r.Context().Done():
+			return nil, err
+		case <-time.After(pause):
+		}
+		body, bodyErr := r.GetBody()
+		if bodyErr != nil {
+			return nil, err
+		}
+		next := r.Clone(r.Context())
+		next.Body = body
+		answer, err = a.base.RoundTrip(next)
+	}
+	return answer, err
 }
 
 func newTransport() *http.Transport {

@@ -5,6 +5,7 @@ import (
 	"context"
 
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/refusal"
+	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/adminapi"
 	"github.com/groupcast/groupcast/openapi/adminclient"
 	"github.com/groupcast/groupcast/openapi/api"
@@ -69,6 +70,21 @@ func Accounts(ctx context.Context, c *adminclient.ClientWithResponses) ([]admina
 			return nil, nil, err
 		}
 		return page.Accounts, page.NextPageToken, nil
+	})
+}
+
+// Credentials reads the credentials of a service.
+func Credentials(ctx context.Context, c *adminclient.ClientWithResponses, service models.ServiceID) ([]adminapi.ServiceCredential, error) {
+	return all(func(token *string) ([]adminapi.ServiceCredential, *string, error) {
+		r, err := c.ListServiceCredentialsWithResponse(ctx, service, &adminapi.ListServiceCredentialsParams{PageToken: token})
+		if err != nil {
+			return nil, nil, err
+		}
+		page, err := refusal.Value(r.JSON200, r, r.HTTPResponse.Header)
+		if err != nil {
+			return nil, nil, err
+		}
+		return page.Credentials, page.NextPageToken, nil
 	})
 }
 
