@@ -1,5 +1,5 @@
 // Package follow hears events over a stream that it keeps open, and goes on where it was after whatever cuts it off. Reading Server-Sent Events is
-// forty lines; the libraries that were looked at bring their own HTTP client or reconnection, which don't know our tokens and refusals.
+// forty lines; reconnecting with our tokens and refusals is what is left of it, and is ours anyway.
 package follow
 
 import (
