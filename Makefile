@@ -38,6 +38,10 @@ build-server:
 build-agent:
 	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/gateway-agent ./cmd/groupcastctl
 
+.PHONY: packages
+packages: ## gateway-agent for amd64, arm64, armv7 and mipsle, and Debian packages of it, into bin/packages
+	@.ci/packages '$(VERSION)'
+
 .PHONY: demo
 demo: ## A real camera, one stream, three receivers, on loopback (DURATION=10s ends it by itself)
 	@.ci/install demo

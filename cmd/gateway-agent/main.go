@@ -33,6 +33,7 @@ const usage = `gateway-agent copies what cameras send to group IPs.
 
   gateway-agent run     [--config FILE] [flags]            run until SIGTERM
   gateway-agent status  [--config FILE] [--json] [--watch] ask the running agent what it copies
+  gateway-agent guard   [--config FILE] [--remove]         keep group IPs from the uplink, also before an agent runs
   gateway-agent version
 
 "gateway-agent run -h" lists the flags; docs/gateway-agent.yaml describes them. Exit codes: 0 done; 1 it could not start, or no
@@ -58,6 +59,8 @@ func command(ctx context.Context, args []string) int {
 		return run(ctx, args[1:])
 	case "status":
 		return status(ctx, args[1:])
+	case "guard":
+		return guard(args[1:])
 	case "version", "--version":
 		fmt.Printf("gateway-agent %s %s/%s %s\n", version, runtime.GOOS, runtime.GOARCH, runtime.Version())
 		return exitOK

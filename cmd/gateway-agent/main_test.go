@@ -118,6 +118,7 @@ func TestTheCommandLine(t *testing.T) {
 		"bad value":       {[]string{"run", "--lan-prefix", "x"}, exitUsage, "", "lan-prefix (--lan-prefix)"},
 		"what is missing": {[]string{"run"}, exitUsage, "", "uplink-address: give"},
 		"no agent":        {[]string{"status", "--state-dir", "/does/not/exist"}, exitFault, "", "is it running"},
+		"guard of nothing": {[]string{"guard"}, exitUsage, "", "group-range or lan-address: give one"},
 		"bad watch":       {[]string{"status", "--watch=maybe"}, exitUsage, "", "watch"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -15,8 +15,8 @@
 // The blackholes are rules and not routes in the table, because they have to hold for every interface and also for what this
 // host sends itself. They are put in place first and are never removed by the agent: neither a clean stop nor a crash
 // may open a way from the group range to the uplink. Close removes the local routes only, so that no ARP is answered for streams that
-// nobody copies; after a crash they stay until the next Open, which starts from none. Whoever uninstalls the agent removes the
-// rest with "ip rule del pref 147" and, until none is left, "ip rule del pref 148".
+// nobody copies; after a crash they stay until the next Open, which starts from none. Block puts the blackholes alone in place, at the
+// start of the host; Unblock removes all, for whoever uninstalls the agent.
 //
 // On loopback all of 127/8 is local anyway: nothing is installed there, and no privilege is needed.
 package lan

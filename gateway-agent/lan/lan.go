@@ -67,7 +67,7 @@ func (g *Guard) install() error {
 	lo, err := handle.LinkByName("lo")
 	if err == nil {
 		g.loopback = lo.Attrs().Index
-		err = g.reconcileRules()
+		err = g.setRules(g.rules())
 	}
 	if err == nil {
 		err = g.reconcileRoutes(nil)
@@ -157,8 +157,8 @@ func hostOf(r netlink.Route) (netip.Addr, bool) {
 	return prefix.Addr(), ok && prefix.IsSingleIP() && r.Type == unix.RTN_LOCAL
 }
 
-// reconcileRules puts our rules in place before it removes those that an agent with another interface or range left.
-func (g *Guard) reconcileRules() error {
+// setRules puts the rules in place before it removes the others that are ours, left by an agent with another interface or range.
+func (g *Guard) setRules(wanted []netlink.Rule) error {
 	present, err := g.handle.RuleList(netlink.FAMILY_V4)
 	if err != nil {
 		return err
@@ -169,7 +169,7 @@ func (g *Guard) reconcileRules() error {
 			left[ruleKey(r)] = r
 		}
 	}
-	for _, r := range g.rules() {
+	for _, r := range wanted {
 		if _, ok := left[ruleKey(r)]; ok {
 			delete(left, ruleKey(r))
 			continue
@@ -187,17 +187,21 @@ func (g *Guard) reconcileRules() error {
 
 // rules gives the rules of this guard, the blackholes first.
 func (g *Guard) rules() []netlink.Rule {
+	r := netlink.NewRule()
+	r.Family, r.Protocol, r.Priority = netlink.FAMILY_V4, Protocol, LookupPref
+	r.IifName, r.Table = g.iface, Table
+	return append(blackholes(g.groupRange), *r)
+}
+
+func blackholes(groupRange models.AddrRange) []netlink.Rule {
 	var rules []netlink.Rule
-	for _, prefix := range netipx.IPRangeFrom(g.groupRange.First, g.groupRange.Last).Prefixes() {
+	for _, prefix := range netipx.IPRangeFrom(groupRange.First, groupRange.Last).Prefixes() {
 		r := netlink.NewRule()
 		r.Family, r.Protocol, r.Priority = netlink.FAMILY_V4, Protocol, BlackholePref
 		r.Dst, r.Type = netipx.PrefixIPNet(prefix), unix.RTN_BLACKHOLE
 		rules = append(rules, *r)
 	}
-	r := netlink.NewRule()
-	r.Family, r.Protocol, r.Priority = netlink.FAMILY_V4, Protocol, LookupPref
-	r.IifName, r.Table = g.iface, Table
-	return append(rules, *r)
+	return rules
 }
 
 func ruleKey(r netlink.Rule) string {

@@ -229,8 +229,17 @@ func TestTheGroupRangeNeverLeavesTheUplink(t *testing.T) {
 				t.Errorf("%s: on the uplink: %s, want %s", when, got, want)
 			}
 		}
+		for range 2 {
+			if err := lan.Block(elsewhere); err != nil {
+				t.Fatal(err)
+			}
+		}
+		check("before an agent ran")
 		g := open(t, elsewhere)
 		check("nothing allocated")
+		if err := lan.Block(elsewhere); err != nil {
+			t.Fatal(err)
+		}
 		apply(t, g, "198.18.9.233")
 		check("one allocated")
 		if err := g.Close(); err != nil {
@@ -270,11 +279,11 @@ func TestASecondAgentStartsFromWhatIsWantedNow(t *testing.T) {
 		if got := rules(); got != once {
 			t.Errorf("opened twice:\n%s, opened once:\n%s", got, once)
 		}
-		// How to uninstall, as the package comment says.
-		h.Gateway.Run("ip", "rule", "del", "pref", "147")
-		for range strings.Count(once, "blackhole") {
-			h.Gateway.Run("ip", "rule", "del", "pref", "148")
+		h.Gateway.Run("ip", "rule", "add", "pref", "148", "to", "192.0.2.0/24", "unreachable") // somebody else's
+		if err := lan.Unblock(); err != nil {
+			t.Error(err)
 		}
+		h.Gateway.Run("ip", "rule", "del", "pref", "148") // fails if it's gone, and takes one of ours if that is left
 		if got := rules(); got != untouched {
 			t.Errorf("after uninstalling:\n%s, before:\n%s", got, untouched)
 		}
