@@ -19,6 +19,7 @@ import (
 
 	"github.com/groupcast/groupcast/e2e/scripted"
 	"github.com/groupcast/groupcast/gateway-agent/agent"
+	"github.com/groupcast/groupcast/gateway-agent/doctor"
 	"github.com/groupcast/groupcast/openapi/api"
 )
 
@@ -108,18 +109,18 @@ func TestTheCommandLine(t *testing.T) {
 		stdout string
 		stderr string
 	}{
-		"nothing":         {nil, exitUsage, "", "gateway-agent run "},
-		"unknown command": {[]string{"fly"}, exitUsage, "", `there is no command "fly"`},
-		"help":            {[]string{"--help"}, exitOK, "gateway-agent run ", ""},
-		"help of run":     {[]string{"run", "-h"}, exitOK, "-lan-prefix PREFIX", ""},
-		"version":         {[]string{"version"}, exitOK, "gateway-agent devel linux/", ""},
-		"unknown flag":    {[]string{"run", "--lan-adress", "x"}, exitUsage, "", "-lan-adress"},
-		"argument":        {[]string{"run", "now"}, exitUsage, "", `no argument "now"`},
-		"bad value":       {[]string{"run", "--lan-prefix", "x"}, exitUsage, "", "lan-prefix (--lan-prefix)"},
-		"what is missing": {[]string{"run"}, exitUsage, "", "uplink-address: give"},
-		"no agent":        {[]string{"status", "--state-dir", "/does/not/exist"}, exitFault, "", "is it running"},
+		"nothing":          {nil, exitUsage, "", "gateway-agent run "},
+		"unknown command":  {[]string{"fly"}, exitUsage, "", `there is no command "fly"`},
+		"help":             {[]string{"--help"}, exitOK, "gateway-agent run ", ""},
+		"help of run":      {[]string{"run", "-h"}, exitOK, "-lan-prefix PREFIX", ""},
+		"version":          {[]string{"version"}, exitOK, "gateway-agent devel linux/", ""},
+		"unknown flag":     {[]string{"run", "--lan-adress", "x"}, exitUsage, "", "-lan-adress"},
+		"argument":         {[]string{"run", "now"}, exitUsage, "", `no argument "now"`},
+		"bad value":        {[]string{"run", "--lan-prefix", "x"}, exitUsage, "", "lan-prefix (--lan-prefix)"},
+		"what is missing":  {[]string{"run"}, exitUsage, "", "uplink-address: give"},
+		"no agent":         {[]string{"status", "--state-dir", "/does/not/exist"}, exitFault, "", "is it running"},
 		"guard of nothing": {[]string{"guard"}, exitUsage, "", "group-range or lan-address: give one"},
-		"bad watch":       {[]string{"status", "--watch=maybe"}, exitUsage, "", "watch"},
+		"bad watch":        {[]string{"status", "--watch=maybe"}, exitUsage, "", "watch"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			code, stdout, stderr := finish(t, test.args...)
@@ -194,4 +195,28 @@ func TestNamesDoNotSteerTheTerminal(t *testing.T) {
 	assert.Contains(t, b.String(), "é?")
 	assert.Contains(t, b.String(), "COPIES NOTHING")
 	assert.Contains(t, b.String(), "dropped: spoof 2, unflagged 1")
+}
+
+func TestDoctor(t *testing.T) {
+	file, _ := configured(t)
+	code, stdout, stderr := finish(t, "doctor", "--config", file)
+	assert.Equal(t, exitOK, code, stdout+stderr)
+	assert.Regexp(t, `(?m)^ok    server          http://127.0.0.1:\d+ knows this gateway$`, stdout)
+
+	code, stdout, _ = finish(t, "doctor", "--config", file, "--json", "--server", "http://127.0.0.1:9")
+	assert.Equal(t, exitFault, code)
+	var findings []doctor.Finding
+	require.NoError(t, json.Unmarshal([]byte(stdout), &findings))
+	require.NotEmpty(t, findings)
+	for _, f := range findings {
+		assert.Equal(t, f.Check == "server", f.Level == doctor.Fail, "%+v", f)
+	}
+
+	code, stdout, _ = finish(t, "doctor", "--config", file, "--offline", "--server", "http://127.0.0.1:9")
+	assert.Equal(t, exitOK, code)
+	assert.NotContains(t, stdout, "127.0.0.1:9")
+
+	code, stdout, _ = finish(t, "doctor", "--offline")
+	assert.Equal(t, exitFault, code)
+	assert.Contains(t, stdout, "uplink-address: give")
 }

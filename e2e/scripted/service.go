@@ -138,6 +138,18 @@ func (s *Service) DeclareGateway(_ context.Context, r ginserver.DeclareGatewayRe
 	}, nil
 }
 
+// GetGateway gives what was declared last, and before a declaration only the id.
+func (s *Service) GetGateway(_ context.Context, r ginserver.GetGatewayRequestObject) (ginserver.GetGatewayResponseObject, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	answer := ginserver.GetGateway200JSONResponse{GatewayID: r.GatewayID, PremisesID: "p_01j9zq3v6t7n8m2k4h5g6f7d8s", Revision: s.info.Revision}
+	if n := len(s.declarations); n > 0 {
+		d := s.declarations[n-1]
+		answer.LanPrefix, answer.GatewayIPv4, answer.UplinkIPv4, answer.GroupRange = d.LanPrefix, d.GatewayIPv4, d.UplinkIPv4, *d.GroupRange
+	}
+	return answer, nil
+}
+
 // GetGroupInformation answers at once if the cursor isn't the current one, else on the next change or at the time-out.
 func (s *Service) GetGroupInformation(ctx context.Context, r ginserver.GetGroupInformationRequestObject) (ginserver.GetGroupInformationResponseObject, error) {
 	p := Poll{At: time.Now()}

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"slices"
 	stdsync "sync"
 	"time"
@@ -78,7 +77,7 @@ func (a *Agent) open(ctx context.Context) error {
 		return err
 	}
 	a.closers = append(a.closers, store.Close)
-	iface, err := lanInterface(c)
+	iface, err := lan.Find(c.LANInterface, c.Gateway.LANAddr)
 	if err != nil {
 		return err
 	}
@@ -162,29 +161,4 @@ func (a *Agent) close() error {
 		errs = append(errs, closer())
 	}
 	return errors.Join(errs...)
-}
-
-// lanInterface is the configured one, or the one that has the gateway's LAN address.
-func lanInterface(c config.Config) (string, error) {
-	if c.LANInterface != "" {
-		return c.LANInterface, nil
-	}
-	interfaces, err := net.Interfaces()
-	if err != nil {
-		return "", fmt.Errorf("lan-interface: %w", err)
-	}
-	for _, i := range interfaces {
-		addrs, err := i.Addrs()
-		if err != nil {
-			return "", fmt.Errorf("lan-interface: %w", err)
-		}
-		for _, addr := range addrs {
-			// Loopback has every address of its prefix.
-			p, err := netip.ParsePrefix(addr.String())
-			if err == nil && (p.Addr() == c.Gateway.LANAddr || i.Flags&net.FlagLoopback != 0 && p.Contains(c.Gateway.LANAddr)) {
-				return i.Name, nil
-			}
-		}
-	}
-	return "", fmt.Errorf("lan-interface: no interface has lan-address %s: give the interface that the cameras are on", c.Gateway.LANAddr)
 }
