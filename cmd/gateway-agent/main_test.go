@@ -201,7 +201,7 @@ func TestDoctor(t *testing.T) {
 	file, _ := configured(t)
 	code, stdout, stderr := finish(t, "doctor", "--config", file)
 	assert.Equal(t, exitOK, code, stdout+stderr)
-	assert.Regexp(t, `(?m)^ok    server          http://127.0.0.1:\d+ knows this gateway$`, stdout)
+	assert.Regexp(t, `(?m)^ok    server          http://127.0.0.1:\d+ answers$`, stdout)
 
 	code, stdout, _ = finish(t, "doctor", "--config", file, "--json", "--server", "http://127.0.0.1:9")
 	assert.Equal(t, exitFault, code)

@@ -34,6 +34,8 @@ type Status struct {
 	// Forwarding is false as long as the server was never heard from, or not for too long.
 	Forwarding bool   `json:"forwarding"`
 	Cursor     string `json:"cursor"`
+	// KeptCursor is what an agent that started now would begin with; empty if that isn't known. It is that of Cursor but for a moment.
+	KeptCursor string `json:"keptCursor"`
 	// LastSuccessSeconds is how long ago the server was heard from, -1 for never.
 	LastSuccessSeconds float64       `json:"lastSuccessSeconds"`
 	ValidForSeconds    float64       `json:"validForSeconds"`
@@ -77,7 +79,7 @@ func (a *Agent) status() Status {
 	if v.snapshot == nil {
 		return s
 	}
-	s.Cursor = v.snapshot.Version
+	s.Cursor, s.KeptCursor = v.snapshot.Version, v.kept
 	s.ValidForSeconds = max(v.heard.until().Sub(now).Seconds(), 0)
 	for _, ip := range slices.SortedFunc(maps.Keys(v.snapshot.Groups), netip.Addr.Compare) {
 		g, count := v.snapshot.Groups[ip], counters.Groups[ip]

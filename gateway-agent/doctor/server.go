@@ -2,7 +2,9 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"net/http"
 	"time"
 
 	"github.com/groupcast/groupcast/gateway-agent/sync"
@@ -37,11 +39,16 @@ func (e *examination) server(ctx context.Context) {
 	}
 	asked := time.Now()
 	known, err := poller.Look(ctx)
-	if err != nil {
-		e.fail("server", "see that this host reaches "+c.Server.Host+" and that the credential is this gateway's", "%v", err)
-	} else {
+	refusal, answered := errors.AsType[*sync.ServerError](err)
+	switch {
+	case err == nil:
 		e.ok("server", "%s knows this gateway", c.Server.Redacted())
 		e.declared(known)
+	case answered && refusal.Status == http.StatusNotFound && refusal.Problem.Title != "":
+		e.ok("server", "%s answers", c.Server.Redacted())
+		e.warn("declaration", "start the agent: it declares the LAN", "the server doesn't know this gateway's LAN yet")
+	default:
+		e.fail("server", "see that this host reaches "+c.Server.Host+" and that the credential is this gateway's", "%v", err)
 	}
 	if known.Date.IsZero() {
 		return
@@ -56,8 +63,6 @@ func (e *examination) server(ctx context.Context) {
 func (e *examination) declared(known sync.Known) {
 	g := e.config.Gateway
 	switch k := known.Gateway; {
-	case k.GroupRange == "":
-		e.warn("declaration", "start the agent: it declares the LAN", "the server doesn't know this gateway's LAN yet")
 	case k.GroupRange != g.Range.String() || k.UplinkIPv4 != g.Uplink || k.LanPrefix != g.LANPrefix.String():
 		e.warn("declaration", "restart the agent: it declares what is configured now", "the server goes by other values of lan-prefix, uplink-address or group-range than the configuration has")
 	default:
