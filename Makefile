@@ -16,6 +16,9 @@ DURATION ?=
 FUZZTIME ?= 10s
 CHECKS ?= 5000
 ROUNDS ?= 1000
+SOAK_DATAGRAMS ?= 100000000
+SOAK_SWAPS ?= 100000
+SOAK_JOINS ?= 10000
 # On two cores more than two packages at once only wait for each other.
 GOTEST = go test -json -p 2 -count=1 -timeout 9m -run '$(RUN)'
 SUMMARY = go run ./.ci/testsummary
@@ -121,6 +124,15 @@ history: ## Longer histories of concurrent clients for the checker, and programs
 rounds: ## 64 clients on 25 addresses for ROUNDS (1000), and CHECKS (5000) interleavings of groups, restores and polls
 	go test -count=1 -timeout 0 -run '^TestRoundsOf64Clients$$' ./server/registrations -registrations.rounds=$(ROUNDS)
 	go test -count=1 -timeout 0 -run '^TestNeverTwoGroupsInTheDatabase$$' ./server/backup -rapid.checks=$(CHECKS)
+
+.PHONY: soak
+soak: ## 10^8 datagrams, 10^5 swaps, 10^4 joins and leaves per backend (SOAK_DATAGRAMS, SOAK_SWAPS, SOAK_JOINS); needs root
+	SOAK_DATAGRAMS=$(SOAK_DATAGRAMS) SOAK_SWAPS=$(SOAK_SWAPS) SOAK_JOINS=$(SOAK_JOINS) go test -count=1 -timeout 0 -v -p 1 -run '^TestSoak$$' \
+		./gateway-agent/duplicator ./gateway-agent/duplicator/ebpf
+
+.PHONY: random-run
+random-run: ## A camera, a stranger, members, restarts and outages for DURATION (1h), judged packet by packet; needs root (SEED=n repeats one)
+	go test -count=1 -timeout 0 -v -run '^TestRandomisedRun$$' ./e2e -randomised.duration=$(or $(DURATION),1h) -randomised.seed=$(or $(SEED),0)
 
 .PHONY: interop
 interop: ## Clients generated from the contract, in Go and TypeScript, against a running service; needs node 20

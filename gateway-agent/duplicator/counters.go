@@ -1,7 +1,9 @@
 package duplicator
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,8 +47,22 @@ const (
 	DropStale       = "stale"       // destination: it may not be served any longer unless the agent says so
 )
 
-// departedKept is how long the counters of a destination that left can still be read.
-const departedKept = 10 * time.Minute
+// How long, and of how many at most, the counters of a destination that left can still be read.
+const (
+	departedKept = 10 * time.Minute
+	maxDeparted  = 1024
+)
+
+// Forgettable gives those of what left whose counters needn't be kept any longer: they left long ago, or many others left since.
+func Forgettable(departed map[string]time.Time, now time.Time) []string {
+	keys := slices.SortedFunc(maps.Keys(departed), func(a, b string) int { return departed[b].Compare(departed[a]) })
+	for i, key := range keys {
+		if i == maxDeparted || now.Sub(departed[key]) > departedKept {
+			return keys[i:]
+		}
+	}
+	return nil
+}
 
 type destinationCounters struct {
 	packets, bytes                                        atomic.Uint64
@@ -129,15 +145,19 @@ func (r *registry) keep(p *plan, now time.Time) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	departed := map[string]time.Time{}
 	for id, c := range r.destinations {
 		switch {
 		case present[id]:
 			c.departed = time.Time{}
+			continue
 		case c.departed.IsZero():
 			c.departed = now
-		case now.Sub(c.departed) > departedKept:
-			delete(r.destinations, id)
 		}
+		departed[id] = c.departed
+	}
+	for _, id := range Forgettable(departed, now) {
+		delete(r.destinations, id)
 	}
 }
 

@@ -32,9 +32,6 @@ var destinationDrops = map[int]string{
 	2: duplicator.DropFull, 3: duplicator.DropUnreachable, 4: duplicator.DropTooBig, 5: duplicator.DropStale, 6: duplicator.DropError,
 }
 
-// departedKept is how long the counters of what left can still be read.
-const departedKept = 10 * time.Minute
-
 // registry gives each group and destination an element of the kernel's counters and deadlines, and never the same to two.
 type registry struct {
 	counts  *ebpf.Map
@@ -73,18 +70,24 @@ func (r *registry) keep(plan *table.Snapshot, now time.Time) {
 			present[d.ID] = true
 		}
 	}
+	departed := map[string]time.Time{}
 	for key, e := range r.used {
 		switch {
 		case present[key]:
 			e.departed = time.Time{}
+			continue
 		case e.departed.IsZero():
 			e.departed = now
-		case now.Sub(e.departed) > departedKept:
-			delete(r.used, key)
-			delete(r.answers, key)
-			if r.counts.Put(e.index, make([]tally, ebpf.MustPossibleCPU())) == nil { // no packet counts there any more
-				r.free = append(r.free, e.index)
-			}
+			continue // what is in force until the swap still counts there
+		}
+		departed[key] = e.departed
+	}
+	for _, key := range duplicator.Forgettable(departed, now) {
+		e := r.used[key]
+		delete(r.used, key)
+		delete(r.answers, key)
+		if r.counts.Put(e.index, make([]tally, ebpf.MustPossibleCPU())) == nil { // no packet counts there any more
+			r.free = append(r.free, e.index)
 		}
 	}
 	for key := range present {
