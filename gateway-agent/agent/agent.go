@@ -11,6 +11,7 @@ import (
 	stdsync "sync"
 	"time"
 
+	"github.com/groupcast/groupcast/gateway-agent/admission"
 	"github.com/groupcast/groupcast/gateway-agent/config"
 	"github.com/groupcast/groupcast/gateway-agent/duplicator"
 	"github.com/groupcast/groupcast/gateway-agent/lan"
@@ -33,7 +34,8 @@ type Agent struct {
 	forwarder  *forwarder
 	poller     *sync.Poller
 	duplicator duplicator.Duplicator
-	closers    []func() error // in the order of opening
+	gate       *admission.Gate // nil without uplink-rate
+	closers    []func() error  // in the order of opening
 }
 
 // Run is the whole life of an agent: it returns when ctx ends, or with the reason why it can't start.
@@ -81,11 +83,12 @@ func (a *Agent) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	copier, err := openDuplicator(c, iface, a.log)
+	backend, err := openDuplicator(c, iface, a.log)
 	if err != nil {
 		return err
 	}
-	a.duplicator = copier
+	copier, gate := admit(c, backend, a.log)
+	a.duplicator, a.gate = copier, gate
 	a.closers = append(a.closers, copier.Close)
 	guard, err := lan.Open(iface, c.Gateway.Range)
 	if err != nil {

@@ -34,6 +34,7 @@ type Config struct {
 
 	MediaPorts  []uint16
 	CopyOptions packet.CopyOptions
+	UplinkRate  uint64 // bits per second for all copies; 0: no limit
 	Backend     string // one of the Backend constants
 	BPFDir      string // where the ebpf backend stays while the agent restarts
 

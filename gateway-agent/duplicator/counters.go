@@ -15,6 +15,7 @@ import (
 type Counters struct {
 	Destinations map[string]DestinationCounters // by registration id; kept for a while after the destination left
 	Groups       map[netip.Addr]GroupCounters   // by group IP
+	UnknownGroup uint64                         // datagrams to a group IP of nobody, where the backend sees those
 	Refused      int                            // destinations of the snapshot in force that never get media (refuse.go)
 }
 

@@ -17,6 +17,7 @@ type tally [12]uint64
 // Elements that are no drops.
 const (
 	groupReceived      = 0
+	groupUnknown       = 3 // of element 0, which no group has
 	destinationPackets = 0
 	destinationBytes   = 1
 )
@@ -117,16 +118,13 @@ func (r *registry) read(rest duplicator.Counters) duplicator.Counters {
 	c := duplicator.Counters{
 		Destinations: map[string]duplicator.DestinationCounters{}, Groups: map[netip.Addr]duplicator.GroupCounters{}, Refused: rest.Refused,
 	}
+	if n, err := r.sum(0); err == nil {
+		c.UnknownGroup = n[groupUnknown]
+	}
 	for key, e := range r.used {
-		var perCPU []tally
-		if r.counts.Lookup(e.index, &perCPU) != nil {
+		n, err := r.sum(e.index)
+		if err != nil {
 			continue
-		}
-		var n tally
-		for _, cpu := range perCPU {
-			for i, v := range cpu {
-				n[i] += v
-			}
 		}
 		if ip, err := netip.ParseAddr(key[min(len("group/"), len(key)):]); err == nil && key == groupKey(ip) {
 			g := duplicator.GroupCounters{Received: n[groupReceived], Drops: named(n, groupDrops)}
@@ -151,6 +149,18 @@ func (r *registry) read(rest duplicator.Counters) duplicator.Counters {
 		c.Destinations[key] = d
 	}
 	return c
+}
+
+// sum adds up what the CPUs counted.
+func (r *registry) sum(index uint32) (n tally, err error) {
+	var perCPU []tally
+	err = r.counts.Lookup(index, &perCPU)
+	for _, cpu := range perCPU {
+		for i, v := range cpu {
+			n[i] += v
+		}
+	}
+	return n, err
 }
 
 func named(n tally, names map[int]string) map[string]uint64 {
