@@ -6,6 +6,8 @@ MAKEFLAGS += --no-print-directory
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 LDFLAGS := -s -w -X main.version=$(VERSION)
+# The agent speaks HTTP/1.1 only (gateway-agent/sync): without HTTP/2 it is 0.6 MB smaller.
+AGENT_TAGS := nethttpomithttp2
 # A clone that belongs to somebody else would make the go command's own stamping fail; the version comes from above.
 export GOFLAGS := $(strip $(GOFLAGS) -buildvcs=false)
 
@@ -39,11 +41,12 @@ build: ## Build the programs into bin/
 build-server:
 	CGO_ENABLED=1 go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/groupcastd
 build-agent:
-	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/gateway-agent ./cmd/groupcastctl
+	CGO_ENABLED=0 go build -tags '$(AGENT_TAGS)' -ldflags '$(LDFLAGS)' -o bin/ ./cmd/gateway-agent
+	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/groupcastctl
 
 .PHONY: packages
 packages: ## gateway-agent for amd64, arm64, armv7 and mipsle, and Debian packages of it, into bin/packages
-	@.ci/packages '$(VERSION)'
+	@AGENT_TAGS='$(AGENT_TAGS)' .ci/packages '$(VERSION)'
 
 .PHONY: demo
 demo: ## A real camera, one stream, three receivers, on loopback (DURATION=10s ends it by itself)

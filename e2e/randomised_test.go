@@ -388,3 +388,35 @@ func (r *randomised) check() {
 		r.t.Error("on the uplink: " + f)
 	}
 }
+
+// After kill -9 of an agent that nobody starts again, copies end by themselves within the 30 seconds of SPEC §9, however much the camera
+// streams; and what it streams never leaves otherwise.
+func TestAKilledAgentCopiesNothingAfterTheDeadline(t *testing.T) {
+	netlab.Require(t)
+	for _, backend := range []string{"socket", "ebpf"} {
+		t.Run(backend, func(t *testing.T) {
+			t.Parallel() // it waits
+			r := newRandomised(t, backend, 1)
+			var cameras sync.WaitGroup
+			stop := make(chan struct{})
+			cameras.Go(func() { r.stream()(stop) })
+			defer cameras.Wait()
+			defer close(stop)
+			require.Eventually(t, func() bool { return r.watch.got(r.members[0].address, 100) }, 20*time.Second, 5*time.Millisecond, "copies")
+			r.agent.Kill()
+			time.Sleep(30 * time.Second)
+			sent, packets := r.count()
+			require.Eventually(t, func() bool { now, _ := r.count(); return now > sent+500 }, 20*time.Second, 5*time.Millisecond, "the camera streams")
+			if _, now := r.count(); now != packets {
+				t.Errorf("%d packets on the uplink after the deadline", now-packets)
+			}
+			r.check()
+		})
+	}
+}
+
+func (r *randomised) count() (sent uint64, packets int) {
+	r.watch.mu.Lock()
+	defer r.watch.mu.Unlock()
+	return r.watch.sent.Load(), r.watch.packets
+}

@@ -27,7 +27,9 @@ func examine(ctx context.Context, args []string) int {
 	if *asJSON {
 		out := json.NewEncoder(os.Stdout)
 		out.SetIndent("", "  ")
-		_ = out.Encode(findings) // nobody reads any more
+		if err := out.Encode(findings); err != nil {
+			return exitFault // nobody reads any more
+		}
 	} else {
 		doctor.Print(os.Stdout, findings)
 	}

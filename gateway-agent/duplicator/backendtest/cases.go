@@ -59,6 +59,7 @@ var cases = slices.Concat(
 		{"more than the uplink takes", uplinkRate},
 		{"a wall clock that is an hour off", wrongClock},
 		{"a group IP of nobody", nobodysGroup},
+		{"counters only rise", countersOnlyRise},
 		{"as many streams as there may be", manyStreams},
 		{"a smaller way ahead", pathMTU},
 		{"400 swaps at full load", swapsUnderLoad},

@@ -3,6 +3,7 @@ package backendtest
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -210,5 +211,43 @@ func copyComesBack(t *testing.T, b Backend, mode packet.CopyOptions) {
 	// A kernel may drop what comes from its own address before anybody judges it.
 	if n := h.drops(packet.Unflagged.String()); n != uint64(len(back)/2) {
 		t.Errorf("%d of %d were judged", n, len(back)/2)
+	}
+}
+
+// Counters only rise, whatever is swapped: while a destination is there, while it is gone, and when it comes again at another address.
+func countersOnlyRise(t *testing.T, b Backend) {
+	h := NewHome(t, b, packet.Strip, nil)
+	upload := h.Receiver(netlab.Upload)
+	moved := WorkedExample()
+	g := moved.Groups[Groupcast1]
+	g.Destinations = slices.Clone(g.Destinations)
+	g.Destinations[0].Addr = netip.MustParseAddr(netlab.Live) // the phone's registration
+	left := WorkedExample()
+	left.Groups[Groupcast1].Destinations = left.Groups[Groupcast1].Destinations[1:]
+	gone := &table.Snapshot{ValidUntil: time.Now().Add(time.Minute), Groups: map[netip.Addr]*table.Group{}}
+	cam := h.Sender(Camera, StreamID)
+	before := h.Duplicator.Counters()
+	phone := uint64(0)
+	for i, s := range []*table.Snapshot{WorkedExample(), left, moved, gone, WorkedExample()} {
+		h.Apply(s)
+		if s == gone {
+			continue
+		}
+		h.send(cam, Groupcast1, fmt.Sprint(i))
+		h.expect(upload, fmt.Sprint(i))
+		if s != left {
+			phone++
+		}
+		h.until("counted", func() bool { return h.Duplicator.Counters().Destinations["phone"].Packets == phone })
+		now := h.Duplicator.Counters()
+		for id, d := range before.Destinations {
+			if n := now.Destinations[id]; n.Packets < d.Packets || n.Bytes < d.Bytes {
+				t.Errorf("%s: %+v after %+v", id, n, d)
+			}
+		}
+		if n := now.Groups[Groupcast1].Received; n != before.Groups[Groupcast1].Received+1 {
+			t.Errorf("received %d after %d", n, before.Groups[Groupcast1].Received)
+		}
+		before = now
 	}
 }
