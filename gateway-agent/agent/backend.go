@@ -24,7 +24,7 @@ func admit(c config.Config, backend duplicator.Duplicator, log *slog.Logger) (co
 func openDuplicator(c config.Config, iface string, log *slog.Logger) (duplicator.Duplicator, error) {
 	base := duplicator.Config{
 		GroupRange: c.Gateway.Range, Uplink: c.Gateway.Uplink, Ports: c.MediaPorts, CopyOptions: c.CopyOptions,
-		AllowLoopback: c.AllowLoopback, MaxStale: sync.MaxStaleLimit, Log: log,
+		DestinationRate: c.DestinationRate, AllowLoopback: c.AllowLoopback, MaxStale: sync.MaxStaleLimit, Log: log,
 	}
 	inKernel := ebpf.Config{Config: base, Interface: iface, PinDir: c.BPFDir}
 	why := "it is the configured backend"

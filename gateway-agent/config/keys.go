@@ -79,6 +79,10 @@ var keys = []key{
 		c.UplinkRate, err = bits(s)
 		return err
 	}},
+	{name: "destination-rate", def: "0", help: "`BITS` per second that the copies for one destination may take, for example 8M; 0: no limit", read: func(c *Config, s string) (err error) {
+		c.DestinationRate, err = bits(s)
+		return err
+	}},
 	{name: "backend", def: BackendAuto, help: "what copies: `auto|socket|ebpf`", read: func(c *Config, s string) error {
 		c.Backend = s
 		return oneOf(s, BackendAuto, BackendSocket, BackendEBPF)

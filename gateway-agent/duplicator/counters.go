@@ -45,6 +45,7 @@ const (
 	DropError       = "error"       // destination: any other error of the send
 	DropPort        = "other-port"  // group: not a port that cameras send to, where the backend sees those
 	DropNotUDP      = "not-udp"     // group: a packet of another protocol, where the backend sees those
+	DropRate        = "rate"        // destination: more than it may get (DestinationRate)
 	DropStale       = "stale"       // destination: it may not be served any longer unless the agent says so
 )
 
@@ -68,13 +69,15 @@ func Forgettable(departed map[string]time.Time, now time.Time) []string {
 type destinationCounters struct {
 	packets, bytes                                        atomic.Uint64
 	full, refused, unreachable, tooBig, noSocket, failure atomic.Uint64
+	overRate                                              atomic.Uint64
+	pace                                                  pace
 	departed                                              time.Time // guarded by registry.mu; zero while it is a destination
 }
 
 func (c *destinationCounters) read() DestinationCounters {
 	return DestinationCounters{Packets: c.packets.Load(), Bytes: c.bytes.Load(), Drops: nonZero(map[string]uint64{
 		DropFull: c.full.Load(), DropRefused: c.refused.Load(), DropUnreachable: c.unreachable.Load(),
-		DropTooBig: c.tooBig.Load(), DropNoSocket: c.noSocket.Load(), DropError: c.failure.Load(),
+		DropTooBig: c.tooBig.Load(), DropNoSocket: c.noSocket.Load(), DropRate: c.overRate.Load(), DropError: c.failure.Load(),
 	})}
 }
 

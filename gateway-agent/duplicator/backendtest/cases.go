@@ -58,6 +58,7 @@ var cases = slices.Concat(
 		{"no groups", noGroups},
 		{"more than the uplink takes", uplinkRate},
 		{"a wall clock that is an hour off", wrongClock},
+		{"more than a destination may get", destinationRate},
 		{"a group IP of nobody", nobodysGroup},
 		{"counters only rise", countersOnlyRise},
 		{"as many streams as there may be", manyStreams},

@@ -251,3 +251,43 @@ func countersOnlyRise(t *testing.T, b Backend) {
 		before = now
 	}
 }
+
+// What is more than a destination may get is dropped for it and counted; the burst that it may get at once comes whole.
+func destinationRate(t *testing.T, b Backend) {
+	const (
+		datagrams = 500
+		payload   = 1172
+		size      = payload + 28
+		rate      = 80_000 // bits per second: a datagram every 120 ms
+	)
+	began := time.Now()
+	h := newHome(t, b, duplicator.Config{CopyOptions: packet.Strip, DestinationRate: rate})
+	h.Apply(Snapshot([]table.Destination{To("phone", netlab.Phone), To("upload", netlab.Upload)}, []table.Destination{To("live", netlab.Live)}))
+	h.Receiver(netlab.Phone)
+	h.Receiver(netlab.Live)
+	upload := h.Receiver(netlab.Upload)
+	cam := h.Sender(Camera, StreamID)
+	for i := range datagrams {
+		h.send(cam, Groupcast1, string(text(i, payload)))
+		if i%50 == 49 { // keeps within the receive buffer
+			h.until("judged", func() bool { return h.Duplicator.Counters().Groups[Groupcast1].Received == uint64(i+1) })
+		}
+	}
+	const burst = duplicator.Burst/size + 1
+	for i := range burst {
+		h.expect(upload, string(text(i, payload)))
+	}
+	h.until("counted", func() bool {
+		d := h.Duplicator.Counters().Destinations["upload"]
+		return d.Packets+d.Drops[duplicator.DropRate] == datagrams
+	})
+	most := uint64(burst + rate/8*int(time.Since(began).Seconds()+1)/size + 1)
+	for _, id := range []string{"phone", "upload"} {
+		if d := h.Duplicator.Counters().Destinations[id]; d.Packets < burst || d.Packets > most || d.Packets == datagrams {
+			t.Errorf("%s: %+v; want %d to %d packets", id, d, burst, most)
+		}
+	}
+	// Another destination has a rate of its own.
+	h.send(cam, Groupcast2, "live")
+	h.until("copied", func() bool { return h.Duplicator.Counters().Destinations["live"].Packets == 1 })
+}

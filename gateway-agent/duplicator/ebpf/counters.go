@@ -31,11 +31,13 @@ var groupDrops = map[int]string{
 
 var destinationDrops = map[int]string{
 	2: duplicator.DropFull, 3: duplicator.DropUnreachable, 4: duplicator.DropTooBig, 5: duplicator.DropStale, 6: duplicator.DropError,
+	7: duplicator.DropRate,
 }
 
 // registry gives each group and destination an element of the kernel's counters and deadlines, and never the same to two.
 type registry struct {
 	counts  *ebpf.Map
+	paces   *ebpf.Map
 	used    map[string]*entry // by destination id or groupKey
 	free    []uint32
 	next    uint32 // never used so far; 0 stands for none
@@ -47,8 +49,8 @@ type entry struct {
 	departed time.Time // zero while it is in force
 }
 
-func newRegistry(counts *ebpf.Map) *registry {
-	return &registry{counts: counts, used: map[string]*entry{}, next: 1, answers: map[string]*[answers]uint64{}}
+func newRegistry(counts, paces *ebpf.Map) *registry {
+	return &registry{counts: counts, paces: paces, used: map[string]*entry{}, next: 1, answers: map[string]*[answers]uint64{}}
 }
 
 // groupKey can't be an id: ids have no slash.
@@ -87,7 +89,7 @@ func (r *registry) keep(plan *table.Snapshot, now time.Time) {
 		e := r.used[key]
 		delete(r.used, key)
 		delete(r.answers, key)
-		if r.counts.Put(e.index, make([]tally, ebpf.MustPossibleCPU())) == nil { // no packet counts there any more
+		if r.counts.Put(e.index, make([]tally, ebpf.MustPossibleCPU())) == nil && r.paces.Put(e.index, uint64(0)) == nil { // no packet counts there any more
 			r.free = append(r.free, e.index)
 		}
 	}

@@ -91,7 +91,7 @@ func (b *Backend) open() error {
 	if b.kernel, err = load(b.config, b.lan); err != nil {
 		return err
 	}
-	b.counters = newRegistry(b.kernel.maps.Counts)
+	b.counters = newRegistry(b.kernel.maps.Counts, b.kernel.maps.Paces)
 	if b.until, err = newDeadlines(b.kernel.maps.Deadlines, b.config.Lease); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
