@@ -208,7 +208,7 @@ func (g *Gate) measure(at time.Time) {
 			seen.rate = max(seen.rate, 0.8*before.rate+0.2*seen.rate)
 		}
 		for _, d := range group.Destinations {
-			if g.shed[d.ID] {
+			if g.shed[d.ID] && datagrams > 0 {
 				g.lost[d.ID] += datagrams
 			}
 		}
