@@ -163,9 +163,7 @@ func (e *examination) judgeReceiveBuffer(granted, wanted int, err error) {
 }
 
 // inMemory tells a file system's type; 32 bits of it count, whatever their sign.
-func inMemory(kind int64) bool {
-	return uint32(kind) == unix.TMPFS_MAGIC || uint32(kind) == unix.RAMFS_MAGIC
-}
+func inMemory(kind uint32) bool { return kind == unix.TMPFS_MAGIC || kind == unix.RAMFS_MAGIC }
 
 func (e *examination) stateDir() {
 	dir := e.config.StateDir
@@ -177,7 +175,7 @@ func (e *examination) stateDir() {
 		e.fail("state-dir", "make it a directory that the agent's user may write", "the last group information can't be kept in %s", dir)
 	default:
 		var s unix.Statfs_t
-		if unix.Statfs(dir, &s) == nil && inMemory(int64(s.Type)) {
+		if unix.Statfs(dir, &s) == nil && inMemory(uint32(s.Type)) {
 			e.warn("state-dir", "choose a directory that survives a restart of the host", "%s is in memory: after a restart nothing is copied until the server answers", dir)
 			return
 		}
