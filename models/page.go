@@ -18,6 +18,7 @@ const (
 	ListLinks         List = "links"
 	ListPremises      List = "premises"
 	ListRegistrations List = "registrations"
+	ListWebhooks      List = "webhooks"
 )
 
 // Page asks for one page of a list.

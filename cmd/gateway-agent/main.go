@@ -24,7 +24,7 @@ var version = "devel"
 // The exit codes. A supervisor should restart after exitFault, and need not after exitUsage.
 const (
 	exitOK    = 0
-	exitFault = 1 // it could not start or go on; status: no agent answers
+	exitFault = 1 // it could not start or go on; status: no agent answers; doctor: something fails
 	exitUsage = 2 // the command line or the configuration is wrong
 	exitStale = 3 // status: the agent runs, but copies nothing because the server was not heard from
 )
@@ -33,11 +33,12 @@ const usage = `gateway-agent copies what cameras send to group IPs.
 
   gateway-agent run     [--config FILE] [flags]            run until SIGTERM
   gateway-agent status  [--config FILE] [--json] [--watch] ask the running agent what it copies
+  gateway-agent doctor  [--config FILE] [--json] [--offline]  tell what this host can do and what is missing
   gateway-agent guard   [--config FILE] [--remove]         keep group IPs from the uplink, also before an agent runs
   gateway-agent version
 
-"gateway-agent run -h" lists the flags; docs/gateway-agent.yaml describes them. Exit codes: 0 done; 1 it could not start, or no
-agent answers; 2 the command line or the configuration is wrong; 3 (status) the agent copies nothing, because it did not hear
+"gateway-agent run -h" lists the flags; docs/gateway-agent.yaml describes them. Exit codes: 0 done; 1 it could not start, no
+agent answers, or doctor found what keeps the agent from its work; 2 the command line or the configuration is wrong; 3 (status) the agent copies nothing, because it did not hear
 from the server.
 `
 
@@ -59,6 +60,8 @@ func command(ctx context.Context, args []string) int {
 		return run(ctx, args[1:])
 	case "status":
 		return status(ctx, args[1:])
+	case "doctor":
+		return examine(ctx, args[1:])
 	case "guard":
 		return guard(args[1:])
 	case "version", "--version":

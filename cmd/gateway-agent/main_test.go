@@ -19,6 +19,7 @@ import (
 
 	"github.com/groupcast/groupcast/e2e/scripted"
 	"github.com/groupcast/groupcast/gateway-agent/agent"
+	"github.com/groupcast/groupcast/gateway-agent/doctor"
 	"github.com/groupcast/groupcast/openapi/api"
 )
 
@@ -194,4 +195,28 @@ func TestNamesDoNotSteerTheTerminal(t *testing.T) {
 	assert.Contains(t, b.String(), "é?")
 	assert.Contains(t, b.String(), "COPIES NOTHING")
 	assert.Contains(t, b.String(), "dropped: spoof 2, unflagged 1")
+}
+
+func TestDoctor(t *testing.T) {
+	file, _ := configured(t)
+	code, stdout, stderr := finish(t, "doctor", "--config", file)
+	assert.Equal(t, exitOK, code, stdout+stderr)
+	assert.Regexp(t, `(?m)^ok    server          http://127.0.0.1:\d+ answers$`, stdout)
+
+	code, stdout, _ = finish(t, "doctor", "--config", file, "--json", "--server", "http://127.0.0.1:9")
+	assert.Equal(t, exitFault, code)
+	var findings []doctor.Finding
+	require.NoError(t, json.Unmarshal([]byte(stdout), &findings))
+	require.NotEmpty(t, findings)
+	for _, f := range findings {
+		assert.Equal(t, f.Check == "server", f.Level == doctor.Fail, "%+v", f)
+	}
+
+	code, stdout, _ = finish(t, "doctor", "--config", file, "--offline", "--server", "http://127.0.0.1:9")
+	assert.Equal(t, exitOK, code)
+	assert.NotContains(t, stdout, "127.0.0.1:9")
+
+	code, stdout, _ = finish(t, "doctor", "--offline")
+	assert.Equal(t, exitFault, code)
+	assert.Contains(t, stdout, "uplink-address: give")
 }

@@ -76,6 +76,9 @@ func show(out io.Writer, s agent.Status) {
 	if s.RefusedCount > 0 {
 		fmt.Fprintf(out, "%d destinations get nothing, because their address may not be sent to; the log says which\n", s.RefusedCount)
 	}
+	if s.Uplink != nil {
+		fmt.Fprintf(out, "uplink %.1f Mbit/s for copies, %.1f wanted, %d destinations left out for now\n", float64(s.Uplink.Rate)/1e6, float64(s.Uplink.Wanted)/1e6, s.Uplink.LeftOut)
+	}
 	if s.Fault != "" {
 		fmt.Fprintf(out, "fault: %s\n", printable(s.Fault))
 	}
@@ -83,7 +86,11 @@ func show(out io.Writer, s agent.Status) {
 	for _, g := range s.Groups {
 		fmt.Fprintf(w, "\n%s\t%s\tgeneration %d\treceived %d\t%s\n", printable(g.Name), g.IP, g.Generation, g.Received, drops(g.Drops))
 		for _, d := range g.Destinations {
-			fmt.Fprintf(w, "  %s\t%s\tcopies %d\tbytes %d\t%s\n", printable(d.Name), d.ID, d.Packets, d.Bytes, drops(d.Drops))
+			leftOut := ""
+			if d.LeftOut {
+				leftOut = "LEFT OUT "
+			}
+			fmt.Fprintf(w, "  %s\t%s\tcopies %d\tbytes %d\t%s%s\n", printable(d.Name), d.ID, d.Packets, d.Bytes, leftOut, drops(d.Drops))
 		}
 	}
 	_ = w.Flush()

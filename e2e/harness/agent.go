@@ -59,7 +59,7 @@ func StartAgent(t testing.TB, o AgentOptions) *Agent {
 		{"copy-options", o.CopyOptions},
 		{"backend", cmp.Or(o.Backend, "socket")},
 		{"bpf-dir", o.BPFDir},
-		{"state-dir", filepath.Join(a.Dir, "state")},
+		{"state-dir", a.StateDir()},
 		{"log-level", "debug"},
 	} {
 		if kv[1] != "" {
@@ -85,6 +85,12 @@ func (a *Agent) Kill() { a.process.Kill() }
 
 // Stop ends the agent gracefully.
 func (a *Agent) Stop() error { return a.process.Stop() }
+
+// StateDir is where the running agent answers agent.Ask.
+func (a *Agent) StateDir() string { return filepath.Join(a.Dir, "state") }
+
+// PID is that of the agent that was started last.
+func (a *Agent) PID() int { return a.process.Cmd.Process.Pid }
 
 // Log gives what the agent printed since its last start.
 func (a *Agent) Log() string { return a.process.Log() }

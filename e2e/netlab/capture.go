@@ -52,6 +52,7 @@ func (f Frame) etherType() int {
 // Capture records every frame of one interface from the moment it is made until the test ends.
 type Capture struct {
 	t      testing.TB
+	each   func(Frame) // takes the frames instead of keeping them
 	file   *os.File
 	mu     sync.Mutex
 	frames []Frame
@@ -60,6 +61,18 @@ type Capture struct {
 // Capture starts recording. A capture that loses a frame fails the test.
 func (n *Namespace) Capture(iface string) *Capture {
 	n.t.Helper()
+	return n.capture(iface, nil)
+}
+
+// Watch gives each frame to a function, one at a time, and keeps none: for runs that memory has no room for. Its Frames tells only whether one
+// was lost.
+func (n *Namespace) Watch(iface string, each func(Frame)) *Capture {
+	n.t.Helper()
+	return n.capture(iface, each)
+}
+
+func (n *Namespace) capture(iface string, each func(Frame)) *Capture {
+	n.t.Helper()
 	var file *os.File
 	var err error
 	link := n.link(iface)
@@ -67,7 +80,7 @@ func (n *Namespace) Capture(iface string) *Capture {
 	if err != nil {
 		n.t.Fatalf("capture on %s: %v", end(n, iface), err)
 	}
-	c := &Capture{t: n.t, file: file}
+	c := &Capture{t: n.t, file: file, each: each}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -115,6 +128,10 @@ func (c *Capture) run() {
 		}
 		if recvErr != nil {
 			continue // the interface went down: what was captured stays
+		}
+		if c.each != nil {
+			c.each(frame)
+			continue
 		}
 		c.mu.Lock()
 		c.frames = append(c.frames, frame)

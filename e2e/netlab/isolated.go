@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -37,6 +38,7 @@ func Isolated(t *testing.T, f func(t *testing.T)) {
 	}
 	cmd := exec.Command(os.Args[0], childArgs(t)...)
 	cmd.Env = append(os.Environ(), childEnv+"="+t.Name())
+	cmd.ExtraFiles = []*os.File{os.Stderr} // Progress
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 
 	// The parent-death signal follows the thread that started the child, so that thread has to stay.
@@ -51,6 +53,18 @@ func Isolated(t *testing.T, f func(t *testing.T)) {
 	}
 	t.Logf("in its namespace:\n%s", out)
 }
+
+// Progress writes a line at once, also inside Isolated, whose output is otherwise shown at the end.
+func Progress(format string, args ...any) {
+	to := os.Stderr
+	if os.Getenv(childEnv) != "" {
+		to = progress()
+	}
+	fmt.Fprintf(to, format+"\n", args...)
+}
+
+// progress is the parent's standard error, the first of ExtraFiles.
+var progress = sync.OnceValue(func() *os.File { return os.NewFile(3, "progress") })
 
 // childArgs selects exactly this test, and has the child give up a little before the parent would.
 func childArgs(t *testing.T) []string {

@@ -181,6 +181,23 @@ func (n *Namespace) Route(prefix, via string) {
 	}
 }
 
+// Neighbour tells an interface the hardware address of a neighbour for good, so that it asks nobody.
+func (n *Namespace) Neighbour(iface, ip string, at net.HardwareAddr) {
+	n.t.Helper()
+	err := n.handle.NeighSet(&netlink.Neigh{
+		LinkIndex: n.link(iface).Attrs().Index, IP: net.ParseIP(ip), State: netlink.NUD_PERMANENT, HardwareAddr: at,
+	})
+	if err != nil {
+		n.t.Fatalf("%s: neighbour %s on %s: %v", n.Name, ip, iface, err)
+	}
+}
+
+// HardwareAddr gives an interface's own.
+func (n *Namespace) HardwareAddr(iface string) net.HardwareAddr {
+	n.t.Helper()
+	return n.link(iface).Attrs().HardwareAddr
+}
+
 // ListenUDP opens a UDP socket inside the namespace, with a receive buffer that holds a whole test.
 func (n *Namespace) ListenUDP(local string) *net.UDPConn {
 	n.t.Helper()

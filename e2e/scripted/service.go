@@ -139,6 +139,27 @@ func (s *Service) DeclareGateway(_ context.Context, r ginserver.DeclareGatewayRe
 	}, nil
 }
 
+// GetGateway gives what was declared last.
+func (s *Service) GetGateway(_ context.Context, r ginserver.GetGatewayRequestObject) (ginserver.GetGatewayResponseObject, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.declarations) == 0 {
+		return undeclared{}, nil
+	}
+	d := s.declarations[len(s.declarations)-1]
+	return ginserver.GetGateway200JSONResponse{
+		GatewayID: r.GatewayID, PremisesID: "p_01j9zq3v6t7n8m2k4h5g6f7d8s", LanPrefix: d.LanPrefix,
+		GatewayIPv4: d.GatewayIPv4, UplinkIPv4: d.UplinkIPv4, GroupRange: *d.GroupRange, Revision: s.info.Revision,
+	}, nil
+}
+
+type undeclared struct{}
+
+func (undeclared) VisitGetGatewayResponse(w http.ResponseWriter) error {
+	Problem(w, http.StatusNotFound, "not-found", "This gateway has not declared its LAN yet. PUT its declaration first.")
+	return nil
+}
+
 // GetGroupInformation answers at once if the cursor isn't the current one, else on the next change or at the time-out.
 func (s *Service) GetGroupInformation(ctx context.Context, r ginserver.GetGroupInformationRequestObject) (ginserver.GetGroupInformationResponseObject, error) {
 	p := Poll{At: time.Now()}

@@ -7,11 +7,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"slices"
 	stdsync "sync"
 	"time"
 
+	"github.com/groupcast/groupcast/gateway-agent/admission"
 	"github.com/groupcast/groupcast/gateway-agent/config"
 	"github.com/groupcast/groupcast/gateway-agent/duplicator"
 	"github.com/groupcast/groupcast/gateway-agent/lan"
@@ -34,7 +34,8 @@ type Agent struct {
 	forwarder  *forwarder
 	poller     *sync.Poller
 	duplicator duplicator.Duplicator
-	closers    []func() error // in the order of opening
+	gate       *admission.Gate // nil without uplink-rate
+	closers    []func() error  // in the order of opening
 }
 
 // Run is the whole life of an agent: it returns when ctx ends, or with the reason why it can't start.
@@ -78,15 +79,16 @@ func (a *Agent) open(ctx context.Context) error {
 		return err
 	}
 	a.closers = append(a.closers, store.Close)
-	iface, err := lanInterface(c)
+	iface, err := lan.Find(c.LANInterface, c.Gateway.LANAddr)
 	if err != nil {
 		return err
 	}
-	copier, err := openDuplicator(c, iface, a.log)
+	backend, err := openDuplicator(c, iface, a.log)
 	if err != nil {
 		return err
 	}
-	a.duplicator = copier
+	copier, gate := admit(c, backend, a.log)
+	a.duplicator, a.gate = copier, gate
 	a.closers = append(a.closers, copier.Close)
 	guard, err := lan.Open(iface, c.Gateway.Range)
 	if err != nil {
@@ -162,29 +164,4 @@ func (a *Agent) close() error {
 		errs = append(errs, closer())
 	}
 	return errors.Join(errs...)
-}
-
-// lanInterface is the configured one, or the one that has the gateway's LAN address.
-func lanInterface(c config.Config) (string, error) {
-	if c.LANInterface != "" {
-		return c.LANInterface, nil
-	}
-	interfaces, err := net.Interfaces()
-	if err != nil {
-		return "", fmt.Errorf("lan-interface: %w", err)
-	}
-	for _, i := range interfaces {
-		addrs, err := i.Addrs()
-		if err != nil {
-			return "", fmt.Errorf("lan-interface: %w", err)
-		}
-		for _, addr := range addrs {
-			// Loopback has every address of its prefix.
-			p, err := netip.ParsePrefix(addr.String())
-			if err == nil && (p.Addr() == c.Gateway.LANAddr || i.Flags&net.FlagLoopback != 0 && p.Contains(c.Gateway.LANAddr)) {
-				return i.Name, nil
-			}
-		}
-	}
-	return "", fmt.Errorf("lan-interface: no interface has lan-address %s: give the interface that the cameras are on", c.Gateway.LANAddr)
 }

@@ -619,6 +619,32 @@ func TestStatusAndMetricsCountAndShowNoDestination(t *testing.T) {
 	}
 }
 
+// What doesn't fit into the uplink's rate is left out, which the status and the metrics say, and counted for the destination.
+func TestCopiesThatTheUplinkHasNoRoomFor(t *testing.T) {
+	h := newHome(t)
+	h.service.Set(information("e1", 2, "127.31.7.1"))
+	h.config.UplinkRate = 100 // bits per second
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	h.config.MetricsListen = netip.MustParseAddrPort(free.Addr().String())
+	require.NoError(t, free.Close())
+	h.start()
+	h.acknowledged("e1.2")
+	require.Equal(t, &agent.UplinkStatus{Rate: 100}, h.status().Uplink)
+	require.Eventually(t, func() bool {
+		h.send(groupIP, "media")
+		d := h.status().Groups[0].Destinations[0]
+		return d.LeftOut && d.Drops["uplink-rate"] > 0
+	}, 2*soon, patience)
+	s := h.status()
+	assert.Equal(t, 1, s.Uplink.LeftOut)
+	assert.Greater(t, s.Uplink.Wanted, s.Uplink.Rate)
+	metrics := h.get("http://" + h.config.MetricsListen.String() + "/metrics")
+	assert.Contains(t, metrics, "groupcast_agent_uplink_rate_bits 100\n")
+	assert.Contains(t, metrics, "groupcast_agent_left_out_destinations 1\n")
+	assert.Regexp(t, `groupcast_agent_destination_drops_total\{destination="r_1_0",reason="uplink-rate"\} [1-9]`, metrics)
+}
+
 func (h *home) get(url string) string {
 	h.t.Helper()
 	r, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: soon}).Get(url)

@@ -4,17 +4,27 @@ import (
 	"errors"
 	"log/slog"
 
+	"github.com/groupcast/groupcast/gateway-agent/admission"
 	"github.com/groupcast/groupcast/gateway-agent/config"
 	"github.com/groupcast/groupcast/gateway-agent/duplicator"
 	"github.com/groupcast/groupcast/gateway-agent/duplicator/ebpf"
 	"github.com/groupcast/groupcast/gateway-agent/sync"
 )
 
+// admit puts a gate in front of the backend if the uplink has a rate; else gate is nil.
+func admit(c config.Config, backend duplicator.Duplicator, log *slog.Logger) (copier duplicator.Duplicator, gate *admission.Gate) {
+	if c.UplinkRate == 0 {
+		return backend, nil
+	}
+	gate = admission.New(backend, admission.Config{Rate: c.UplinkRate, Log: log})
+	return gate, gate
+}
+
 // openDuplicator opens the configured backend, or by auto the fastest that this host can run, and says which and why.
 func openDuplicator(c config.Config, iface string, log *slog.Logger) (duplicator.Duplicator, error) {
 	base := duplicator.Config{
 		GroupRange: c.Gateway.Range, Uplink: c.Gateway.Uplink, Ports: c.MediaPorts, CopyOptions: c.CopyOptions,
-		AllowLoopback: c.AllowLoopback, MaxStale: sync.MaxStaleLimit, Log: log,
+		DestinationRate: c.DestinationRate, AllowLoopback: c.AllowLoopback, MaxStale: sync.MaxStaleLimit, Log: log,
 	}
 	inKernel := ebpf.Config{Config: base, Interface: iface, PinDir: c.BPFDir}
 	why := "it is the configured backend"

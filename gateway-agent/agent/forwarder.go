@@ -61,6 +61,7 @@ type view struct {
 	heard      hearing
 	forwarding bool
 	fault      string
+	kept       string // cursor of what a restart would begin with, as far as this agent knows
 }
 
 type delivered struct {
@@ -156,7 +157,7 @@ func (f *forwarder) restore() error {
 	if err := f.apply(); err != nil {
 		return err
 	}
-	f.acked = info.Cursor()
+	f.keeps(info.Cursor())
 	f.log.Info("copying by the kept group information", "cursor", f.acked, "age", kept.Age, "groups", len(info.Groups))
 	return nil
 }
@@ -198,8 +199,16 @@ func (f *forwarder) take(a sync.Answer) error {
 	if err := f.store.Save(f.server, info.Cursor(), info.Raw); err != nil {
 		return err
 	}
-	f.acked = info.Cursor()
+	f.keeps(info.Cursor())
 	return nil
+}
+
+// keeps notes what is applied and kept.
+func (f *forwarder) keeps(cursor string) {
+	f.acked = cursor
+	seen := *f.view.Load()
+	seen.kept = cursor
+	f.view.Store(&seen)
 }
 
 // apply puts the table into force until the server is not heard from for too long. A group that can't be served doesn't keep the others
@@ -236,5 +245,5 @@ func (f *forwarder) settle(snapshot *table.Snapshot, err error) {
 		f.log.Info("everything is in force again")
 	}
 	f.fault = fault
-	f.view.Store(&view{snapshot, f.heard, f.forwarding, fault})
+	f.view.Store(&view{snapshot, f.heard, f.forwarding, fault, f.acked})
 }

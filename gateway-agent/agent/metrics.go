@@ -37,6 +37,12 @@ func (a *Agent) exposition() []byte {
 	family("last_success_age_seconds", "gauge", "Since the server was last heard from; -1 for never.")("", s.LastSuccessSeconds)
 	family("valid_for_seconds", "gauge", "Until copying stops if the server stays silent.")("", s.ValidForSeconds)
 	family("refused_destinations", "gauge", "Destinations that get nothing because their address may not be sent to.")("", s.RefusedCount)
+	family("unknown_group_total", "counter", "Datagrams to a group IP of nobody; only the ebpf backend sees those.")("", s.UnknownGroup)
+	if s.Uplink != nil {
+		family("uplink_rate_bits", "gauge", "Bits per second that copies may take of the uplink.")("", s.Uplink.Rate)
+		family("uplink_wanted_bits", "gauge", "Bits per second that copies for every destination would take.")("", s.Uplink.Wanted)
+		family("left_out_destinations", "gauge", "Destinations that get nothing for now because the uplink has no room.")("", s.Uplink.LeftOut)
+	}
 	if _, revision, ok := strings.Cut(s.Cursor, "."); ok {
 		family("revision", "gauge", "Revision of the group information in force.")("", revision)
 	}

@@ -34,13 +34,24 @@ type Status struct {
 	// Forwarding is false as long as the server was never heard from, or not for too long.
 	Forwarding bool   `json:"forwarding"`
 	Cursor     string `json:"cursor"`
+	// KeptCursor is what an agent that started now would begin with; empty if that isn't known. It is that of Cursor but for a moment.
+	KeptCursor string `json:"keptCursor"`
 	// LastSuccessSeconds is how long ago the server was heard from, -1 for never.
 	LastSuccessSeconds float64       `json:"lastSuccessSeconds"`
 	ValidForSeconds    float64       `json:"validForSeconds"`
 	Polls              sync.Counts   `json:"polls"`
 	Fault              string        `json:"fault,omitempty"`
 	RefusedCount       int           `json:"refusedDestinations"`
+	UnknownGroup       uint64        `json:"unknownGroup"`     // datagrams to a group IP of nobody; only the ebpf backend sees those
+	Uplink             *UplinkStatus `json:"uplink,omitempty"` // only with uplink-rate
 	Groups             []GroupStatus `json:"groups"`
+}
+
+// UplinkStatus is how the uplink's rate is shared, in bits per second.
+type UplinkStatus struct {
+	Rate    uint64 `json:"rate"`    // that copies may take
+	Wanted  uint64 `json:"wanted"`  // that copies for everybody would take now
+	LeftOut int    `json:"leftOut"` // destinations that get nothing for now
 }
 
 // GroupStatus is one group in force.
@@ -61,6 +72,7 @@ type DestinationStatus struct {
 	Name    string            `json:"destinationName"`
 	Packets uint64            `json:"packets"`
 	Bytes   uint64            `json:"bytes"`
+	LeftOut bool              `json:"leftOut,omitempty"` // for now, because the uplink has no room
 	Drops   map[string]uint64 `json:"drops"`
 }
 
@@ -68,8 +80,14 @@ func (a *Agent) status() Status {
 	v, counters, now := a.forwarder.view.Load(), a.duplicator.Counters(), time.Now()
 	s := Status{
 		Version: a.version, PID: os.Getpid(), GatewayID: a.config.Gateway.ID.String(), Server: a.config.Server.Redacted(), Started: a.started,
-		Forwarding: v.forwarding, LastSuccessSeconds: -1, Polls: a.poller.Counts(), Fault: v.fault, RefusedCount: counters.Refused,
+		Forwarding: v.forwarding, LastSuccessSeconds: -1, Polls: a.poller.Counts(), Fault: v.fault, RefusedCount: counters.Refused, UnknownGroup: counters.UnknownGroup,
 		Groups: []GroupStatus{},
+	}
+	var leftOut map[string]bool
+	if a.gate != nil {
+		load := a.gate.Load()
+		leftOut = load.Shed
+		s.Uplink = &UplinkStatus{Rate: load.Rate, Wanted: load.Wanted, LeftOut: len(load.Shed)}
 	}
 	if !v.heard.at.IsZero() {
 		s.LastSuccessSeconds = now.Sub(v.heard.at).Seconds()
@@ -77,7 +95,7 @@ func (a *Agent) status() Status {
 	if v.snapshot == nil {
 		return s
 	}
-	s.Cursor = v.snapshot.Version
+	s.Cursor, s.KeptCursor = v.snapshot.Version, v.kept
 	s.ValidForSeconds = max(v.heard.until().Sub(now).Seconds(), 0)
 	for _, ip := range slices.SortedFunc(maps.Keys(v.snapshot.Groups), netip.Addr.Compare) {
 		g, count := v.snapshot.Groups[ip], counters.Groups[ip]
@@ -91,7 +109,7 @@ func (a *Agent) status() Status {
 		for _, d := range g.Destinations {
 			count := counters.Destinations[d.ID]
 			group.Destinations = append(group.Destinations, DestinationStatus{
-				ID: d.ID, Name: d.Name, Packets: count.Packets, Bytes: count.Bytes, Drops: orEmpty(count.Drops),
+				ID: d.ID, Name: d.Name, Packets: count.Packets, Bytes: count.Bytes, Drops: orEmpty(count.Drops), LeftOut: leftOut[d.ID],
 			})
 		}
 		s.Groups = append(s.Groups, group)

@@ -32,10 +32,12 @@ type Config struct {
 	Gateway      models.Gateway
 	LANInterface string
 
-	MediaPorts  []uint16
-	CopyOptions packet.CopyOptions
-	Backend     string // one of the Backend constants
-	BPFDir      string // where the ebpf backend stays while the agent restarts
+	MediaPorts      []uint16
+	CopyOptions     packet.CopyOptions
+	DestinationRate uint64 // bits per second for the copies of one destination; 0: no limit
+	UplinkRate      uint64 // bits per second for all copies; 0: no limit
+	Backend         string // one of the Backend constants
+	BPFDir          string // where the ebpf backend stays while the agent restarts
 
 	StateDir      string
 	MetricsListen netip.AddrPort // the zero AddrPort: off

@@ -75,6 +75,14 @@ var keys = []key{
 		c.CopyOptions = packet.CopyOptions(s)
 		return oneOf(s, string(packet.Strip), string(packet.NOP))
 	}},
+	{name: "uplink-rate", def: "0", help: "`BITS` per second that all copies together may take of the uplink, for example 20M; 0: no limit", read: func(c *Config, s string) (err error) {
+		c.UplinkRate, err = bits(s)
+		return err
+	}},
+	{name: "destination-rate", def: "0", help: "`BITS` per second that the copies for one destination may take, for example 8M; 0: no limit", read: func(c *Config, s string) (err error) {
+		c.DestinationRate, err = bits(s)
+		return err
+	}},
 	{name: "backend", def: BackendAuto, help: "what copies: `auto|socket|ebpf`", read: func(c *Config, s string) error {
 		c.Backend = s
 		return oneOf(s, BackendAuto, BackendSocket, BackendEBPF)
@@ -193,6 +201,21 @@ func ports(s string) ([]uint16, error) {
 		return nil, fmt.Errorf("%d ports are too many: give at most 16", len(out))
 	}
 	return out, nil
+}
+
+// bits reads a rate in bits per second: a number, or one with k, M or G for thousands, millions or billions.
+func bits(s string) (uint64, error) {
+	number, factor := s, uint64(1)
+	if i := len(s) - 1; i > 0 {
+		if f, ok := map[byte]uint64{'k': 1e3, 'M': 1e6, 'G': 1e9}[s[i]]; ok {
+			number, factor = s[:i], f
+		}
+	}
+	n, err := strconv.ParseUint(number, 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a rate in bits per second, for example 20M or 800k", s)
+	}
+	return n * factor, nil
 }
 
 func boolean(s string) (bool, error) {

@@ -11,6 +11,9 @@ import (
 	"github.com/groupcast/groupcast/gateway-agent/packet"
 )
 
+// headers is what a copy over IPv4 has beside its payload, in bytes.
+const headers = 28
+
 // copy sends one copy of the payload to each destination of the group. Every destination has a socket of its own and no send waits,
 // so one that is slow or dead costs the others nothing.
 func (l *listener) copy(v packet.Verdict, camera packet.Datagram, payload []byte, now time.Time) {
@@ -22,6 +25,10 @@ func (l *listener) copy(v packet.Verdict, camera packet.Datagram, payload []byte
 	s.used = now
 	l.hops.set(camera.TTL - 1)
 	for _, o := range s.outlets {
+		if !o.counters.pace.take(now, len(payload)+headers, PerByte(l.owner.config.DestinationRate)) {
+			o.counters.overRate.Add(1)
+			continue
+		}
 		o.send(s, camera, payload, l.hops, now)
 	}
 }

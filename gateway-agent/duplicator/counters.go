@@ -1,7 +1,9 @@
 package duplicator
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,6 +15,7 @@ import (
 type Counters struct {
 	Destinations map[string]DestinationCounters // by registration id; kept for a while after the destination left
 	Groups       map[netip.Addr]GroupCounters   // by group IP
+	UnknownGroup uint64                         // datagrams to a group IP of nobody, where the backend sees those
 	Refused      int                            // destinations of the snapshot in force that never get media (refuse.go)
 }
 
@@ -42,22 +45,39 @@ const (
 	DropError       = "error"       // destination: any other error of the send
 	DropPort        = "other-port"  // group: not a port that cameras send to, where the backend sees those
 	DropNotUDP      = "not-udp"     // group: a packet of another protocol, where the backend sees those
+	DropRate        = "rate"        // destination: more than it may get (DestinationRate)
 	DropStale       = "stale"       // destination: it may not be served any longer unless the agent says so
 )
 
-// departedKept is how long the counters of a destination that left can still be read.
-const departedKept = 10 * time.Minute
+// How long, and of how many at most, the counters of a destination that left can still be read.
+const (
+	departedKept = 10 * time.Minute
+	maxDeparted  = 1024
+)
+
+// Forgettable gives those of what left whose counters needn't be kept any longer: they left long ago, or many others left since.
+func Forgettable(departed map[string]time.Time, now time.Time) []string {
+	keys := slices.SortedFunc(maps.Keys(departed), func(a, b string) int { return departed[b].Compare(departed[a]) })
+	for i, key := range keys {
+		if i == maxDeparted || now.Sub(departed[key]) > departedKept {
+			return keys[i:]
+		}
+	}
+	return nil
+}
 
 type destinationCounters struct {
 	packets, bytes                                        atomic.Uint64
 	full, refused, unreachable, tooBig, noSocket, failure atomic.Uint64
+	overRate                                              atomic.Uint64
+	pace                                                  pace
 	departed                                              time.Time // guarded by registry.mu; zero while it is a destination
 }
 
 func (c *destinationCounters) read() DestinationCounters {
 	return DestinationCounters{Packets: c.packets.Load(), Bytes: c.bytes.Load(), Drops: nonZero(map[string]uint64{
 		DropFull: c.full.Load(), DropRefused: c.refused.Load(), DropUnreachable: c.unreachable.Load(),
-		DropTooBig: c.tooBig.Load(), DropNoSocket: c.noSocket.Load(), DropError: c.failure.Load(),
+		DropTooBig: c.tooBig.Load(), DropNoSocket: c.noSocket.Load(), DropRate: c.overRate.Load(), DropError: c.failure.Load(),
 	})}
 }
 
@@ -129,15 +149,19 @@ func (r *registry) keep(p *plan, now time.Time) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	departed := map[string]time.Time{}
 	for id, c := range r.destinations {
 		switch {
 		case present[id]:
 			c.departed = time.Time{}
+			continue
 		case c.departed.IsZero():
 			c.departed = now
-		case now.Sub(c.departed) > departedKept:
-			delete(r.destinations, id)
 		}
+		departed[id] = c.departed
+	}
+	for _, id := range Forgettable(departed, now) {
+		delete(r.destinations, id)
 	}
 }
 

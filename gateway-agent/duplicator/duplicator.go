@@ -36,6 +36,8 @@ type Config struct {
 	Ports []uint16
 	// CopyOptions says what the copies carry in place of the camera's options. Default: packet.Strip.
 	CopyOptions packet.CopyOptions
+	// DestinationRate is what the copies for one destination may take, in bits per second with IP headers; 0: no limit. See pace.go.
+	DestinationRate uint64
 	// AllowLoopback permits destinations in 127/8, for the demo.
 	AllowLoopback bool
 	// MaxStale is how long a snapshot may be used after Apply, whatever its ValidUntil says; it guards against a wall clock that

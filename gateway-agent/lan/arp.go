@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// checkARP refuses kernel settings under which no ARP would be answered for a group IP: arp_ignore answers only for addresses
+// CheckARP refuses kernel settings under which no ARP would be answered for a group IP: arp_ignore answers only for addresses
 // that an interface has, and arp_filter only for addresses that the host itself could send from. Group IPs are neither.
-func checkARP(iface string) error {
+func CheckARP(iface string) error {
 	for _, setting := range []string{"arp_ignore", "arp_filter"} {
 		for _, scope := range []string{"all", iface} {
 			path := "/proc/sys/net/ipv4/conf/" + scope + "/" + setting

@@ -33,6 +33,29 @@ func Block(groupRange models.AddrRange) error {
 	return nil
 }
 
+// Blocked tells whether every blackhole for the group range is in place. It changes nothing and needs no privilege.
+func Blocked(groupRange models.AddrRange) (bool, error) {
+	if groupRange.First.IsLoopback() && groupRange.Last.IsLoopback() {
+		return true, nil
+	}
+	present, err := netlink.RuleList(netlink.FAMILY_V4)
+	if err != nil {
+		return false, fmt.Errorf("lan: read the routing rules: %w", err)
+	}
+	have := map[string]bool{}
+	for _, r := range present {
+		if r.Protocol == Protocol && r.Priority == BlackholePref {
+			have[ruleKey(r)] = true
+		}
+	}
+	for _, r := range blackholes(groupRange) {
+		if !have[ruleKey(r)] {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
 // Unblock removes every rule and route that this package installs, for whoever uninstalls the agent. It needs CAP_NET_ADMIN.
 // From then on nothing keeps group IPs from the uplink.
 func Unblock() error {

@@ -49,7 +49,7 @@ func Open(iface string, groupRange models.AddrRange) (*Guard, error) {
 	} else if isLoopback {
 		return g, nil
 	}
-	if err := checkARP(iface); err != nil {
+	if err := CheckARP(iface); err != nil {
 		return nil, err
 	}
 	if err := g.install(); err != nil {

@@ -91,6 +91,34 @@ func New(c Config) (*Poller, error) {
 	return p, nil
 }
 
+// Known is what the server says about this gateway.
+type Known struct {
+	// Gateway is what the gateway last declared, if it ever did.
+	Gateway api.Gateway
+	// Date is the server's clock, to the second; zero if it doesn't say.
+	Date time.Time
+}
+
+// Look asks the server for this gateway, and changes nothing: neither there nor for a poller that runs beside.
+func (p *Poller) Look(ctx context.Context) (Known, error) {
+	ctx, cancel := context.WithTimeout(ctx, reserve)
+	defer cancel()
+	defer p.config.Transport.CloseIdleConnections()
+	a, err := read(p.client.GetGateway(ctx, p.config.Gateway.ID))
+	if err != nil {
+		return Known{}, err
+	}
+	date, _ := http.ParseTime(a.header.Get("Date")) // zero if there is none
+	if a.status != http.StatusOK {
+		return Known{Date: date}, a.failure()
+	}
+	k := Known{Date: date}
+	if err := json.Unmarshal(a.body, &k.Gateway); err != nil || k.Gateway.GatewayID != p.config.Gateway.ID {
+		return k, errors.New("what answers is not about this gateway: is this the registration service?")
+	}
+	return k, nil
+}
+
 // Run declares and polls until ctx ends, beginning with what is held already. It survives everything else.
 func (p *Poller) Run(ctx context.Context, held Held, deliver Deliver) {
 	defer p.config.Transport.CloseIdleConnections()

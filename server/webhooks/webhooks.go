@@ -121,14 +121,12 @@ func (s *Service) Get(ctx context.Context, service models.ServiceID, id models.W
 
 // List reads a page of a service's webhooks, oldest first, and the token of the next page, which is empty on the last.
 func (s *Service) List(ctx context.Context, service models.ServiceID, page models.Page) (all []models.Webhook, next string, err error) {
-	after, err := page.After()
+	after, err := page.After(models.ListWebhooks)
 	if err != nil {
 		return nil, "", err
 	}
 	all, err = s.store.WebhookPage(ctx, service, after, page.Limit()+1)
-	if limit := page.Limit(); len(all) > limit {
-		all, next = all[:limit], models.PageToken(string(all[limit-1].ID))
-	}
+	all, next = models.Cut(all, page, models.ListWebhooks, func(w models.Webhook) string { return string(w.ID) })
 	return all, next, err
 }
 

@@ -30,6 +30,8 @@ type Backend struct {
 	// PacketByPacket says that it copies IP packets and not datagrams: identification, type of service, don't-fragment bit and
 	// fragment boundaries are the camera's.
 	PacketByPacket bool
+	// Entries counts what it holds in the kernel's maps; nil if it has none.
+	Entries func(duplicator.Duplicator) map[string]int
 }
 
 // Run runs every case against the backend, each in a process of its own.
@@ -77,6 +79,18 @@ type Home struct {
 // NewHome builds the network and has the backend serve the snapshot; nil stands for the worked example.
 func NewHome(t *testing.T, b Backend, mode packet.CopyOptions, s *table.Snapshot) *Home {
 	t.Helper()
+	h := newHome(t, b, duplicator.Config{CopyOptions: mode})
+	h.Inside, h.Wide = h.Home.Camera.Capture("cam0"), h.WAN.Capture("ext0")
+	if s == nil {
+		s = WorkedExample()
+	}
+	h.Apply(s)
+	return h
+}
+
+// newHome builds the network with a backend that serves nothing yet, and captures nothing.
+func newHome(t *testing.T, b Backend, c duplicator.Config) *Home {
+	t.Helper()
 	h := &Home{Home: netlab.NewHome(t, netlab.Current(t, "gateway")), t: t, backend: b}
 	h.Home.Camera.Address("cam0", Neighbour.String()+"/24")
 	lanIf, err := net.InterfaceByName(LAN)
@@ -89,18 +103,14 @@ func NewHome(t *testing.T, b Backend, mode packet.CopyOptions, s *table.Snapshot
 			h.cameraIf = i.HardwareAddr
 		}
 	})
-	h.config = duplicator.Config{GroupRange: GroupRange, Uplink: Uplink, CopyOptions: mode}
+	h.config = c
+	h.config.GroupRange, h.config.Uplink = GroupRange, Uplink
 	h.Duplicator = b.Open(t, h.config)
 	t.Cleanup(func() { h.Duplicator.Close() })
 	if h.guard, err = lan.Open(LAN, GroupRange); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { h.guard.Close() })
-	h.Inside, h.Wide = h.Home.Camera.Capture("cam0"), h.WAN.Capture("ext0")
-	if s == nil {
-		s = WorkedExample()
-	}
-	h.Apply(s)
 	return h
 }
 

@@ -31,6 +31,7 @@ var cases = slices.Concat(
 	inBothModes("super-packets", superPackets),
 	inBothModes("options around the option", optionsAround),
 	inBothModes("trigger source", triggerSource),
+	inBothModes("a copy that comes back", copyComesBack),
 	[]testCase{
 		{"without the option nothing leaves", withoutTheOption},
 		{"two groups never see each other", twoGroups},
@@ -55,6 +56,13 @@ var cases = slices.Concat(
 		{"the gateway itself", gatewayItself},
 		{"stale", stale},
 		{"no groups", noGroups},
+		{"more than the uplink takes", uplinkRate},
+		{"a wall clock that is an hour off", wrongClock},
+		{"more than a destination may get", destinationRate},
+		{"a group IP of nobody", nobodysGroup},
+		{"counters only rise", countersOnlyRise},
+		{"as many streams as there may be", manyStreams},
+		{"a smaller way ahead", pathMTU},
 		{"400 swaps at full load", swapsUnderLoad},
 	},
 )
@@ -565,13 +573,16 @@ func hairpin(t *testing.T, b Backend) {
 	}
 }
 
-// The gateway's own addresses and the broadcast addresses of its networks are known from its interfaces.
+// Addresses that no host may be sent to get nothing; the gateway's own and the broadcast addresses of its networks are known from its interfaces.
 func gatewayItself(t *testing.T, b Backend) {
 	s := WorkedExample()
 	h := NewHome(t, b, packet.Strip, s)
 	withRefused := WorkedExample()
 	g := withRefused.Groups[Groupcast1]
-	for _, a := range []string{"172.168.0.1", "203.0.113.1", "172.168.0.255", "203.0.113.255", "172.168.0.235", "127.0.0.1"} {
+	for _, a := range []string{
+		"172.168.0.1", "203.0.113.1", "172.168.0.255", "203.0.113.255", "172.168.0.235", "127.0.0.1",
+		"0.1.2.3", "224.0.0.251", "239.1.2.3", "240.0.0.1", "255.255.255.255", "169.254.1.1", "::1", "ff02::1", "fe80::1",
+	} {
 		g.Destinations = append(g.Destinations, To(a, a))
 	}
 	own, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("172.168.0.1:5004")))
@@ -583,7 +594,7 @@ func gatewayItself(t *testing.T, b Backend) {
 	h.snapshot = s // what is refused gets nothing
 	h.exchange([][]byte{raw{payload: []byte("video")}.bytes()})
 	// Groupcast2 got its own last datagram and nothing else.
-	if c := h.Duplicator.Counters(); c.Refused != 6 || c.Groups[Groupcast2].Received != 1 {
+	if c := h.Duplicator.Counters(); c.Refused != 15 || c.Groups[Groupcast2].Received != 1 {
 		t.Errorf("%+v", c)
 	}
 	_ = own.SetReadDeadline(time.Now().Add(50 * time.Millisecond))

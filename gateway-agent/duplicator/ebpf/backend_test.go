@@ -28,8 +28,16 @@ func open(t *testing.T, c ebpf.Config) *ebpf.Backend {
 	return b
 }
 
-func TestBackend(t *testing.T) {
-	backendtest.Run(t, backendtest.Backend{PacketByPacket: true, Open: func(t *testing.T, c duplicator.Config) duplicator.Duplicator {
+func TestBackend(t *testing.T) { backendtest.Run(t, backend()) }
+
+func TestSoak(t *testing.T) {
+	b := backend()
+	b.Entries = func(d duplicator.Duplicator) map[string]int { return d.(*ebpf.Backend).Entries() }
+	backendtest.Soak(t, b)
+}
+
+func backend() backendtest.Backend {
+	return backendtest.Backend{PacketByPacket: true, Open: func(t *testing.T, c duplicator.Config) duplicator.Duplicator {
 		return open(t, ebpf.Config{Config: c, Interface: backendtest.LAN, PinDir: netlab.BPFFS(t)})
-	}})
+	}}
 }

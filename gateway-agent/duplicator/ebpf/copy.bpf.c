@@ -58,6 +58,7 @@ enum destination_counter {
 	D_TOO_BIG,
 	D_STALE,
 	D_ERROR,
+	D_RATE,
 };
 #define COUNTERS 12
 
@@ -164,6 +165,15 @@ struct {
 	__type(value, __u32);
 } deadlines SEC(".maps");
 
+// Boot time until which a destination's copies take its rate if they leave one after the other (pace.go). Two CPUs may overwrite each other's, which
+// lets a packet more through.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} paces SEC(".maps");
+
 // The stack is shared with the callback of bpf_loop, so what is larger stands here.
 struct scratch {
 	__u8 header[64];
@@ -187,6 +197,8 @@ const volatile __be32 uplink;
 const volatile __u16 media_ports[MAX_PORTS];
 const volatile __u32 media_port_count;
 const volatile __u32 nop_options;
+const volatile __u64 pace_per_byte; // 1/1024 ns; 0: no rate
+const volatile __u64 pace_burst;    // ns
 
 static __always_inline void count(struct counters *c, __u32 i, __u64 n)
 {
@@ -256,6 +268,18 @@ static __always_inline long write_copy(struct pass *p, struct slot *d)
 	return bpf_skb_store_bytes(skb, 0, p->scratch->frame.mac, ETH_HLEN + MIN_HEADER, 0);
 }
 
+static __always_inline bool take(__u32 index, __u64 now, __u32 bytes)
+{
+	__u64 *until = bpf_map_lookup_elem(&paces, &index);
+	if (!until)
+		return false;
+	__u64 before = *(volatile __u64 *)until;
+	if (before > now + pace_burst)
+		return false;
+	*(volatile __u64 *)until = (before > now ? before : now) + (bytes * pace_per_byte >> 10);
+	return true;
+}
+
 static long copy_to(__u32 i, struct pass *p)
 {
 	__u32 slot = i + 1;
@@ -274,6 +298,10 @@ static long copy_to(__u32 i, struct pass *p)
 	}
 	if (!p->super && p->size > d->mtu) {
 		count(c, D_TOO_BIG, datagrams);
+		return 0;
+	}
+	if (pace_per_byte && !take(d->index, p->now, p->skb->len - ETH_HLEN)) {
+		count(c, D_RATE, datagrams);
 		return 0;
 	}
 	if (write_copy(p, d)) {

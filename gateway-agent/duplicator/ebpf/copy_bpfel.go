@@ -19,6 +19,7 @@ const (
 	copyMapCounts         = "counts"
 	copyMapDeadlines      = "deadlines"
 	copyMapGroups         = "groups"
+	copyMapPaces          = "paces"
 	copyMapPorts          = "ports"
 	copyMapScratch        = "scratch"
 	copyMapSources        = "sources"
@@ -27,6 +28,8 @@ const (
 	copyVarMediaPortCount = "media_port_count"
 	copyVarMediaPorts     = "media_ports"
 	copyVarNopOptions     = "nop_options"
+	copyVarPaceBurst      = "pace_burst"
+	copyVarPacePerByte    = "pace_per_byte"
 	copyVarRangeFirst     = "range_first"
 	copyVarRangeLast      = "range_last"
 	copyVarUplink         = "uplink"
@@ -84,6 +87,7 @@ type copyMapSpecs struct {
 	Counts    *ebpf.MapSpec `ebpf:"counts"`
 	Deadlines *ebpf.MapSpec `ebpf:"deadlines"`
 	Groups    *ebpf.MapSpec `ebpf:"groups"`
+	Paces     *ebpf.MapSpec `ebpf:"paces"`
 	Ports     *ebpf.MapSpec `ebpf:"ports"`
 	Scratch   *ebpf.MapSpec `ebpf:"scratch"`
 	Sources   *ebpf.MapSpec `ebpf:"sources"`
@@ -97,6 +101,8 @@ type copyVariableSpecs struct {
 	MediaPortCount *ebpf.VariableSpec `ebpf:"media_port_count"`
 	MediaPorts     *ebpf.VariableSpec `ebpf:"media_ports"`
 	NopOptions     *ebpf.VariableSpec `ebpf:"nop_options"`
+	PaceBurst      *ebpf.VariableSpec `ebpf:"pace_burst"`
+	PacePerByte    *ebpf.VariableSpec `ebpf:"pace_per_byte"`
 	RangeFirst     *ebpf.VariableSpec `ebpf:"range_first"`
 	RangeLast      *ebpf.VariableSpec `ebpf:"range_last"`
 	Uplink         *ebpf.VariableSpec `ebpf:"uplink"`
@@ -125,6 +131,7 @@ type copyMaps struct {
 	Counts    *ebpf.Map `ebpf:"counts"`
 	Deadlines *ebpf.Map `ebpf:"deadlines"`
 	Groups    *ebpf.Map `ebpf:"groups"`
+	Paces     *ebpf.Map `ebpf:"paces"`
 	Ports     *ebpf.Map `ebpf:"ports"`
 	Scratch   *ebpf.Map `ebpf:"scratch"`
 	Sources   *ebpf.Map `ebpf:"sources"`
@@ -136,6 +143,7 @@ func (m *copyMaps) Close() error {
 		m.Counts,
 		m.Deadlines,
 		m.Groups,
+		m.Paces,
 		m.Ports,
 		m.Scratch,
 		m.Sources,
@@ -150,6 +158,8 @@ type copyVariables struct {
 	MediaPortCount *ebpf.Variable `ebpf:"media_port_count"`
 	MediaPorts     *ebpf.Variable `ebpf:"media_ports"`
 	NopOptions     *ebpf.Variable `ebpf:"nop_options"`
+	PaceBurst      *ebpf.Variable `ebpf:"pace_burst"`
+	PacePerByte    *ebpf.Variable `ebpf:"pace_per_byte"`
 	RangeFirst     *ebpf.Variable `ebpf:"range_first"`
 	RangeLast      *ebpf.Variable `ebpf:"range_last"`
 	Uplink         *ebpf.Variable `ebpf:"uplink"`

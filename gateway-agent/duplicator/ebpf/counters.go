@@ -17,6 +17,7 @@ type tally [12]uint64
 // Elements that are no drops.
 const (
 	groupReceived      = 0
+	groupUnknown       = 3 // of element 0, which no group has
 	destinationPackets = 0
 	destinationBytes   = 1
 )
@@ -30,14 +31,13 @@ var groupDrops = map[int]string{
 
 var destinationDrops = map[int]string{
 	2: duplicator.DropFull, 3: duplicator.DropUnreachable, 4: duplicator.DropTooBig, 5: duplicator.DropStale, 6: duplicator.DropError,
+	7: duplicator.DropRate,
 }
-
-// departedKept is how long the counters of what left can still be read.
-const departedKept = 10 * time.Minute
 
 // registry gives each group and destination an element of the kernel's counters and deadlines, and never the same to two.
 type registry struct {
 	counts  *ebpf.Map
+	paces   *ebpf.Map
 	used    map[string]*entry // by destination id or groupKey
 	free    []uint32
 	next    uint32 // never used so far; 0 stands for none
@@ -49,8 +49,8 @@ type entry struct {
 	departed time.Time // zero while it is in force
 }
 
-func newRegistry(counts *ebpf.Map) *registry {
-	return &registry{counts: counts, used: map[string]*entry{}, next: 1, answers: map[string]*[answers]uint64{}}
+func newRegistry(counts, paces *ebpf.Map) *registry {
+	return &registry{counts: counts, paces: paces, used: map[string]*entry{}, next: 1, answers: map[string]*[answers]uint64{}}
 }
 
 // groupKey can't be an id: ids have no slash.
@@ -73,18 +73,24 @@ func (r *registry) keep(plan *table.Snapshot, now time.Time) {
 			present[d.ID] = true
 		}
 	}
+	departed := map[string]time.Time{}
 	for key, e := range r.used {
 		switch {
 		case present[key]:
 			e.departed = time.Time{}
+			continue
 		case e.departed.IsZero():
 			e.departed = now
-		case now.Sub(e.departed) > departedKept:
-			delete(r.used, key)
-			delete(r.answers, key)
-			if r.counts.Put(e.index, make([]tally, ebpf.MustPossibleCPU())) == nil { // no packet counts there any more
-				r.free = append(r.free, e.index)
-			}
+			continue // what is in force until the swap still counts there
+		}
+		departed[key] = e.departed
+	}
+	for _, key := range duplicator.Forgettable(departed, now) {
+		e := r.used[key]
+		delete(r.used, key)
+		delete(r.answers, key)
+		if r.counts.Put(e.index, make([]tally, ebpf.MustPossibleCPU())) == nil && r.paces.Put(e.index, uint64(0)) == nil { // no packet counts there any more
+			r.free = append(r.free, e.index)
 		}
 	}
 	for key := range present {
@@ -114,16 +120,13 @@ func (r *registry) read(rest duplicator.Counters) duplicator.Counters {
 	c := duplicator.Counters{
 		Destinations: map[string]duplicator.DestinationCounters{}, Groups: map[netip.Addr]duplicator.GroupCounters{}, Refused: rest.Refused,
 	}
+	if n, err := r.sum(0); err == nil {
+		c.UnknownGroup = n[groupUnknown]
+	}
 	for key, e := range r.used {
-		var perCPU []tally
-		if r.counts.Lookup(e.index, &perCPU) != nil {
+		n, err := r.sum(e.index)
+		if err != nil {
 			continue
-		}
-		var n tally
-		for _, cpu := range perCPU {
-			for i, v := range cpu {
-				n[i] += v
-			}
 		}
 		if ip, err := netip.ParseAddr(key[min(len("group/"), len(key)):]); err == nil && key == groupKey(ip) {
 			g := duplicator.GroupCounters{Received: n[groupReceived], Drops: named(n, groupDrops)}
@@ -148,6 +151,18 @@ func (r *registry) read(rest duplicator.Counters) duplicator.Counters {
 		c.Destinations[key] = d
 	}
 	return c
+}
+
+// sum adds up what the CPUs counted.
+func (r *registry) sum(index uint32) (n tally, err error) {
+	var perCPU []tally
+	err = r.counts.Lookup(index, &perCPU)
+	for _, cpu := range perCPU {
+		for i, v := range cpu {
+			n[i] += v
+		}
+	}
+	return n, err
 }
 
 func named(n tally, names map[int]string) map[string]uint64 {

@@ -91,7 +91,7 @@ func (b *Backend) open() error {
 	if b.kernel, err = load(b.config, b.lan); err != nil {
 		return err
 	}
-	b.counters = newRegistry(b.kernel.maps.Counts)
+	b.counters = newRegistry(b.kernel.maps.Counts, b.kernel.maps.Paces)
 	if b.until, err = newDeadlines(b.kernel.maps.Deadlines, b.config.Lease); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
@@ -237,15 +237,16 @@ func (b *Backend) tidy() error {
 	return errors.Join(b.ports.fill(b.config.MaxStreams), b.hops.ask())
 }
 
-// count counts an answer of the network for each destination at that address and port.
+// count counts an answer of the network for each destination at that address and port. One that the kernel path served when the copy left may be
+// the socket backend's by now: that is what the answer leads to if the copy was too big.
 func (b *Backend) count(to netip.AddrPort, a answer) {
-	for ip, g := range b.groups {
+	for ip := range b.groups {
 		planned, ok := b.plan.Group(ip)
 		if !ok {
 			continue
 		}
 		for _, d := range planned.Destinations {
-			if d.Addr == to.Addr() && (d.Port == to.Port() || d.Port == 0) && g.kernelServes[d.ID] {
+			if d.Addr == to.Addr() && (d.Port == to.Port() || d.Port == 0) {
 				b.counters.answered(d.ID, a)
 			}
 		}

@@ -296,6 +296,56 @@ func TestARemovedReceiverGetsNothing(t *testing.T) {
 	})
 }
 
+// Probing beside a running agent takes nothing from the stream and leaves nothing.
+func TestAProbeDisturbsNobody(t *testing.T) {
+	netlab.Isolated(t, func(t *testing.T) {
+		c := ebpf.Config{Interface: backendtest.LAN, PinDir: netlab.BPFFS(t)}
+		h := home(t, func(t *testing.T, base duplicator.Config) duplicator.Duplicator {
+			c.Config = base
+			return open(t, c)
+		})
+		before := programs(t)
+		s := newStream(t, h)
+		probed := make(chan error)
+		go func() {
+			var err error
+			for i := 0; i < 5 && err == nil; i++ {
+				err = ebpf.Probe(c)
+			}
+			probed <- err
+		}()
+		for done := false; !done; {
+			s.send()
+			select {
+			case err := <-probed:
+				if err != nil {
+					t.Error(err)
+				}
+				done = true
+			case <-time.After(time.Millisecond):
+			}
+		}
+		s.expect(1, s.sent)
+		if now := programs(t); now != before || now != 1 {
+			t.Errorf("%d programs on the LAN interface, before %d", now, before)
+		}
+	})
+}
+
+// programs counts what is attached to the LAN's ingress.
+func programs(t *testing.T) int {
+	t.Helper()
+	lan, err := net.InterfaceByName(backendtest.LAN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	attached, err := link.QueryPrograms(link.QueryOptions{Target: lan.Index, Attach: ciliumebpf.AttachTCXIngress})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(attached.Programs)
+}
+
 // What an agent of another version left is replaced, whatever its maps look like.
 func TestAnotherLayoutIsReplaced(t *testing.T) {
 	netlab.Isolated(t, func(t *testing.T) {

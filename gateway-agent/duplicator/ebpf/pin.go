@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/ebpf/rlimit"
 	"golang.org/x/sys/unix"
 
+	"github.com/groupcast/groupcast/gateway-agent/duplicator"
 	"github.com/groupcast/groupcast/gateway-agent/packet"
 )
 
@@ -78,6 +79,7 @@ func advice(err error) string {
 func configure(spec *ebpf.CollectionSpec, c Config) error {
 	spec.Maps[copyMapCounts].MaxEntries = entries
 	spec.Maps[copyMapDeadlines].MaxEntries = entries
+	spec.Maps[copyMapPaces].MaxEntries = entries
 	spec.Maps[copyMapStreams].MaxEntries = uint32(c.MaxStreams)
 	spec.Maps[copyMapPorts].MaxEntries = uint32(c.MaxStreams)
 	first, last, uplink := c.GroupRange.First.As4(), c.GroupRange.Last.As4(), c.Uplink.As4()
@@ -92,6 +94,7 @@ func configure(spec *ebpf.CollectionSpec, c Config) error {
 	for name, value := range map[string]any{
 		copyVarRangeFirst: binary.BigEndian.Uint32(first[:]), copyVarRangeLast: binary.BigEndian.Uint32(last[:]),
 		copyVarUplink: uplink, copyVarMediaPorts: ports, copyVarMediaPortCount: uint32(len(c.Ports)), copyVarNopOptions: nop,
+		copyVarPacePerByte: duplicator.PerByte(c.DestinationRate), copyVarPaceBurst: duplicator.Burst * duplicator.PerByte(c.DestinationRate) >> 10,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return err

@@ -1,0 +1,246 @@
+package backendtest
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/net/ipv4"
+
+	"github.com/groupcast/groupcast/e2e/netlab"
+	"github.com/groupcast/groupcast/gateway-agent/duplicator"
+	"github.com/groupcast/groupcast/gateway-agent/packet"
+	"github.com/groupcast/groupcast/gateway-agent/table"
+)
+
+// Sizes of the soak, from the environment: "make soak" sets them, and without them it is a short one.
+func soakSize(name string, short int) int {
+	if n, err := strconv.Atoi(os.Getenv(name)); err == nil && n > 0 {
+		return n
+	}
+	return short
+}
+
+const (
+	soakRounds  = 100
+	soakMembers = 4
+	soakBatch   = 32
+	soakIdle    = time.Second
+)
+
+// holdings is what a process could lose little by little.
+type holdings struct {
+	memory int            // resident, in kB, when the collector has given back all that it can
+	things map[string]int // descriptors, UDP ports, entries of maps
+}
+
+// Soak copies many datagrams while the table is swapped and destinations come and go, and fails if the process holds more at the end than after
+// a tenth. Nobody answers to the copies.
+func Soak(t *testing.T, b Backend) {
+	netlab.Isolated(t, func(t *testing.T) {
+		datagrams := soakSize("SOAK_DATAGRAMS", 100_000)
+		s := &soak{t: t, swaps: soakSize("SOAK_SWAPS", 200), joins: soakSize("SOAK_JOINS", 100), backend: b}
+		s.h = newHome(t, b, duplicator.Config{CopyOptions: packet.Strip, StreamIdle: soakIdle})
+		s.h.WAN.Neighbour("ext0", Uplink.String(), s.h.Gateway.HardwareAddr("wan0"))
+		for range soakMembers {
+			s.join()
+		}
+		s.apply()
+		var before holdings
+		began := time.Now()
+		for round := range soakRounds {
+			var sending sync.WaitGroup
+			sending.Go(func() { s.send(part(datagrams, round)) })
+			joins := part(s.joins, round)
+			for i := range part(s.swaps, round) {
+				if i < joins {
+					s.join()
+				} else {
+					s.turn++
+				}
+				s.apply()
+			}
+			sending.Wait()
+			if t.Failed() {
+				return
+			}
+			if (round+1)%10 == 0 {
+				now := s.look()
+				if round+1 == soakRounds/10 {
+					before = s.holds(before)
+					now = before
+				}
+				netlab.Progress("soak %s: %3d %%, %d datagrams, %d kB, %v, %s", t.Name(), round+1, s.sent, now.memory, now.things, time.Since(began).Round(time.Second))
+			}
+		}
+		s.compare(before, s.holds(before))
+		s.account(datagrams)
+	})
+}
+
+// part is what a round does of a whole.
+func part(whole, round int) int { return whole*(round+1)/soakRounds - whole*round/soakRounds }
+
+type soak struct {
+	t            *testing.T
+	backend      Backend
+	h            *Home
+	swaps, joins int
+	turn, next   int
+	members      []table.Destination
+	sent         int
+}
+
+// join lets the oldest destination go and another come, which nobody has seen before.
+func (s *soak) join() {
+	s.next++
+	s.members = append(s.members, To(fmt.Sprintf("r_%d", s.next), fmt.Sprintf("198.51.100.%d", s.next%200+1)))
+	if len(s.members) > soakMembers {
+		s.members = s.members[1:]
+	}
+}
+
+// apply puts the members into force; every other time one of them has a port of its own, so that something changes.
+func (s *soak) apply() {
+	d := append([]table.Destination{}, s.members...)
+	d[0].Port = uint16(6000 + s.turn%2)
+	snapshot := Snapshot(d)
+	snapshot.ValidUntil = time.Now().Add(10 * time.Minute)
+	if err := s.h.Duplicator.Apply(snapshot); err != nil {
+		s.t.Fatal(err)
+	}
+	if s.h.snapshot == nil {
+		if err := s.h.guard.Apply(snapshot); err != nil {
+			s.t.Fatal(err)
+		}
+		s.h.snapshot = snapshot
+	}
+}
+
+// send sends from a socket that is new each time, and never more than the receive buffers hold.
+func (s *soak) send(n int) {
+	payload := make([]byte, 1200)
+	to := &net.UDPAddr{IP: Groupcast1.AsSlice(), Port: mediaPort}
+	batch := make([]ipv4.Message, soakBatch)
+	for i := range batch {
+		batch[i] = ipv4.Message{Buffers: [][]byte{payload}, Addr: to}
+	}
+	c := s.h.Sender(Camera, StreamID)
+	defer c.Close()
+	p := ipv4.NewPacketConn(c)
+	for sent := 0; sent < n; {
+		wrote, err := p.WriteBatch(batch[:min(n-sent, soakBatch)], 0)
+		if err != nil {
+			s.t.Errorf("send: %v", err)
+			return
+		}
+		sent += wrote
+		s.sent += wrote
+		if sent%(32*soakBatch) != 0 && sent < n {
+			continue
+		}
+		for end := time.Now().Add(wait); s.seen() < uint64(s.sent); time.Sleep(100 * time.Microsecond) {
+			if time.Now().After(end) {
+				s.t.Errorf("%d of %d datagrams were received", s.seen(), s.sent)
+				return
+			}
+		}
+	}
+}
+
+// seen is how many datagrams came to the group IP, those that the receive buffer had no room for included.
+func (s *soak) seen() uint64 {
+	g := s.h.Duplicator.Counters().Groups[Groupcast1]
+	return g.Received + g.Drops[duplicator.DropOverflow]
+}
+
+// holds waits until the streams of the last round have ended, and until the process holds what it held before, or for a while.
+func (s *soak) holds(before holdings) holdings {
+	s.t.Helper()
+	var now holdings
+	for end := time.Now().Add(10 * soakIdle); ; time.Sleep(soakIdle / 4) {
+		last := now.things
+		now = s.look()
+		settled := last != nil && maps.Equal(last, now.things) && time.Until(end) < 7*soakIdle
+		if before.things != nil {
+			settled = maps.Equal(before.things, now.things)
+		}
+		if settled || time.Now().After(end) {
+			return now
+		}
+	}
+}
+
+func (s *soak) look() holdings {
+	s.t.Helper()
+	debug.FreeOSMemory()
+	now := holdings{things: map[string]int{}}
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	now.things["descriptors"] = len(fds)
+	for _, file := range []string{"/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"} {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		now.things["ports"] += strings.Count(string(b), "\n") - 1
+	}
+	if s.backend.Entries != nil {
+		maps.Copy(now.things, s.backend.Entries(s.h.Duplicator))
+	}
+	b, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if text, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			now.memory, _ = strconv.Atoi(strings.Fields(text)[0])
+		}
+	}
+	return now
+}
+
+// compare allows a twentieth more memory. A short soak ends before the counters of who left are as many as are kept: 2 MB for that.
+func (s *soak) compare(before, after holdings) {
+	s.t.Helper()
+	limit := before.memory + before.memory/20
+	if s.joins < 10_000 {
+		limit += 2048
+	}
+	if after.memory > limit || before.memory == 0 {
+		s.t.Errorf("%d kB at the end, %d kB after a tenth", after.memory, before.memory)
+	}
+	if !maps.Equal(before.things, after.things) {
+		s.t.Errorf("held at the end: %v; after a tenth: %v", after.things, before.things)
+	}
+	s.t.Logf("%d datagrams, %d swaps, %d joins and leaves: %d kB after a tenth, %d kB at the end, %v", s.sent, s.swaps, s.joins, before.memory, after.memory, after.things)
+}
+
+// account sees that it was copying all the time.
+func (s *soak) account(datagrams int) {
+	s.t.Helper()
+	c := s.h.Duplicator.Counters()
+	g := c.Groups[Groupcast1]
+	if n := g.Received + g.Drops[duplicator.DropOverflow]; n != uint64(datagrams) {
+		s.t.Errorf("%d datagrams of %d came", n, datagrams)
+	}
+	if total(g.Drops) > g.Drops[duplicator.DropOverflow] {
+		s.t.Errorf("dropped: %v", g.Drops)
+	}
+	var copies uint64
+	for _, d := range c.Destinations {
+		copies += d.Packets + total(d.Drops)
+	}
+	if s.next <= 1000 && copies != soakMembers*g.Received {
+		s.t.Errorf("%d copies of %d datagrams for %d destinations each", copies, g.Received, soakMembers)
+	}
+}
