@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -218,11 +219,40 @@ func (q *Queue) Publish(subject, id string, body []byte) (jetstream.PubAckFuture
 
 // Forget removes all that a service could read about an account by a link that ended.
 func (q *Queue) Forget(ctx context.Context, service models.ServiceID, serviceAccountID models.ID) error {
+	return q.purge(ctx, "gc.s."+string(service)+"."+serviceAccountID.String()+".>")
+}
+
+func (q *Queue) purge(ctx context.Context, subject string) error {
 	s, err := q.js.Stream(ctx, StreamName)
 	if err != nil {
 		return fmt.Errorf("look up the stream %s: %w", StreamName, err)
 	}
-	return s.Purge(ctx, jetstream.WithPurgeSubject("gc.s."+string(service)+"."+serviceAccountID.String()+".>"))
+	return s.Purge(ctx, jetstream.WithPurgeSubject(subject))
+}
+
+// Kept names the groups of which the queue still has messages for a service about an account.
+func (q *Queue) Kept(ctx context.Context, service models.ServiceID, serviceAccountID models.ID) (groups []models.GroupID, err error) {
+	s, err := q.js.Stream(ctx, StreamName)
+	if err != nil {
+		return nil, fmt.Errorf("look up the stream %s: %w", StreamName, err)
+	}
+	prefix := LinkSubject(service, serviceAccountID, "*")
+	info, err := s.Info(ctx, jetstream.WithSubjectFilter(prefix))
+	if err != nil {
+		return nil, fmt.Errorf("list the subjects of the stream %s: %w", StreamName, err)
+	}
+	link := LinkSubject(service, serviceAccountID, "")
+	for subject := range info.State.Subjects {
+		if subject != link {
+			groups = append(groups, models.GroupID(strings.TrimPrefix(subject, strings.TrimSuffix(prefix, "*"))))
+		}
+	}
+	return groups, nil
+}
+
+// ForgetGroup removes what a service could read about one group.
+func (q *Queue) ForgetGroup(ctx context.Context, service models.ServiceID, serviceAccountID models.ID, group models.GroupID) error {
+	return q.purge(ctx, LinkSubject(service, serviceAccountID, group))
 }
 
 // Conn is the connection, for hints between replicas and for consumers in this process.

@@ -280,7 +280,9 @@ func TestDrillNobodyHears(t *testing.T) {
 	ledger(t, db, q)
 	rev := map[string]int{}
 	var n int
-	batch, err := c.Fetch(1000, jetstream.FetchMaxWait(2*time.Second))
+	info, err := c.Info(ctx)
+	require.NoError(t, err)
+	batch, err := c.Fetch(int(info.NumPending), jetstream.FetchMaxWait(2*time.Second))
 	require.NoError(t, err)
 	for m := range batch.Messages() {
 		rev[m.Subject()]++

@@ -117,7 +117,8 @@ func received(t *testing.T, q *eventqueue.Queue) map[string][]api.GroupEvent {
 	require.NoError(t, err)
 	all := map[string][]api.GroupEvent{}
 	for n := uint64(0); n < info.State.Msgs; {
-		batch, err := c.Fetch(200, jetstream.FetchMaxWait(2*time.Second))
+		// One asks for no more than there is: a fetch that wants more waits for it.
+		batch, err := c.Fetch(int(min(500, info.State.Msgs-n)), jetstream.FetchMaxWait(2*time.Second))
 		require.NoError(t, err)
 		for m := range batch.Messages() {
 			var e api.GroupEvent

@@ -1,0 +1,20 @@
+package eventrelay_test
+
+import (
+	"os"
+	"testing"
+)
+
+// TestMain keeps the tests' files in memory where it can. A process that is killed loses nothing that the kernel has, and no test here cuts
+// the power; waiting for a disk would only make them slow.
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("/dev/shm", "groupcast-relay-")
+	if err == nil {
+		err = os.Setenv("TMPDIR", dir)
+	}
+	code := m.Run()
+	if err == nil {
+		_ = os.RemoveAll(dir)
+	}
+	os.Exit(code)
+}
