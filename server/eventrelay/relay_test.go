@@ -49,7 +49,7 @@ func queue(t *testing.T, o eventqueue.Options) *eventqueue.Queue {
 }
 
 // relaying runs a relay until the function it gives is called.
-func relaying(t *testing.T, st *store.Store, q eventrelay.Queue) (stop func()) {
+func relaying(t testing.TB, st *store.Store, q eventrelay.Queue) (stop func()) {
 	t.Helper()
 	r := eventrelay.New(st, q, quiet, prometheus.NewRegistry())
 	st.OnCommit(func(store.Changed) { r.Wake() })
