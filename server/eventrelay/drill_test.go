@@ -245,7 +245,7 @@ func TestDrillLeaderLost(t *testing.T) {
 		both.Go(func() { l.happen(t, 10) })
 		db.Exec(t, fmt.Sprintf("SELECT pg_terminate_backend(%d)", was))
 		both.Wait()
-		require.NotEqual(t, was, holder())
+		require.Eventually(t, func() bool { return holder() != was }, patience, 20*time.Millisecond)
 		published(t, db)
 		ledger(t, db, q)
 	}

@@ -232,7 +232,7 @@ func sustained(t testing.TB, db, bare *storetest.DB, dir string, e extent) {
 // drain measures how fast what waited goes to the queue: within the process, where each message is on the disk before it is acknowledged, and to
 // a server apart with its own settings.
 func drain(t testing.TB, db *storetest.DB, dir string, e extent) {
-	writers(t, db, 50) // 200 groups
+	groups := 4 * len(writers(t, db, max(e.backlog/400, 1)))
 	o := &server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: filepath.Join(dir, "apart"), NoSigs: true, NoLog: true, JetStreamMaxStore: 1 << 30}
 	s, err := server.NewServer(o)
 	require.NoError(t, err)
@@ -257,7 +257,7 @@ func drain(t testing.TB, db *storetest.DB, dir string, e extent) {
 				INSERT INTO events (account_id, premises_id, group_id, rev, type, payload, created_at)
 				SELECT e.account_id, e.premises_id, e.group_id, e.rev + n, e.type, e.payload, e.created_at
 				FROM generate_series(1, %d) n, events e JOIN (SELECT group_id, max(rev) AS rev FROM events WHERE group_id <> '' GROUP BY group_id) l
-					ON l.group_id = e.group_id AND l.rev = e.rev ORDER BY n`, max(to.backlog/200, 1)))
+					ON l.group_id = e.group_id AND l.rev = e.rev ORDER BY n`, max(to.backlog/groups, 1)))
 			n := len(db.Ints(t, "SELECT id FROM events WHERE published_at = 0"))
 			began := time.Now()
 			stop := relaying(t, db.Store, q)
