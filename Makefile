@@ -124,9 +124,12 @@ bench-registrations: ## What registrations, renewals and waiting gateways cost, 
 	@.ci/install test
 	@BENCH_FIGURES=1 go test -run '^$$' -bench 'Figures$$' -benchtime 1x -timeout 0 ./e2e/figures | grep -vE '^(goos|goarch|pkg|cpu|PASS|ok)'
 
+# Each figure in its own package; the ones of MQTT are there with that package.
 .PHONY: bench-events
-bench-events: ## What it costs to tell those who listen (docs/benchmarks.md)
-	@BENCH_FIGURES=1 go test -run '^$$' -bench '^BenchmarkEvents.*Figures$$' -benchtime 1x ./server/mqtt | grep -E '^(figure|edge|a bare|FAIL|---| )'
+bench-events: ## How long events are on their way, how many there may be, and how soon a new destination gets its first copy; takes minutes (docs/benchmarks.md)
+	@.ci/install test
+	@BENCH_FIGURES=1 go test -p 1 -run '^$$' -bench '^Benchmark(Events.*|FirstCopy)Figures$$' -benchtime 1x -timeout 0 \
+		./server/eventrelay ./e2e $(addprefix ./,$(wildcard server/mqtt)) | grep -E '^(figure|beside|edge|a bare|FAIL|---)'
 
 .PHONY: bench
 bench: bench-identity bench-registrations bench-events ## All figures
@@ -141,8 +144,9 @@ rounds: ## 64 clients on 25 addresses for ROUNDS (1000; 8 minutes), and CHECKS (
 	go test -count=1 -timeout 0 -run '^TestNeverTwoGroupsInTheDatabase$$' ./server/backup -rapid.checks=$(if $(filter file,$(origin CHECKS)),200,$(CHECKS))
 
 .PHONY: chaos
-chaos: ## The drills of the events' queue for ROUNDS (20) each: deaths, a lost or full queue, a leader that is cut off
+chaos: ## The drills of events for long: ROUNDS (20) of each, then processes are killed at random for DURATION (10m)
 	go test -count=1 -timeout 0 -v -run '^TestDrill' ./server/eventrelay -drill.rounds=$(if $(filter file,$(origin ROUNDS)),20,$(ROUNDS))
+	go test -count=1 -timeout 0 -v -run '^TestDrill' ./e2e/drills -drill.duration=$(or $(DURATION),10m)
 
 .PHONY: soak
 soak: ## 10^8 datagrams, 10^5 swaps, 10^4 joins and leaves per backend (SOAK_DATAGRAMS, SOAK_SWAPS, SOAK_JOINS); needs root

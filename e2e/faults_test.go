@@ -35,7 +35,7 @@ type home struct {
 	registrations int
 }
 
-func newHome(t *testing.T) *home {
+func newHome(t testing.TB) *home {
 	s := harness.StartServer(t, harness.Options{Args: []string{"--allow-loopback"}})
 	lan := fmt.Sprintf("127.%d.%d.", 2+rand.IntN(250), rand.IntN(250))
 	h := &home{Server: s, camera: netip.MustParseAddr(lan + "5")}
@@ -69,7 +69,7 @@ func newHome(t *testing.T) *home {
 }
 
 // stream sends numbered datagrams from the camera to the group IP until the test ends.
-func (h *home) stream(t *testing.T) {
+func (h *home) stream(t testing.TB) {
 	conn, err := net.DialUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(h.camera, 0)),
 		net.UDPAddrFromAddrPort(netip.AddrPortFrom(h.group, mediaPort)))
 	require.NoError(t, err)

@@ -164,6 +164,10 @@ func (c Config) Warnings() []string {
 	if c.PublicURL == "" && !loopback(host) {
 		w = append(w, "public-url is not set: tokens name the listen address as their issuer, and other replicas won't accept them")
 	}
+	if c.DatabaseURL != "" && c.NATSURL == "" {
+		w = append(w, "nats-url is not set: each replica on this database has an event queue of its own, and only that of the replica that publishes "+
+			"gets events; if there is more than one replica, give all of them the nats-url of one NATS cluster")
+	}
 	return w
 }
 

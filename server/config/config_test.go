@@ -251,6 +251,7 @@ func TestWarnings(t *testing.T) {
 		"allow-loopback": {"--allow-loopback"},
 		"behind-proxy":   {"--behind-proxy"},
 		"public-url":     {"--listen", ":8443", "--tls-cert", "c", "--tls-key", "k"},
+		"nats-url":       {"--database-url", "postgres:///groupcast"},
 	} {
 		cfg, err := load(t, "", nil, args)
 		require.NoError(t, err)
@@ -258,6 +259,9 @@ func TestWarnings(t *testing.T) {
 		assert.Contains(t, cfg.Warnings()[0], want)
 	}
 	cfg, err := load(t, "", nil, nil)
+	require.NoError(t, err)
+	assert.Empty(t, cfg.Warnings())
+	cfg, err = load(t, "", nil, []string{"--database-url", "postgres:///groupcast", "--nats-url", "nats://127.0.0.1:4222"})
 	require.NoError(t, err)
 	assert.Empty(t, cfg.Warnings())
 }

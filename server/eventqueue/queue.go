@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -29,6 +30,8 @@ const (
 	// AckTimeout is how long an acknowledgement may take. A message whose acknowledgement got lost is sent again.
 	AckTimeout = 5 * time.Second
 
+	// maxMemory is what the server within this process may take for streams in memory, of which there are none.
+	maxMemory    = 64 << 20
 	startTimeout = 20 * time.Second
 	requests     = 5 * time.Second
 )
@@ -93,7 +96,7 @@ func (q *Queue) embed() error {
 	}
 	s, err := server.NewServer(&server.Options{
 		ServerName: "groupcastd", DontListen: true, NoSigs: true, NoSystemAccount: true,
-		JetStream: true, StoreDir: dir, JetStreamMaxStore: q.opts.MaxBytes, JetStreamMaxMemory: 64 << 20,
+		JetStream: true, StoreDir: dir, JetStreamMaxStore: q.opts.MaxBytes, JetStreamMaxMemory: maxMemory,
 		// The database is told that an event is published; so it must be on the disk by then.
 		SyncAlways: true,
 		// Without it the server takes 1000 consumers, and refuses more without a word to their owners.
@@ -170,6 +173,9 @@ func (q *Queue) connect() (err error) {
 
 // Prepare sees to it that the stream is there as it has to be, and names this stream: one that was lost and made anew has another name.
 func (q *Queue) Prepare(ctx context.Context) (identity string, err error) {
+	if err := q.revive(); err != nil {
+		return "", err
+	}
 	want := jetstream.StreamConfig{
 		Name: StreamName, Subjects: []string{"gc.a.>", "gc.s.>"}, Storage: jetstream.FileStorage,
 		// What doesn't fit is refused and waits in the database; nothing is dropped to make room.
@@ -187,7 +193,30 @@ func (q *Queue) Prepare(ctx context.Context) (identity string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("prepare the stream %s: %w", StreamName, err)
 	}
+	if q.server != nil {
+		// A write that failed once makes the server refuse all to come, and acknowledges none, until its storage begins anew. A purge of nothing
+		// is how one learns of it.
+		if err := s.Purge(ctx, jetstream.WithPurgeSubject("gc.a.nobody.nothing")); err != nil {
+			return "", errors.Join(fmt.Errorf("data-dir: the event queue couldn't write its files; is the disk full?: %w", err), q.server.ShutdownJetStream())
+		}
+	}
 	return s.CachedInfo().Created.UTC().Format(time.RFC3339Nano), nil
+}
+
+// revive starts the storage of the server within this process again: a disk that was full or couldn't be written has ended it, and it wouldn't
+// begin again by itself.
+func (q *Queue) revive() error {
+	if q.server == nil || q.server.JetStreamEnabled() {
+		return nil
+	}
+	dir := filepath.Join(q.opts.DataDir, "events")
+	if err := q.server.EnableJetStream(&server.JetStreamConfig{
+		StoreDir: dir, MaxMemory: maxMemory, MaxStore: q.opts.MaxBytes, SyncAlways: true, Strict: true,
+	}); err != nil {
+		return fmt.Errorf("data-dir: the event queue in %s can't write its files; is the disk full?: %w", dir, err)
+	}
+	q.opts.Log.Info("the event queue can write its files again", "dir", dir)
+	return nil
 }
 
 // AccountSubject is where an account's events of a stream are.
@@ -218,11 +247,40 @@ func (q *Queue) Publish(subject, id string, body []byte) (jetstream.PubAckFuture
 
 // Forget removes all that a service could read about an account by a link that ended.
 func (q *Queue) Forget(ctx context.Context, service models.ServiceID, serviceAccountID models.ID) error {
+	return q.purge(ctx, "gc.s."+string(service)+"."+serviceAccountID.String()+".>")
+}
+
+func (q *Queue) purge(ctx context.Context, subject string) error {
 	s, err := q.js.Stream(ctx, StreamName)
 	if err != nil {
 		return fmt.Errorf("look up the stream %s: %w", StreamName, err)
 	}
-	return s.Purge(ctx, jetstream.WithPurgeSubject("gc.s."+string(service)+"."+serviceAccountID.String()+".>"))
+	return s.Purge(ctx, jetstream.WithPurgeSubject(subject))
+}
+
+// Kept names the groups of which the queue still has messages for a service about an account.
+func (q *Queue) Kept(ctx context.Context, service models.ServiceID, serviceAccountID models.ID) (groups []models.GroupID, err error) {
+	s, err := q.js.Stream(ctx, StreamName)
+	if err != nil {
+		return nil, fmt.Errorf("look up the stream %s: %w", StreamName, err)
+	}
+	prefix := LinkSubject(service, serviceAccountID, "*")
+	info, err := s.Info(ctx, jetstream.WithSubjectFilter(prefix))
+	if err != nil {
+		return nil, fmt.Errorf("list the subjects of the stream %s: %w", StreamName, err)
+	}
+	link := LinkSubject(service, serviceAccountID, "")
+	for subject := range info.State.Subjects {
+		if subject != link {
+			groups = append(groups, models.GroupID(strings.TrimPrefix(subject, strings.TrimSuffix(prefix, "*"))))
+		}
+	}
+	return groups, nil
+}
+
+// ForgetGroup removes what a service could read about one group.
+func (q *Queue) ForgetGroup(ctx context.Context, service models.ServiceID, serviceAccountID models.ID, group models.GroupID) error {
+	return q.purge(ctx, LinkSubject(service, serviceAccountID, group))
 }
 
 // Conn is the connection, for hints between replicas and for consumers in this process.

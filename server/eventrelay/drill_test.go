@@ -245,7 +245,7 @@ func TestDrillLeaderLost(t *testing.T) {
 		both.Go(func() { l.happen(t, 10) })
 		db.Exec(t, fmt.Sprintf("SELECT pg_terminate_backend(%d)", was))
 		both.Wait()
-		require.NotEqual(t, was, holder())
+		require.Eventually(t, func() bool { return holder() != was }, patience, 20*time.Millisecond)
 		published(t, db)
 		ledger(t, db, q)
 	}
@@ -280,7 +280,9 @@ func TestDrillNobodyHears(t *testing.T) {
 	ledger(t, db, q)
 	rev := map[string]int{}
 	var n int
-	batch, err := c.Fetch(1000, jetstream.FetchMaxWait(2*time.Second))
+	info, err := c.Info(ctx)
+	require.NoError(t, err)
+	batch, err := c.Fetch(int(info.NumPending), jetstream.FetchMaxWait(2*time.Second))
 	require.NoError(t, err)
 	for m := range batch.Messages() {
 		rev[m.Subject()]++

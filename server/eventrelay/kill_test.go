@@ -94,7 +94,7 @@ func killed(t *testing.T, dir string, commits int) (all []string) {
 // TestDrillDatabaseKilled: Postgres dies without a goodbye while things happen. What was committed is there and is published; what was under
 // way fails, and leaves no number behind.
 func TestDrillDatabaseKilled(t *testing.T) {
-	cluster := pgtest.New(t, pgtest.Options{Fsync: true, Settings: map[string]string{"synchronous_commit": "on"}})
+	cluster := pgtest.New(t, pgtest.Options{Settings: map[string]string{"synchronous_commit": "on"}})
 	db := storetest.PostgresAt(t, cluster.URL(t), store.Options{})
 	q := queue(t, eventqueue.Options{})
 	relaying(t, db.Store, q)

@@ -43,6 +43,8 @@ type Queue interface {
 	Prepare(ctx context.Context) (identity string, err error)
 	Publish(subject, id string, body []byte) (jetstream.PubAckFuture, error)
 	Forget(ctx context.Context, service models.ServiceID, serviceAccountID models.ID) error
+	Kept(ctx context.Context, service models.ServiceID, serviceAccountID models.ID) ([]models.GroupID, error)
+	ForgetGroup(ctx context.Context, service models.ServiceID, serviceAccountID models.ID, group models.GroupID) error
 }
 
 // Relay publishes events while it leads.
@@ -351,6 +353,11 @@ func (r *Relay) messages(ctx context.Context, e models.Event, links []models.Lin
 		}
 		links = []models.Link{e.Link.Link}
 	}
+	if e.Type == models.EventLinkGranted {
+		if err := r.forgetUncovered(ctx, e, links); err != nil {
+			return nil, fmt.Errorf("remove what %s may not read any more: %w", e.Link.ServiceID, err)
+		}
+	}
 	for _, l := range links {
 		if !events.Hears(l, e) {
 			continue
@@ -368,4 +375,43 @@ func (r *Relay) messages(ctx context.Context, e models.Event, links []models.Lin
 		})
 	}
 	return all, nil
+}
+
+// forgetUncovered removes what a service hasn't fetched of groups that its consent, which has changed, doesn't let it hear of any more. It goes
+// by the consent as it is now: if that is another one again, another event follows.
+func (r *Relay) forgetUncovered(ctx context.Context, e models.Event, links []models.Link) error {
+	for _, l := range links {
+		if l.ServiceID != e.Link.ServiceID || l.ServiceAccountID != e.Link.ServiceAccountID || l.Premises == nil && l.Grants(models.ScopeEvents) {
+			continue
+		}
+		kept, err := r.queue.Kept(ctx, l.ServiceID, l.ServiceAccountID)
+		if err != nil {
+			return err
+		}
+		of := make([]models.EventStream, len(kept))
+		for i, g := range kept {
+			of[i] = models.EventStream{AccountID: e.AccountID, GroupID: g}
+		}
+		newest, err := r.store.NewestEvents(ctx, of)
+		if err != nil {
+			return err
+		}
+		hears := map[models.GroupID]bool{}
+		for _, p := range newest {
+			last, err := r.store.EventsAfter(ctx, p.EventStream, p.Rev-1, 1)
+			if err != nil {
+				return err
+			}
+			hears[p.GroupID] = len(last) == 1 && events.Hears(l, last[0])
+		}
+		for _, g := range kept {
+			if hears[g] {
+				continue
+			}
+			if err := r.queue.ForgetGroup(ctx, l.ServiceID, l.ServiceAccountID, g); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

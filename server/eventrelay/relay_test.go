@@ -2,16 +2,15 @@ package eventrelay_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
@@ -19,6 +18,7 @@ import (
 	"github.com/groupcast/groupcast/openapi/api"
 	"github.com/groupcast/groupcast/server/eventqueue"
 	"github.com/groupcast/groupcast/server/eventrelay"
+	"github.com/groupcast/groupcast/server/eventrelay/relaytest"
 	"github.com/groupcast/groupcast/server/servertest"
 	"github.com/groupcast/groupcast/server/store"
 	"github.com/groupcast/groupcast/server/store/storetest"
@@ -49,7 +49,7 @@ func queue(t *testing.T, o eventqueue.Options) *eventqueue.Queue {
 }
 
 // relaying runs a relay until the function it gives is called.
-func relaying(t *testing.T, st *store.Store, q eventrelay.Queue) (stop func()) {
+func relaying(t testing.TB, st *store.Store, q eventrelay.Queue) (stop func()) {
 	t.Helper()
 	r := eventrelay.New(st, q, quiet, prometheus.NewRegistry())
 	st.OnCommit(func(store.Changed) { r.Wake() })
@@ -104,74 +104,14 @@ func published(t *testing.T, db *storetest.DB) {
 	}, patience, 20*time.Millisecond)
 }
 
-// received is what is in the stream, by subject.
 func received(t *testing.T, q *eventqueue.Queue) map[string][]api.GroupEvent {
 	t.Helper()
-	js, err := jetstream.New(q.Conn())
-	require.NoError(t, err)
-	s, err := js.Stream(ctx, eventqueue.StreamName)
-	require.NoError(t, err)
-	c, err := s.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
-	require.NoError(t, err)
-	info, err := s.Info(ctx)
-	require.NoError(t, err)
-	all := map[string][]api.GroupEvent{}
-	for n := uint64(0); n < info.State.Msgs; {
-		batch, err := c.Fetch(200, jetstream.FetchMaxWait(2*time.Second))
-		require.NoError(t, err)
-		for m := range batch.Messages() {
-			var e api.GroupEvent
-			require.NoError(t, json.Unmarshal(m.Data(), &e), "%s", m.Data())
-			all[m.Subject()] = append(all[m.Subject()], e)
-			n++
-		}
-		require.NoError(t, batch.Error())
-	}
-	return all
+	return relaytest.Received(t, q.Conn())
 }
 
-// ledger holds the stream against the database: per stream the numbers 1 to n, each once, in order; the last is how the group is; services have
-// just what is theirs.
 func ledger(t *testing.T, db *storetest.DB, q *eventqueue.Queue) {
 	t.Helper()
-	all := received(t, q)
-	truth := db.Texts(t, "SELECT account_id || '.' || CASE group_id WHEN '' THEN 'account' ELSE group_id END || ' ' || max(rev) FROM events GROUP BY account_id, group_id")
-	var subjects int
-	for _, row := range truth {
-		stream, newest, _ := strings.Cut(row, " ")
-		got := all["gc.a."+stream]
-		require.Equal(t, newest, fmt.Sprint(len(got)), stream)
-		for i, e := range got {
-			require.Equal(t, fmt.Sprintf("%010d", i+1), e.Sequence, "%s: each once, in order", stream)
-		}
-		subjects++
-	}
-	for _, row := range db.Texts(t, "SELECT g.account_id || '.' || g.id || ' ' || (SELECT count(*) FROM registrations r WHERE r.group_id = g.id AND r.role = 'destination') FROM groups g") {
-		stream, state, _ := strings.Cut(row, " ")
-		got := all["gc.a."+stream]
-		require.Equal(t, state, fmt.Sprint(got[len(got)-1].Data.State), "the last that is heard is the truth")
-	}
-	for subject, got := range all {
-		if strings.HasPrefix(subject, "gc.a.") {
-			subjects--
-			continue
-		}
-		part := strings.Split(subject, ".") // gc.s.SERVICE.SERVICEACCOUNTID.STREAM
-		require.Len(t, part, 5)
-		if part[4] == "link" {
-			continue
-		}
-		linked := db.Texts(t, fmt.Sprintf("SELECT l.service_id FROM service_links l JOIN events e ON e.account_id = l.account_id AND e.group_id = '%s' AND e.rev = 1 "+
-			"WHERE l.service_account_id = %s", part[4], part[3]))
-		require.Equal(t, []string{part[2]}, linked, "no service has anything of an account that it is not linked with")
-		for i, e := range got {
-			require.Equal(t, part[3], e.Data.ServiceAccountID.String())
-			if i > 0 {
-				require.Equal(t, got[i-1].Data.Rev+1, e.Data.Rev)
-			}
-		}
-	}
-	require.Zero(t, subjects, "and nothing else is in the stream")
+	relaytest.Ledger(t, db, q.Conn())
 }
 
 func TestWhatHappensIsPublished(t *testing.T) {
@@ -214,4 +154,119 @@ func TestWhatHappensIsPublished(t *testing.T) {
 func forceCollection() {
 	runtime.GC()
 	runtime.GC()
+}
+
+// TestANarrowerConsentTakesBack: what a service hasn't fetched of groups that it may not hear of any more goes; the rest stays.
+func TestANarrowerConsentTakesBack(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
+		q := queue(t, eventqueue.Options{})
+		relaying(t, db.Store, q)
+		l, other := newLife(t, db), newLife(t, db)
+		garden, err := l.Accounts.CreatePremises(ctx, l.Account.ID, "garden", false)
+		require.NoError(t, err)
+		l.happen(t, 20)
+		other.happen(t, 20)
+		own := fmt.Sprintf("gc.s.%s.%s.", l.upload.Link.ServiceID, l.upload.Link.ServiceAccountID)
+		groups := func(prefix string) (subjects []string) {
+			for subject := range received(t, q) {
+				if strings.HasPrefix(subject, prefix) && !strings.HasSuffix(subject, ".link") {
+					subjects = append(subjects, subject)
+				}
+			}
+			return subjects
+		}
+		put := func(c models.Consent) {
+			t.Helper()
+			want := l.upload.Link
+			want.Consent = c
+			_, err := l.Accounts.PutLink(ctx, want)
+			require.NoError(t, err)
+			published(t, db)
+		}
+		published(t, db)
+		require.Len(t, groups(own), 4)
+		scopes := l.upload.Link.Scopes
+		put(models.Consent{Scopes: scopes, Premises: []models.PremisesID{l.Premises.ID}})
+		require.Len(t, groups(own), 4, "all are at the premises that is still covered")
+		put(models.Consent{Scopes: scopes, Premises: []models.PremisesID{garden.ID}})
+		require.Empty(t, groups(own))
+		require.Len(t, groups("gc.s."+string(other.upload.Link.ServiceID)+"."), 4, "another link keeps what it has")
+		put(models.Consent{Scopes: scopes})
+		l.happen(t, 8)
+		published(t, db)
+		require.Len(t, groups(own), 4)
+		// Who may only hear of groups that it is in keeps what it has of those.
+		upload, err := l.Accounts.ServicePrincipal(ctx, l.upload.Link.ServiceID)
+		require.NoError(t, err)
+		l.Join(t, upload, servertest.ServiceDestination(l.upload, "96.114.14.140", "g2", servertest.Addr("172.168.0.235")))
+		published(t, db)
+		put(models.Consent{Scopes: []string{models.ScopeRegister, models.ScopeNotify}})
+		require.Len(t, groups(own), 1)
+	})
+}
+
+// TestEventsThatWaitAreReported: they are counted, and after five seconds it is said aloud, once, until they are gone.
+func TestEventsThatWaitAreReported(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
+		l := newLife(t, db)
+		l.happen(t, 3)
+		log := &lines{}
+		var open atomic.Bool
+		registry := prometheus.NewRegistry()
+		away := &faulty{Queue: queue(t, eventqueue.Options{}), beforePublish: func() bool { return !open.Load() }, die: func() {}}
+		r := eventrelay.New(db.Store, away, slog.New(slog.NewTextHandler(log, nil)), registry)
+		running, cancel := context.WithCancel(ctx)
+		done := make(chan struct{})
+		go func() { defer close(done); r.Run(running) }()
+		t.Cleanup(func() { cancel(); <-done })
+		const late = "waiting to be published for too long"
+		events := len(db.Ints(t, "SELECT id FROM events"))
+		require.Eventually(t, func() bool { return value(t, registry, "groupcast_events_unpublished") == float64(events) }, patience, 10*time.Millisecond)
+		require.NotContains(t, log.String(), late)
+		db.Advance(t, 6*time.Second)
+		require.Eventually(t, func() bool { return strings.Contains(log.String(), late) }, patience, 10*time.Millisecond)
+		require.GreaterOrEqual(t, value(t, registry, "groupcast_events_oldest_unpublished_seconds"), 6.0)
+		open.Store(true)
+		published(t, db)
+		require.Eventually(t, func() bool { return value(t, registry, "groupcast_events_unpublished") == 0 }, patience, 10*time.Millisecond)
+		require.Zero(t, value(t, registry, "groupcast_events_oldest_unpublished_seconds"))
+		require.EqualValues(t, events, value(t, registry, "groupcast_events_published_total"))
+		require.Equal(t, 1, strings.Count(log.String(), late))
+		require.EqualValues(t, 1, value(t, registry, "groupcast_events_leader"))
+		cancel()
+		<-done
+		require.Zero(t, value(t, registry, "groupcast_events_leader"))
+	})
+}
+
+// value reads a metric without labels.
+func value(t *testing.T, registry *prometheus.Registry, name string) float64 {
+	t.Helper()
+	families, err := registry.Gather()
+	require.NoError(t, err)
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetGauge().GetValue() + f.GetMetric()[0].GetCounter().GetValue()
+		}
+	}
+	t.Fatalf("there is no metric %s", name)
+	return 0
+}
+
+// lines is a log that can be read while it is written.
+type lines struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }

@@ -91,6 +91,7 @@ func Postgres(t testing.TB) *DB {
 func PostgresAt(t testing.TB, url string, o store.Options) *DB {
 	t.Helper()
 	db := postgres(t, url, o)
+	db.raw.SetMaxIdleConns(-1) // the test may kill the cluster, and what is left of a connection then can't be told from one
 	require.NoError(t, db.Migrate(context.Background()))
 	return db
 }
