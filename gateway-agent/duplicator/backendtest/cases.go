@@ -27,6 +27,7 @@ type testCase struct {
 var cases = slices.Concat(
 	inBothModes("worked example", workedExample),
 	inBothModes("fragments", fragmented),
+	inBothModes("bursts", bursts),
 	inBothModes("UDP checksum left to the device", checksumOffload),
 	inBothModes("super-packets", superPackets),
 	inBothModes("options around the option", optionsAround),
@@ -47,6 +48,7 @@ var cases = slices.Concat(
 		{"cameras with one source port", natCollision},
 		{"header fields", headerFields},
 		{"short frames", shortFrames},
+		{"a burst on a narrow way", narrowWay},
 		{"no ARP", noARP},
 		{"destination that refuses", refusing},
 		{"destination ports", destinationPorts},
@@ -152,7 +154,7 @@ func fragmented(t *testing.T, b Backend, mode packet.CopyOptions) {
 	h := NewHome(t, b, mode, nil)
 	h.exchange(nil)
 	var packets [][]byte
-	for i, size := range []int{4000, 1481, 9000, 2953} {
+	for i, size := range []int{4000, 1481, 9000, 2953, 1457} {
 		packets = append(packets, fragments(raw{payload: text(i, size), id: uint16(100 + i)}, 1464)...)
 	}
 	h.exchange(packets)
@@ -432,6 +434,61 @@ func shortFrames(t *testing.T, b Backend) {
 	for _, f := range h.Wide.Frames() {
 		if p := f.IPv4(); p != nil && !f.Outgoing && len(f.Data) > 60 && len(f.Data) != 14+len(p) {
 			t.Errorf("a frame of %d bytes carries a packet of %d", len(f.Data), len(p))
+		}
+	}
+}
+
+// What arrives at once may be sent at once, but each stream stays in order, and every datagram keeps its size and its TTL.
+func bursts(t *testing.T, b Backend, mode packet.CopyOptions) {
+	h := NewHome(t, b, mode, nil)
+	h.exchange(nil)
+	var packets [][]byte
+	for i := range 300 {
+		r := raw{payload: text(i, 1200), id: uint16(i + 1), sport: 4001 + uint16(i/3%2), ttl: byte(60 + i/50%2)}
+		switch {
+		case i%20 == 13 && r.sport == 4001: // of one stream only: they are all alike
+			r.payload = []byte{}
+		case i%17 == 16:
+			r.payload = text(i, 700)
+		}
+		packets = append(packets, r.bytes())
+	}
+	last := map[[2]netip.AddrPort]string{}
+	for _, d := range h.exchange(packets) {
+		stream := [2]netip.AddrPort{d.from, d.to}
+		if len(d.payload) < 700 {
+			continue
+		}
+		if d.payload < last[stream] {
+			t.Errorf("%s got %.7q after %.7q", d.to, d.payload, last[stream])
+		}
+		last[stream] = d.payload
+	}
+	if len(last) != 6 {
+		t.Errorf("%d streams of copies, want two to each of three destinations", len(last))
+	}
+}
+
+// What doesn't fit the way to the destinations in one piece arrives nevertheless, and nobody is told that it was dropped.
+func narrowWay(t *testing.T, b Backend) {
+	h := NewHome(t, b, packet.Strip, nil)
+	h.Gateway.MTU("wan0", 1000)
+	h.Apply(WorkedExample())
+	h.exchangeDatagrams(nil)
+	for round := range 2 { // the second knows what the first met
+		var packets [][]byte
+		for i := range 100 {
+			size := 1200
+			if i%10 > 4 {
+				size = 900
+			}
+			packets = append(packets, raw{payload: text(i, size), id: uint16(100*round + i + 1)}.bytes())
+		}
+		h.exchangeDatagrams(packets)
+	}
+	for id, c := range h.Duplicator.Counters().Destinations {
+		if c.Drops[duplicator.DropTooBig] != 0 {
+			t.Errorf("%s: %+v", id, c)
 		}
 	}
 }
