@@ -113,6 +113,10 @@ contract-fuzz: ## Drawn requests against a running service, CHECKS (5000) per op
 bench-identity: ## What it costs to tell who calls (docs/benchmarks.md)
 	@BENCH_FIGURES=1 go test -run '^$$' -bench '^BenchmarkIdentityFigures$$' -benchtime 1x ./server/httpapi | grep -E '^(figure|ed25519|FAIL|---)'
 
+.PHONY: bench-dataplane
+bench-dataplane: ## What a copy costs, beside other ways of copying; as root, with gcc, and nft if it's there (docs/benchmarks.md)
+	@BENCH_FIGURES=1 go test -timeout 30m -run '^$$' -bench '^BenchmarkDataPlaneFigures$$' -benchtime 1x ./e2e/dataplane | grep -E '^(figure|dataplane|FAIL|---|    )'
+
 .PHONY: history
 history: ## Longer histories of concurrent clients for the checker, and programs with bugs that it has to find
 	go test -count=1 -timeout 0 -v -run '^TestHistory' ./e2e -history.steps=80 -history.homes=4 -history.mutants
