@@ -37,6 +37,7 @@ func sendtoLoop(l *lab, n int) func() {
 
 // bySocket and the other two are processes of the test's own program (childMain).
 func bySocket(l *lab, n int) func() { return l.child(job{Kind: "socket", Receivers: n}) }
+
 func inKernel(l *lab, n int) func() { return l.child(job{Kind: "ebpf", Receivers: n, Pins: l.pins}) }
 func naiveGo(l *lab, n int) func()  { return l.child(job{Kind: "naive", Receivers: n}) }
 

@@ -69,8 +69,6 @@ func (a *arena) receive(fd int) (int, error) {
 	return n, err
 }
 
-func (a *arena) payload(i int) []byte { return a.slots[i*slotSize:][:a.in[i].length] }
-
 func (a *arena) ancillary(i int) []byte { return a.control[i][:a.in[i].Controllen] }
 
 func (a *arena) free() { _ = unix.Munmap(a.slots) }

@@ -5,11 +5,15 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"net/netip"
+	"reflect"
 	"testing"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
+
+	"github.com/groupcast/groupcast/gateway-agent/packet"
 )
 
 // Whatever the sizes, the messages of a flight say what the kernel may make of them (udp(7)), and together they are the datagrams in
@@ -127,4 +131,35 @@ func TestEqualDatagramsAreOneMessage(t *testing.T) {
 			t.Errorf("%s: runs of %v, want %s", c.sizes, got, c.want)
 		}
 	}
+}
+
+// Flights hold what is alike, each stream stays in order, and nothing is left out or sent twice.
+func TestStreamsStayInOrder(t *testing.T) {
+	a, err := newArena()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.free()
+	rapid.Check(t, func(t *rapid.T) {
+		left := a.judged[:0]
+		sent := map[netip.AddrPort][]string{}
+		for i := range rapid.IntRange(1, batchSize).Draw(t, "datagrams") {
+			from := netip.AddrPortFrom(netip.MustParseAddr("172.168.0.5"), rapid.Uint16Range(1, 3).Draw(t, "port"))
+			d := packet.Datagram{Source: from, TTL: rapid.Uint8Range(60, 61).Draw(t, "ttl")}
+			a.slots[i*slotSize], a.in[i].length = byte(i), 1
+			left = append(left, judged{slot: i, camera: d})
+			sent[from] = append(sent[from], fmt.Sprintf("%d with TTL %d", i, d.TTL))
+		}
+		got := map[netip.AddrPort][]string{}
+		for len(left) > 0 {
+			first := left[0].camera
+			left = a.gather(left)
+			for i := range a.flight.datagrams {
+				got[first.Source] = append(got[first.Source], fmt.Sprintf("%d with TTL %d", *a.flight.buffers[i].Base, first.TTL))
+			}
+		}
+		if !reflect.DeepEqual(got, sent) {
+			t.Fatalf("%v, want %v", got, sent)
+		}
+	})
 }

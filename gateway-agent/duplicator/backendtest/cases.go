@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
 
 	"github.com/groupcast/groupcast/e2e/netlab"
@@ -444,7 +445,7 @@ func bursts(t *testing.T, b Backend, mode packet.CopyOptions) {
 	h.exchange(nil)
 	var packets [][]byte
 	for i := range 300 {
-		r := raw{payload: text(i, 1200), id: uint16(i + 1), sport: 4001 + uint16(i/3%2), ttl: byte(60 + i/50%2)}
+		r := raw{payload: text(i, 1200), id: uint16(i + 1), sport: 4001 + uint16(i/3%2), ttl: byte(60 + i/5%2)}
 		switch {
 		case i%20 == 13 && r.sport == 4001: // of one stream only: they are all alike
 			r.payload = []byte{}
@@ -469,25 +470,35 @@ func bursts(t *testing.T, b Backend, mode packet.CopyOptions) {
 	}
 }
 
-// What doesn't fit the way to the destinations in one piece arrives nevertheless, and nobody is told that it was dropped.
+// What doesn't fit the way to the destinations in one piece arrives nevertheless, in order, and nobody is told that it was dropped.
 func narrowWay(t *testing.T, b Backend) {
 	h := NewHome(t, b, packet.Strip, nil)
 	h.Gateway.MTU("wan0", 1000)
 	h.Apply(WorkedExample())
-	h.exchangeDatagrams(nil)
-	for round := range 2 { // the second knows what the first met
-		var packets [][]byte
-		for i := range 100 {
+	receivers := []*net.UDPConn{h.Receiver(netlab.Upload), h.Receiver(netlab.Thumbnail), h.Receiver(netlab.Phone)}
+	cam := h.Sender(Camera, StreamID)
+	for round := range 20 { // the later ones know what the first met
+		var burst []ipv4.Message
+		for i := range 64 {
 			size := 1200
 			if i%10 > 4 {
 				size = 900
 			}
-			packets = append(packets, raw{payload: text(i, size), id: uint16(100*round + i + 1)}.bytes())
+			burst = append(burst, ipv4.Message{
+				Buffers: [][]byte{text(100*round+i, size)}, Addr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(Groupcast1, mediaPort)),
+			})
 		}
-		h.exchangeDatagrams(packets)
+		if n, err := ipv4.NewPacketConn(cam).WriteBatch(burst, 0); n != len(burst) || err != nil {
+			t.Fatal(n, err)
+		}
+		for _, r := range receivers {
+			for _, m := range burst {
+				h.expect(r, string(m.Buffers[0]))
+			}
+		}
 	}
-	for id, c := range h.Duplicator.Counters().Destinations {
-		if c.Drops[duplicator.DropTooBig] != 0 {
+	for _, id := range []string{"upload", "thumbnail", "phone"} {
+		if c := h.Duplicator.Counters().Destinations[id]; c.Packets != 20*64 || len(c.Drops) != 0 {
 			t.Errorf("%s: %+v", id, c)
 		}
 	}
