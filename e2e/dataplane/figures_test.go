@@ -78,11 +78,7 @@ func (l *lab) measure(r run, seconds float64) measurement {
 	}
 	defer l.attach(at, iface, direction, l.sink(w.stamp))()
 	defer r.copy(l, r.n)()
-	m := l.generate(w)
-	if m.copies == 0 {
-		l.t.Errorf("%s: nothing arrived", r.name)
-	}
-	return m
+	return l.generate(w)
 }
 
 // Every way of measuring works, and every copier copies. Nothing is said about how fast.
@@ -91,7 +87,12 @@ func TestDataPlaneBenchmarkRuns(t *testing.T) {
 	l := newLab(t, false)
 	for _, r := range runs {
 		if r.name != "sendto_8_driver" && r.n <= 8 && !needs(r) {
-			t.Log(r.name, l.measure(r, 0.02))
+			m := l.measure(r, 0.02)
+			for end := time.Now().Add(20 * time.Second); m.all == 0 && time.Now().Before(end); { // without real time it may not get a turn
+				m = l.measure(r, 0.1)
+			}
+			require.Positive(t, m.all, "%s copied nothing", r.name)
+			t.Log(r.name, m)
 		}
 	}
 	program, _ := buildAgent(t)

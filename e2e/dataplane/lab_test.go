@@ -318,6 +318,7 @@ type measurement struct {
 	copies float64 // per second
 	idle   float64 // of the CPU under test
 	lost   int     // copies
+	all    int     // copies, also those before and after the time that was measured
 	delay  float64 // median, in microseconds
 }
 
@@ -343,7 +344,7 @@ func (l *lab) generate(w load) measurement {
 	l.Camera.Start(cmd)
 	require.NoError(l.t, cmd.Wait(), out.String())
 	var m measurement
-	_, err = fmt.Sscanf(out.String(), "copies=%f idle=%f lost=%d", &m.copies, &m.idle, &m.lost)
+	_, err = fmt.Sscanf(out.String(), "copies=%f idle=%f lost=%d all=%d", &m.copies, &m.idle, &m.lost, &m.all)
 	require.NoError(l.t, err, out.String())
 	if w.stamp {
 		m.delay = l.medianDelay()

@@ -151,7 +151,7 @@ int main(int argc, char **argv)
 	double speed = (turns - before) / (now() - t); // turns per second of an idle CPU
 
 	double begin = now(), from = begin + PAUSE, moved = begin, counting = 0;
-	uint64_t base = arrived[0], sent = 0, last = 0, lost = 0, first = 0, idled = 0;
+	uint64_t base = arrived[0], start = base, sent = 0, last = 0, lost = 0, first = 0, idled = 0;
 	int next = 0;
 	for (;;) {
 		t = now();
@@ -204,9 +204,10 @@ int main(int argc, char **argv)
 	}
 	double took = now() - counting;
 	uint64_t delivered = arrived[0] - first;
-	double left = (turns - idled) / took / speed;
+	double left = speed > 0 ? (turns - idled) / took / speed : 0; // without real time the thread may not have had a turn
 	done = 1;
 	pthread_join(thread, NULL);
-	printf("copies=%.0f idle=%.4f lost=%llu\n", delivered / took, left, (unsigned long long)lost);
+	printf("copies=%.0f idle=%.4f lost=%llu all=%llu\n", delivered / took, left, (unsigned long long)lost,
+	       (unsigned long long)(arrived[0] - start));
 	return 0;
 }
