@@ -241,7 +241,7 @@ struct pass {
 	__u32 last;       // interface for the original
 };
 
-// write_copy writes what differs from copy to copy, straight into the packet: as helpers that is a fifth of what a copy costs. The kernel
+// write_copy writes what differs from copy to copy, straight into the packet: calls of helpers cost more than the writing. The kernel
 // keeps the head of a packet writable that was cloned by bpf_clone_redirect.
 static __always_inline long write_copy(struct pass *p, struct slot *d)
 {
