@@ -131,8 +131,12 @@ bench-events: ## How long events are on their way, how many there may be, and ho
 	@BENCH_FIGURES=1 go test -p 1 -run '^$$' -bench '^Benchmark(Events.*|FirstCopy)Figures$$' -benchtime 1x -timeout 0 \
 		./server/eventrelay ./e2e $(addprefix ./,$(wildcard server/mqtt)) | grep -E '^(figure|beside|edge|a bare|FAIL|---)'
 
+.PHONY: bench-dataplane
+bench-dataplane: ## What a copy costs, beside other ways of copying; as root, with gcc, and nft if it's there (docs/benchmarks.md)
+	@BENCH_FIGURES=1 go test -timeout 30m -run '^$$' -bench '^BenchmarkDataPlaneFigures$$' -benchtime 1x ./e2e/dataplane | grep -E '^(figure|dataplane|FAIL|---|    )'
+
 .PHONY: bench
-bench: bench-identity bench-registrations bench-events ## All figures
+bench: bench-identity bench-registrations bench-events bench-dataplane ## All figures
 
 .PHONY: history
 history: ## Longer histories of concurrent clients for the checker, and programs with bugs that it has to find (2 minutes)

@@ -1,10 +1,9 @@
 package duplicator
 
 import (
-	"encoding/binary"
 	"errors"
+	"math"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -14,93 +13,130 @@ import (
 // headers is what a copy over IPv4 has beside its payload, in bytes.
 const headers = 28
 
-// copy sends one copy of the payload to each destination of the group. Every destination has a socket of its own and no send waits,
-// so one that is slow or dead costs the others nothing.
-func (l *listener) copy(v packet.Verdict, camera packet.Datagram, payload []byte, now time.Time) {
+// segmentPause is how long an outlet sends datagrams one by one after the kernel could not segment them: the way to a destination may change.
+const segmentPause = time.Minute
+
+// copy sends one copy of each datagram of the flight to each destination of the group. Every destination has a socket of its own and no
+// send waits, so one that is slow or dead costs the others nothing.
+func (l *listener) copy(v packet.Verdict, camera packet.Datagram, f *flight, now time.Time) {
 	s := l.streamOf(v, camera)
 	if s == nil {
-		l.counters.streams.Add(1)
+		l.counters.streams.Add(uint64(f.datagrams))
 		return
 	}
 	s.used = now
-	l.hops.set(camera.TTL - 1)
 	for _, o := range s.outlets {
-		if !o.counters.pace.take(now, len(payload)+headers, PerByte(l.owner.config.DestinationRate)) {
-			o.counters.overRate.Add(1)
+		if !o.counters.pace.take(now, f.payload()+f.datagrams*headers, PerByte(l.owner.config.DestinationRate)) {
+			o.counters.overRate.Add(uint64(f.datagrams))
 			continue
 		}
-		o.send(s, camera, payload, l.hops, now)
+		o.send(s, camera, f, now)
 	}
 }
 
-// send sends one copy, or counts why it could not.
-func (o *outlet) send(s *stream, camera packet.Datagram, payload []byte, h *hops, now time.Time) {
+// send sends the copies for one destination, or counts why it could not. It never queues: what there is no room for is dropped.
+func (o *outlet) send(s *stream, camera packet.Datagram, f *flight, now time.Time) {
 	if !o.ready(s, camera, now) {
-		o.counters.noSocket.Add(1)
+		o.counters.noSocket.Add(uint64(f.datagrams))
 		return
 	}
-	hop := h.v4
-	if o.destination.Addr.Is6() {
-		hop = h.v6
+	if err := o.setHops(camera.TTL - 1); err != nil {
+		o.count(err, f.datagrams)
+		return
 	}
-	err := sendNow(o.fd, payload, hop)
-	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EMSGSIZE) {
-		// Perhaps the network's answer to an earlier copy; then this one has not been sent yet.
-		o.count(err)
-		answer := err
-		if err = sendNow(o.fd, payload, hop); errors.Is(err, answer) {
+	if o.segmentable < math.MaxInt && now.After(o.segmentAgain) && o.segments {
+		o.segmentable = math.MaxInt
+	}
+	for i := 0; i < f.datagrams; {
+		messages := f.from(i, o.segmentable)
+		sent, err := o.put(messages)
+		for j := range messages[:sent] {
+			i += messages[j].parts()
+		}
+		if err == nil {
+			continue
+		}
+		failed := messages[sent].parts()
+		switch {
+		case failed > 1 && (errors.Is(err, unix.EMSGSIZE) || errors.Is(err, unix.EIO) || errors.Is(err, unix.EINVAL)):
+			o.segmentable, o.segmentAgain = 0, now.Add(segmentPause)
+			if errors.Is(err, unix.EMSGSIZE) {
+				o.segmentable = f.size(f.runOf[i]) - 1
+			}
+		case isFull(err), isUnreachable(err):
+			o.count(err, f.datagrams-i) // so soon it would be the same for the others
 			return
-		}
-	}
-	if err != nil {
-		o.count(err)
-		return
-	}
-	o.counters.packets.Add(1)
-	o.counters.bytes.Add(uint64(len(payload)))
-}
-
-func sendNow(fd int, payload, control []byte) error {
-	for {
-		_, err := unix.SendmsgN(fd, payload, control, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-		if !errors.Is(err, unix.EINTR) {
-			return err
+		default:
+			o.count(err, failed)
+			i += failed
 		}
 	}
 }
 
-func (o *outlet) count(err error) {
-	c := o.counters
+// put sends messages until one can't be sent, and gives how many were sent and why the next one was not.
+func (o *outlet) put(messages []message) (sent int, err error) {
+	var answer error
+	for sent < len(messages) {
+		n, err := manyMessages(unix.SYS_SENDMMSG, o.fd, messages[sent:], unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		if err != nil {
+			if answer == nil && (errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EMSGSIZE)) {
+				// Perhaps the network's answer to an earlier copy; then this one has not been sent yet.
+				answer = err
+				continue
+			}
+			if answer != nil && !errors.Is(err, answer) {
+				o.count(answer, 1)
+			}
+			return sent, err
+		}
+		if answer != nil {
+			o.count(answer, 1)
+			answer = nil
+		}
+		for i := range messages[sent : sent+n] {
+			m := &messages[sent+i]
+			o.counters.packets.Add(uint64(m.parts()))
+			o.counters.bytes.Add(uint64(m.length))
+		}
+		sent += n
+	}
+	return sent, nil
+}
+
+// setHops sets the TTL of IPv4 copies and the hop limit of IPv6 copies. With each copy it would cost the kernel a new search for the route.
+func (o *outlet) setHops(ttl uint8) error {
+	if o.ttl == ttl {
+		return nil
+	}
+	level, option := unix.IPPROTO_IP, unix.IP_TTL
+	if o.destination.Addr.Is6() {
+		level, option = unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS
+	}
+	if err := unix.SetsockoptInt(o.fd, level, option, int(ttl)); err != nil {
+		return err
+	}
+	o.ttl = ttl
+	return nil
+}
+
+func isFull(err error) bool { return errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.ENOBUFS) }
+
+func isUnreachable(err error) bool {
+	return errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.ENETDOWN)
+}
+
+func (o *outlet) count(err error, datagrams int) {
+	c, n := o.counters, uint64(datagrams)
 	switch {
-	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOBUFS):
-		c.full.Add(1)
+	case isFull(err):
+		c.full.Add(n)
+	case isUnreachable(err):
+		c.unreachable.Add(n)
 	case errors.Is(err, unix.ECONNREFUSED):
-		c.refused.Add(1)
-	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.ENETDOWN):
-		c.unreachable.Add(1)
+		c.refused.Add(n)
 	case errors.Is(err, unix.EMSGSIZE):
-		c.tooBig.Add(1)
+		c.tooBig.Add(n)
 	default:
-		c.failure.Add(1)
+		c.failure.Add(n)
 	}
-}
-
-// hops holds the control messages that set the TTL of an IPv4 copy and the hop limit of an IPv6 copy.
-type hops struct{ v4, v6 []byte }
-
-func newHops() *hops {
-	return &hops{v4: hopMessage(unix.IPPROTO_IP, unix.IP_TTL), v6: hopMessage(unix.IPPROTO_IPV6, unix.IPV6_HOPLIMIT)}
-}
-
-func hopMessage(level, kind int32) []byte {
-	b := make([]byte, unix.CmsgSpace(4))
-	header := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
-	header.Level, header.Type = level, kind
-	header.SetLen(unix.CmsgLen(4))
-	return b
-}
-
-func (h *hops) set(ttl uint8) {
-	binary.NativeEndian.PutUint32(h.v4[unix.CmsgLen(0):], uint32(ttl))
-	binary.NativeEndian.PutUint32(h.v6[unix.CmsgLen(0):], uint32(ttl))
 }

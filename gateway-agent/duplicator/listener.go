@@ -2,6 +2,7 @@ package duplicator
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"log/slog"
 	"net"
@@ -9,17 +10,14 @@ import (
 	"os"
 	"syscall"
 	"time"
+	"unsafe"
 
-	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
 
 	"github.com/groupcast/groupcast/gateway-agent/packet"
 )
 
 const (
-	batchSize     = 16      // datagrams per system call
-	datagramSize  = 1 << 16 // what fits any datagram
-	ancillarySize = 256     // 40 bytes of options and four small messages fit
 	receiveBuffer = 4 << 20 // bytes in the kernel: a burst of key frames
 	tidyInterval  = 30 * time.Second
 	errorPause    = 100 * time.Millisecond
@@ -30,12 +28,11 @@ const (
 type listener struct {
 	owner    *Socket
 	at       netip.AddrPort
-	conn     *ipv4.PacketConn
-	batch    []ipv4.Message
+	conn     net.PacketConn
+	raw      syscall.RawConn
 	counters *groupCounters
 	overflow uint32 // what the kernel last said it dropped
 	streams  map[netip.AddrPort]*stream
-	hops     *hops
 	log      *slog.Logger
 	done     chan struct{}
 }
@@ -49,9 +46,13 @@ func startListener(s *Socket, at netip.AddrPort) (*listener, error) {
 	if err != nil {
 		return nil, err
 	}
+	raw, err := conn.(*net.UDPConn).SyscallConn()
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
 	l := &listener{
-		owner: s, at: at, conn: ipv4.NewPacketConn(conn), batch: newBatch(), counters: s.counters.group(at.Addr()),
-		streams: map[netip.AddrPort]*stream{}, hops: newHops(), done: make(chan struct{}),
+		owner: s, at: at, conn: conn, raw: raw, counters: s.counters.group(at.Addr()),
+		streams: map[netip.AddrPort]*stream{}, done: make(chan struct{}),
 		log: s.config.Log.With("groupIP", at.Addr(), "port", at.Port()),
 	}
 	go l.run()
@@ -74,29 +75,16 @@ func prepareListener(fd int) error {
 	)
 }
 
-func newBatch() []ipv4.Message {
-	batch := make([]ipv4.Message, batchSize)
-	for i := range batch {
-		batch[i].Buffers = [][]byte{make([]byte, datagramSize)}
-		batch[i].OOB = make([]byte, ancillarySize)
-	}
-	return batch
-}
-
 func (l *listener) run() {
 	defer close(l.done)
 	defer l.closeStreams()
 	l.tidy(time.Now())
 	for {
-		n, err := l.conn.ReadBatch(l.batch, 0)
-		now := time.Now()
+		err := l.serve()
 		switch {
 		case err == nil:
-			for i := range l.batch[:n] {
-				l.receive(&l.batch[i], now)
-			}
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			l.tidy(now)
+			l.tidy(time.Now())
 		case errors.Is(err, net.ErrClosed):
 			return
 		default:
@@ -106,26 +94,101 @@ func (l *listener) run() {
 	}
 }
 
-// receive judges one datagram by one snapshot, and has it copied if that is the verdict.
-func (l *listener) receive(m *ipv4.Message, now time.Time) {
-	l.counters.received.Add(1)
-	a, err := readAncillary(m.OOB[:m.NN])
-	l.countOverflow(a.overflow)
-	if err != nil || m.Flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
-		l.counters.reasons[packet.Malformed].Add(1)
-		return
+// serve waits for datagrams and has those copied that are there at once. It holds an arena only while there is something to do.
+func (l *listener) serve() error {
+	var a *arena
+	n := 0
+	var receiveErr error
+	err := l.raw.Read(func(fd uintptr) bool {
+		a = <-l.owner.arenas
+		n, receiveErr = a.receive(int(fd))
+		if errors.Is(receiveErr, unix.EAGAIN) {
+			l.owner.arenas <- a
+			a = nil
+			return false
+		}
+		return true
+	})
+	if a == nil {
+		return err
 	}
-	d := packet.Datagram{
-		Source:      sourceOf(m.Addr),
-		Destination: netip.AddrPortFrom(a.destination, l.at.Port()),
-		TTL:         a.ttl,
-		StreamID:    a.streamID,
+	defer func() { l.owner.arenas <- a }()
+	if err := errors.Join(err, receiveErr); err != nil {
+		return err
 	}
-	verdict := packet.Decide(l.owner.plan.Load().Snapshot, now, d)
-	l.counters.reasons[verdict.Reason].Add(1)
-	if verdict.Reason == packet.Copy {
-		l.copy(verdict, d, m.Buffers[0][:m.N], now)
+	l.copyBatch(a, n, time.Now())
+	return nil
+}
+
+// judged is a received datagram that is to be copied.
+type judged struct {
+	slot   int
+	camera packet.Datagram
+	packet.Verdict
+}
+
+// copyBatch judges the datagrams of a batch, each by the one snapshot, and has them copied if that is the verdict.
+func (l *listener) copyBatch(a *arena, n int, now time.Time) {
+	snapshot := l.owner.plan.Load().Snapshot
+	left := a.judged[:0]
+	var last judged // cameras send one like the other
+	for i := range n {
+		l.counters.received.Add(1)
+		d, err := l.read(a, i)
+		if err != nil {
+			l.counters.reasons[packet.Malformed].Add(1)
+			continue
+		}
+		if last.Reason == 0 || d != last.camera {
+			last = judged{camera: d, Verdict: packet.Decide(snapshot, now, d)}
+		}
+		l.counters.reasons[last.Reason].Add(1)
+		if last.Reason == packet.Copy {
+			last.slot = i
+			left = append(left, last)
+		}
 	}
+	for len(left) > 0 {
+		first := left[0]
+		left = a.gather(left)
+		l.copy(first.Verdict, first.camera, &a.flight, now)
+	}
+	clear(a.judged[:n]) // what was decided by an old snapshot shouldn't keep it in memory
+}
+
+// gather makes a flight of the first datagram and those of its stream that are like it, and gives the others in their order.
+func (a *arena) gather(left []judged) []judged {
+	first := left[0]
+	rest := left[:0]
+	a.flight.reset()
+	for i, j := range left {
+		if j.camera != first.camera {
+			if j.camera.Source == first.camera.Source { // a stream stays in order
+				return append(rest, left[i:]...)
+			}
+			rest = append(rest, j)
+			continue
+		}
+		a.flight.add(&a.slots[j.slot*slotSize], int(a.in[j.slot].length))
+	}
+	return rest
+}
+
+// read gives what the decision needs to know about a datagram.
+func (l *listener) read(a *arena, i int) (packet.Datagram, error) {
+	about, err := readAncillary(a.ancillary(i))
+	l.countOverflow(about.overflow)
+	if err == nil && a.in[i].Flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+		err = errAncillary
+	}
+	from := &a.names[i]
+	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&from.Port))[:])
+	return packet.Datagram{
+		Source:      netip.AddrPortFrom(netip.AddrFrom4(from.Addr), port),
+		Destination: netip.AddrPortFrom(about.destination, l.at.Port()),
+		TTL:         about.ttl,
+		StreamID:    about.streamID,
+	}, err
 }
 
 // countOverflow turns the kernel's running number, which wraps, into ours.
@@ -134,14 +197,6 @@ func (l *listener) countOverflow(total uint32) {
 		l.counters.overflow.Add(uint64(total - l.overflow))
 		l.overflow = total
 	}
-}
-
-func sourceOf(a net.Addr) netip.AddrPort {
-	if udp, ok := a.(*net.UDPAddr); ok {
-		from := udp.AddrPort()
-		return netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-	}
-	return netip.AddrPort{}
 }
 
 // tidy closes the sockets of streams that ended and of destinations that left. It runs now and then, and after each Apply.

@@ -20,8 +20,9 @@ import (
 type Socket struct {
 	config   Config
 	counters *registry
-	plan     atomic.Pointer[plan] // read once per datagram
+	plan     atomic.Pointer[plan] // read once per batch of datagrams
 	streams  atomic.Int64         // camera streams that hold sockets, over all listeners
+	arenas   arenas
 
 	mu        sync.Mutex // one Apply or Close at a time
 	listeners map[netip.AddrPort]*listener
@@ -38,7 +39,11 @@ func OpenSocket(c Config) (*Socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Socket{config: c, counters: newRegistry(), listeners: map[netip.AddrPort]*listener{}}
+	arenas, err := newArenas()
+	if err != nil {
+		return nil, fmt.Errorf("duplicator: %w", err)
+	}
+	s := &Socket{config: c, counters: newRegistry(), arenas: arenas, listeners: map[netip.AddrPort]*listener{}}
 	empty, _ := newPlan(nil, time.Now(), c, refusals{})
 	s.plan.Store(empty)
 	return s, nil
@@ -116,5 +121,6 @@ func (s *Socket) Close() error {
 		l.close()
 		delete(s.listeners, at)
 	}
+	s.arenas.free()
 	return nil
 }

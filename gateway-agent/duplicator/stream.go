@@ -34,6 +34,11 @@ type outlet struct {
 	counters    *destinationCounters
 	fd          int       // -1 while there is none
 	retry       time.Time // not before then
+	ttl         uint8     // of what the socket sends; 0: the host's usual one
+
+	segments     bool      // the kernel knows UDP_SEGMENT
+	segmentable  int       // the largest datagrams it segments on the way to this destination, in bytes
+	segmentAgain time.Time // when a larger one is tried again
 }
 
 // streamOf finds or makes the stream of a datagram, with the outlets of the verdict's group. It gives nil if there are too many.
@@ -142,7 +147,10 @@ func (o *outlet) ready(s *stream, camera packet.Datagram, now time.Time) bool {
 		o.retry = now.Add(socketPause)
 		return false
 	}
-	o.fd, o.retry = fd, time.Time{}
+	o.fd, o.retry, o.ttl = fd, time.Time{}, 0
+	// A kernel before 4.18 would ignore the control message and send a run as one datagram.
+	_, err = unix.GetsockoptInt(fd, unix.SOL_UDP, unix.UDP_SEGMENT)
+	o.segments, o.segmentable = err == nil, 0
 	return true
 }
 

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
 
 	"github.com/groupcast/groupcast/e2e/netlab"
@@ -27,6 +28,7 @@ type testCase struct {
 var cases = slices.Concat(
 	inBothModes("worked example", workedExample),
 	inBothModes("fragments", fragmented),
+	inBothModes("bursts", bursts),
 	inBothModes("UDP checksum left to the device", checksumOffload),
 	inBothModes("super-packets", superPackets),
 	inBothModes("options around the option", optionsAround),
@@ -48,6 +50,7 @@ var cases = slices.Concat(
 		{"cameras with one source port", natCollision},
 		{"header fields", headerFields},
 		{"short frames", shortFrames},
+		{"a burst on a narrow way", narrowWay},
 		{"no ARP", noARP},
 		{"destination that refuses", refusing},
 		{"destination ports", destinationPorts},
@@ -160,7 +163,7 @@ func fragmented(t *testing.T, b Backend, mode packet.CopyOptions) {
 	h := NewHome(t, b, mode, nil)
 	h.exchange(nil)
 	var packets [][]byte
-	for i, size := range []int{4000, 1481, 9000, 2953} {
+	for i, size := range []int{4000, 1481, 9000, 2953, 1457} {
 		packets = append(packets, fragments(raw{payload: text(i, size), id: uint16(100 + i)}, 1464)...)
 	}
 	h.exchange(packets)
@@ -440,6 +443,71 @@ func shortFrames(t *testing.T, b Backend) {
 	for _, f := range h.Wide.Frames() {
 		if p := f.IPv4(); p != nil && !f.Outgoing && len(f.Data) > 60 && len(f.Data) != 14+len(p) {
 			t.Errorf("a frame of %d bytes carries a packet of %d", len(f.Data), len(p))
+		}
+	}
+}
+
+// What arrives at once may be sent at once, but each stream stays in order, and every datagram keeps its size and its TTL.
+func bursts(t *testing.T, b Backend, mode packet.CopyOptions) {
+	h := NewHome(t, b, mode, nil)
+	h.exchange(nil)
+	var packets [][]byte
+	for i := range 300 {
+		r := raw{payload: text(i, 1200), id: uint16(i + 1), sport: 4001 + uint16(i/3%2), ttl: byte(60 + i/5%2)}
+		switch {
+		case i%20 == 13 && r.sport == 4001: // of one stream only: they are all alike
+			r.payload = []byte{}
+		case i%17 == 16:
+			r.payload = text(i, 700)
+		}
+		packets = append(packets, r.bytes())
+	}
+	last := map[[2]netip.AddrPort]string{}
+	for _, d := range h.exchange(packets) {
+		stream := [2]netip.AddrPort{d.from, d.to}
+		if len(d.payload) < 700 {
+			continue
+		}
+		if d.payload < last[stream] {
+			t.Errorf("%s got %.7q after %.7q", d.to, d.payload, last[stream])
+		}
+		last[stream] = d.payload
+	}
+	if len(last) != 6 {
+		t.Errorf("%d streams of copies, want two to each of three destinations", len(last))
+	}
+}
+
+// What doesn't fit the way to the destinations in one piece arrives nevertheless, in order, and nobody is told that it was dropped.
+func narrowWay(t *testing.T, b Backend) {
+	h := NewHome(t, b, packet.Strip, nil)
+	h.Gateway.MTU("wan0", 1000)
+	h.Apply(WorkedExample())
+	receivers := []*net.UDPConn{h.Receiver(netlab.Upload), h.Receiver(netlab.Thumbnail), h.Receiver(netlab.Phone)}
+	cam := h.Sender(Camera, StreamID)
+	for round := range 20 { // the later ones know what the first met
+		var burst []ipv4.Message
+		for i := range 64 {
+			size := 1200
+			if i%10 > 4 {
+				size = 900
+			}
+			burst = append(burst, ipv4.Message{
+				Buffers: [][]byte{text(100*round+i, size)}, Addr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(Groupcast1, mediaPort)),
+			})
+		}
+		if n, err := ipv4.NewPacketConn(cam).WriteBatch(burst, 0); n != len(burst) || err != nil {
+			t.Fatal(n, err)
+		}
+		for _, r := range receivers {
+			for _, m := range burst {
+				h.expect(r, string(m.Buffers[0]))
+			}
+		}
+	}
+	for _, id := range []string{"upload", "thumbnail", "phone"} {
+		if c := h.Duplicator.Counters().Destinations[id]; c.Packets != 20*64 || len(c.Drops) != 0 {
+			t.Errorf("%s: %+v", id, c)
 		}
 	}
 }

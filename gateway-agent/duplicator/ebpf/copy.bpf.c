@@ -26,6 +26,7 @@
 #define UDP_HEADER 8
 #define MAX_IPV4 65535
 #define OPTION_TYPE 0x88
+#define NOP 1 // one no-operation and the end of the list, as it lies in memory
 #define OPTION_LENGTH 6
 #define SECOND 1000000000ull
 #define TICK_BITS 26 // a tick is 67 ms; nine years of them fit
@@ -174,15 +175,9 @@ struct {
 	__type(value, __u64);
 } paces SEC(".maps");
 
-// The stack is shared with the callback of bpf_loop, so what is larger stands here.
+// What the program and the callbacks of bpf_loop read at changing places can't lie on the stack. An IPv4 header and the UDP header after it.
 struct scratch {
-	__u8 header[64];
-	struct {
-		__u8 pad[2]; // so that ip is aligned
-		__u8 mac[12];
-		__be16 proto;
-		struct iphdr ip;
-	} frame;
+	__u8 header[MAX_HEADER + UDP_HEADER + 4];
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -222,10 +217,26 @@ static __always_inline __u32 fold(__u64 s)
 	return (s & 0xffff) + (s >> 16);
 }
 
+struct head {
+	__u16 mac[6];
+	__be16 proto;
+	struct iphdr ip;
+} __attribute__((packed, aligned(2)));
+
+struct udp {
+	__be16 source, dest, len;
+	__u16 check;
+};
+
+enum checksum {
+	C_NONE,    // zero, and stays so
+	C_FULL,    // as it is on the wire
+	C_PARTIAL, // of the pseudo header only: the sender is on this host and leaves the rest to the device
+};
+
 // pass is what the callback of bpf_loop works with.
 struct pass {
 	struct __sk_buff *skb;
-	struct scratch *scratch;
 	void *inner;
 	__u64 now;
 	__u64 bytes;      // UDP payload
@@ -236,36 +247,41 @@ struct pass {
 	__u32 udp;        // offset of the UDP header, 0 for a later fragment
 	__u32 size;       // of the IPv4 packet
 	__u32 super;      // a super-packet: size isn't that on the wire
-	__be32 at;        // the destination that the packet has now
-	__be16 port;      // the port that the packet has now
+	__u64 check;      // of the UDP checksum, without what differs from copy to copy
+	enum checksum kind;
 	__be16 own_port;  // the camera's
 	__u32 last;       // interface for the original
 };
 
+// write_copy writes what differs from copy to copy, straight into the packet: calls of helpers cost more than the writing. The kernel
+// keeps the head of a packet writable that was cloned by bpf_clone_redirect.
 static __always_inline long write_copy(struct pass *p, struct slot *d)
 {
-	struct __sk_buff *skb = p->skb;
+	void *data = (void *)(long)p->skb->data, *end = (void *)(long)p->skb->data_end;
+	struct head *h = data;
+	if (data + sizeof(*h) > end)
+		return -1;
 	__be32 addr = d->addr;
-	__be16 port = d->port ?: p->own_port;
 	if (p->udp) {
-		__u32 check = p->udp + 6;
-		if (bpf_l4_csum_replace(skb, check, p->at, addr, BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0 | 4))
+		__be16 port = d->port ?: p->own_port;
+		struct udp *u = data + (p->udp & 63);
+		if ((void *)(u + 1) > end)
 			return -1;
-		if (port != p->port) {
-			if (bpf_l4_csum_replace(skb, check, p->port, port, BPF_F_MARK_MANGLED_0 | 2) ||
-			    bpf_skb_store_bytes(skb, p->udp + 2, &port, 2, 0))
-				return -1;
-			p->port = port;
+		u->dest = port;
+		if (p->kind != C_NONE) {
+			__u16 check = p->kind == C_FULL ? ~fold(p->check + addr + port) : fold(p->check + addr);
+			u->check = check ?: 0xffff;
 		}
 	}
-	p->at = addr;
-	p->scratch->frame.ip.daddr = addr;
 	// A receiver couldn't tell the fragments for two of its ports apart if they had one identification.
 	__be16 id = p->id ^ bpf_htons((__u16)d->twin << 12);
-	p->scratch->frame.ip.id = id;
-	p->scratch->frame.ip.check = ~fold((__u64)p->sum + addr + id);
-	__builtin_memcpy(p->scratch->frame.mac, d->mac, 12);
-	return bpf_skb_store_bytes(skb, 0, p->scratch->frame.mac, ETH_HLEN + MIN_HEADER, 0);
+	h->ip.daddr = addr;
+	h->ip.id = id;
+	h->ip.check = ~fold((__u64)p->sum + addr + id);
+	const __u16 *mac = (const void *)d->mac;
+	for (int i = 0; i < 6; i++)
+		h->mac[i] = mac[i];
+	return 0;
 }
 
 static __always_inline bool take(__u32 index, __u64 now, __u32 bytes)
@@ -325,6 +341,25 @@ static long copy_to(__u32 i, struct pass *p)
 	} else {
 		count(c, result > 0 ? D_FULL : D_ERROR, datagrams);
 	}
+	return 0;
+}
+
+// read_checksum prepares what write_copy makes of the UDP checksum. A program can't ask whether it is full or partial, but the helper changes
+// only a full one for something that is not in the pseudo header.
+static __always_inline long read_checksum(struct pass *p, struct udp *u, __be32 camera, __be16 source_port, __be32 group)
+{
+	__u32 at = p->udp + offsetof(struct udp, check);
+	__u16 changed = 0;
+	if (!u->check)
+		return 0;
+	if (bpf_l4_csum_replace(p->skb, at, 0, 1, 2) || bpf_skb_load_bytes(p->skb, at, &changed, 2))
+		return -1;
+	p->kind = changed == u->check ? C_PARTIAL : C_FULL;
+	p->check = (__u64)(__u32)~camera + uplink + (__u32)~group;
+	if (p->kind == C_PARTIAL)
+		p->check += u->check;
+	else
+		p->check += (__u64)(__u16)~u->check + (__u16)~u->source + source_port + (__u16)~u->dest;
 	return 0;
 }
 
@@ -432,7 +467,7 @@ int copy(struct __sk_buff *skb)
 	if (!g)
 		return TCX_DROP;
 	__u32 version = g->version, socket = g->socket, index = g->index;
-	struct pass p = {.skb = skb, .scratch = scr, .inner = inner, .count = g->destinations, .now = bpf_ktime_get_boot_ns()};
+	struct pass p = {.skb = skb, .inner = inner, .count = g->destinations, .now = bpf_ktime_get_boot_ns()};
 	struct counters *c = counters_of(index);
 	if (ip.protocol != IPPROTO_UDP) {
 		count(c, G_NOT_UDP, 1);
@@ -448,20 +483,22 @@ int copy(struct __sk_buff *skb)
 	count(c, G_RECEIVED, p.packets);
 	if (ip.version != 4 || header < MIN_HEADER || header > MAX_HEADER || size < header || size > length)
 		goto malformed;
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, scr->header, header))
-		goto malformed;
-	__s64 sum = bpf_csum_diff(NULL, 0, (__be32 *)scr->header, header, 0);
-	if (sum < 0 || fold((__u32)sum) != 0xffff)
-		goto malformed;
 	__u32 payload = size - header;
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, scr->header, header + (first && payload >= UDP_HEADER ? UDP_HEADER : 0)))
+		goto malformed;
+	__u64 sum = 0;
+	for (__u32 i = 0; i < MAX_HEADER; i += 4)
+		if (i < header)
+			sum += *(__be32 *)(scr->header + i);
+	if (fold(sum) != 0xffff)
+		goto malformed;
 	if ((more && (payload == 0 || payload % 8)) || header + offset + payload > MAX_IPV4)
 		goto malformed;
-	struct {
-		__be16 source, dest, len;
-	} udp = {};
+	struct udp udp = {};
 	if (first) {
-		if (payload < UDP_HEADER || bpf_skb_load_bytes(skb, ETH_HLEN + header, &udp, sizeof(udp)))
+		if (payload < UDP_HEADER)
 			goto malformed;
+		udp = *(struct udp *)(scr->header + (header & 0x3c));
 		__u32 udp_length = bpf_ntohs(udp.len);
 		if (udp_length < UDP_HEADER || (!more && udp_length > payload))
 			goto malformed;
@@ -532,33 +569,39 @@ int copy(struct __sk_buff *skb)
 	p.bytes = first ? payload - UDP_HEADER : payload;
 	if (first && !more && !p.super)
 		p.bytes = bpf_ntohs(udp.len) - UDP_HEADER;
-	scr->frame.proto = bpf_htons(ETH_P_IP);
-	scr->frame.ip = ip;
-	scr->frame.ip.ihl = (MIN_HEADER + options) / 4;
-	scr->frame.ip.tot_len = bpf_htons(p.size);
-	scr->frame.ip.ttl = ip.ttl - 1;
-	scr->frame.ip.saddr = uplink;
-	scr->frame.ip.check = scr->frame.ip.id = 0;
-	scr->frame.ip.daddr = 0;
 	p.id = ip.id;
-	if (options) {
-		const __u8 nop[4] = {1, 0, 0, 0};
-		if (bpf_skb_store_bytes(skb, ETH_HLEN + MIN_HEADER, nop, 4, 0))
-			goto failed;
-	}
-	sum = bpf_csum_diff(NULL, 0, (__be32 *)&scr->frame.ip, MIN_HEADER, options ? 1 : 0); // nop is 0x0001 as it lies in memory
-	if (sum < 0)
-		goto failed;
-	p.sum = fold((__u32)sum);
-	p.at = group_ip;
+	ip.ihl = (MIN_HEADER + options) / 4;
+	ip.tot_len = bpf_htons(p.size);
+	ip.ttl--;
+	ip.check = ip.id = ip.daddr = 0;
+	__be32 from = ip.saddr;
+	ip.saddr = uplink;
+	sum = options ? NOP : 0;
+	for (__u32 i = 0; i < MIN_HEADER / 4; i++)
+		sum += ((__be32 *)&ip)[i];
+	p.sum = fold(sum);
 	if (first) {
 		p.udp = ETH_HLEN + MIN_HEADER + options;
-		p.port = p.own_port = udp.dest;
-		__u32 check = p.udp + 6;
-		if (bpf_l4_csum_replace(skb, check, ip.saddr, uplink, BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0 | 4) ||
-		    bpf_l4_csum_replace(skb, check, udp.source, source_port, BPF_F_MARK_MANGLED_0 | 2) ||
-		    bpf_skb_store_bytes(skb, p.udp, &source_port, 2, 0))
+		p.own_port = udp.dest;
+		if (read_checksum(&p, &udp, from, source_port, group_ip))
 			goto failed;
+	}
+	if (bpf_skb_pull_data(skb, ETH_HLEN + MIN_HEADER + options + (first ? sizeof(udp) : 0)))
+		goto failed;
+	struct head *h = (void *)(long)skb->data;
+	struct udp *u = (void *)(h + 1) + options;
+	if ((void *)(h + 1) > (void *)(long)skb->data_end)
+		goto failed;
+	h->ip = ip;
+	if (options) {
+		if ((void *)(h + 1) + 4 > (void *)(long)skb->data_end)
+			goto failed;
+		*(__be32 *)(h + 1) = NOP;
+	}
+	if (first) {
+		if ((void *)(u + 1) > (void *)(long)skb->data_end)
+			goto failed;
+		u->source = source_port;
 	}
 	bpf_loop(p.count, copy_to, &p, 0);
 	if (p.last)
