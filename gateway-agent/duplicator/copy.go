@@ -25,30 +25,32 @@ func (l *listener) copy(v packet.Verdict, camera packet.Datagram, f *flight, now
 		return
 	}
 	s.used = now
+	perByte := PerByte(l.owner.config.DestinationRate)
 	for _, o := range s.outlets {
-		if !o.counters.pace.take(now, f.payload()+f.datagrams*headers, PerByte(l.owner.config.DestinationRate)) {
-			o.counters.overRate.Add(uint64(f.datagrams))
-			continue
-		}
-		o.send(s, camera, f, now)
+		n := f.within(&o.counters.pace, now, perByte)
+		o.counters.overRate.Add(uint64(f.datagrams - n))
+		o.send(s, camera, f, n, now)
 	}
 }
 
-// send sends the copies for one destination, or counts why it could not. It never queues: what there is no room for is dropped.
-func (o *outlet) send(s *stream, camera packet.Datagram, f *flight, now time.Time) {
+// send sends copies of the first n datagrams to one destination, or counts why it could not. It never queues: what there is no room for is dropped.
+func (o *outlet) send(s *stream, camera packet.Datagram, f *flight, n int, now time.Time) {
 	if !o.ready(s, camera, now) {
-		o.counters.noSocket.Add(uint64(f.datagrams))
+		o.counters.noSocket.Add(uint64(n))
 		return
 	}
 	if err := o.setHops(camera.TTL - 1); err != nil {
-		o.count(err, f.datagrams)
+		o.count(err, n)
 		return
 	}
 	if o.segmentable < math.MaxInt && now.After(o.segmentAgain) && o.segments {
 		o.segmentable = math.MaxInt
 	}
-	for i := 0; i < f.datagrams; {
+	for i := 0; i < n; {
 		messages := f.from(i, o.segmentable)
+		if n < f.datagrams {
+			messages = f.singles[i:n]
+		}
 		sent, err := o.put(messages)
 		for j := range messages[:sent] {
 			i += messages[j].parts()
@@ -64,7 +66,7 @@ func (o *outlet) send(s *stream, camera packet.Datagram, f *flight, now time.Tim
 				o.segmentable = f.size(f.runOf[i]) - 1
 			}
 		case isFull(err), isUnreachable(err):
-			o.count(err, f.datagrams-i) // so soon it would be the same for the others
+			o.count(err, n-i) // so soon it would be the same for the others
 			return
 		default:
 			o.count(err, failed)

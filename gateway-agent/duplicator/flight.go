@@ -2,6 +2,7 @@ package duplicator
 
 import (
 	"encoding/binary"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -45,12 +46,17 @@ func (f *flight) build() {
 
 func (f *flight) reset() { f.datagrams, f.runs, f.closed = 0, 0, true }
 
-// payload is the bytes of all datagrams.
-func (f *flight) payload() (n int) {
-	for _, run := range f.bytes[:f.runs] {
-		n += run
+// within is how many of the flight's datagrams may leave for a destination now: all but the newest ones.
+func (f *flight) within(p *pace, now time.Time, perByte uint64) int {
+	if perByte == 0 {
+		return f.datagrams
 	}
-	return n
+	for i := range f.datagrams {
+		if !p.take(now, int(f.buffers[i].Len)+headers, perByte) {
+			return i
+		}
+	}
+	return f.datagrams
 }
 
 // size is that of the run's datagrams, but for the last one.
