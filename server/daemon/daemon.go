@@ -215,6 +215,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		Groups:        groupService,
 		Gateways:      gateways.New(d.store, gateways.Options{AllowLoopback: d.cfg.AllowLoopback}),
 		Polls:         d.hub,
+		Parking:       d.public.parking,
 		OAuth:         id.OAuth,
 		Keys:          ring,
 		Ready:         d.ready,
@@ -351,6 +352,7 @@ func (d *Daemon) Stop(ctx context.Context) error {
 	cancel()
 	finish, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
+	d.public.parking.Close(finish.Done()) // those who waited have their answers
 	err := errors.Join(d.public.shutdown(finish), d.admin.shutdown(finish))
 	d.stop()
 	d.work.Wait()
@@ -372,6 +374,9 @@ func (d *Daemon) close() {
 			_ = l.Close() // the start's own error says what happened
 		}
 	}
+	gone := make(chan struct{})
+	close(gone)
+	d.public.parking.Close(gone)
 	if d.queue != nil {
 		d.queue.Close()
 	}

@@ -19,6 +19,7 @@ const pollWriteTimeout = 15 * time.Second
 
 // GetGroupInformation answers a gateway's poll (SPEC §6).
 func (h handlers) GetGroupInformation(ctx context.Context, r ginserver.GetGroupInformationRequestObject) (ginserver.GetGroupInformationResponseObject, error) {
+	g := ctx
 	ctx, p := caller(ctx)
 	if p.Device.ID != r.GatewayID {
 		return nil, models.NotFound() // somebody else's gateway looks like none
@@ -42,12 +43,48 @@ func (h handlers) GetGroupInformation(ctx context.Context, r ginserver.GetGroupI
 			applied = "wait=" + strconv.Itoa(int(wait/time.Second))
 		}
 	}
-	answer, err := h.Polls.Poll(ctx, req)
+	answer, wait, err := h.Polls.Begin(ctx, req)
+	switch {
+	case err != nil:
+		return nil, err
+	case wait == nil:
+		return pollAnswer{answer, applied}, nil
+	}
+	waiting := &waitingPoll{wait, applied}
+	if h.edge.park(g, h.Parking, waiting) {
+		return leftAlone{}, nil
+	}
+	return waiting.answer(ctx)
+}
+
+// waitingPoll is a poll that waits; its answer is given by the handler or, if the connection could be parked, long after that.
+type waitingPoll struct {
+	*longpoll.Wait
+	applied string
+}
+
+func (w *waitingPoll) answer(ctx context.Context) (ginserver.GetGroupInformationResponseObject, error) {
+	a, err := w.End(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return pollAnswer{answer, applied}, nil
+	return pollAnswer{a, w.applied}, nil
 }
+
+// Answer is what a parked connection is answered with.
+func (w *waitingPoll) Answer(ctx context.Context, to http.ResponseWriter) error {
+	a, err := w.End(ctx)
+	if err != nil {
+		return err
+	}
+	return pollAnswer{a, w.applied}.VisitGetGroupInformationResponse(to)
+}
+
+// leftAlone answers nothing: somebody else will.
+type leftAlone struct{}
+
+// VisitGetGroupInformationResponse writes nothing.
+func (leftAlone) VisitGetGroupInformationResponse(http.ResponseWriter) error { return nil }
 
 // entityTag takes the quotes off an entity tag (RFC 9110 §8.8.3). Weak comparison is right here, so a W/ that a proxy added
 // doesn't matter. What isn't one tag isn't a cursor either; the hub says so.
