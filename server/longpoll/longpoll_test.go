@@ -100,7 +100,10 @@ func (d *database) information(_ context.Context, id models.ID) (models.GroupInf
 	time.Sleep(slow)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return models.GroupInformation{GatewayID: id, Epoch: d.epoch, Revision: d.revisions[id]}, d.fault
+	if _, ok := d.revisions[id]; !ok && d.fault == nil {
+		return models.GroupInformation{}, models.NotFound()
+	}
+	return models.GroupInformation{GatewayID: id, Epoch: d.epoch, Revision: d.revisions[id], NotBefore: d.notBefore}, d.fault
 }
 
 func (d *database) record(_ context.Context, polls []models.Poll) error {

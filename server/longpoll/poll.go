@@ -201,6 +201,37 @@ type Wait struct {
 	expires time.Time // of the token; zero if it doesn't
 }
 
+// lookAtAll reads the group information itself after a hint, which is rarely for nothing: asking for the revision first would be one more
+// round trip for each change. It reads after the pause that a burst of changes is held up by, so that the answer has all of the burst.
+func (w *Wait) lookAtAll(ctx context.Context) (a Answer, _ Reason, over bool, err error) {
+	h, r := w.hub, w.request()
+	if err := h.slowDown(ctx, r, w.waiter); err != nil {
+		return Answer{}, "", true, err
+	}
+	s, err := h.fresh(ctx, r)
+	if err != nil {
+		return Answer{}, "", true, err
+	}
+	if s.Cursor == w.at {
+		h.metrics.emptyWakes.Inc() // the hint was for nothing; go on waiting
+		return Answer{}, "", false, nil
+	}
+	a = h.changed(r.Gateway, s)
+	a.Resync = resyncTo(w.at, s.Cursor)
+	return a, Changed, true, nil
+}
+
+// resyncTo tells whether a state doesn't follow the one before.
+func resyncTo(before, now Cursor) string {
+	switch {
+	case now.Epoch != before.Epoch:
+		return ResyncEpoch
+	case now.Revision < before.Revision:
+		return ResyncAhead
+	}
+	return ""
+}
+
 // request is what began the wait, as far as it still matters.
 func (w *Wait) request() Request {
 	return Request{Gateway: w.waiter.gateway, Full: w.full, IssuedAt: w.waiter.issuedAt, ExpiresAt: w.expires}
@@ -255,6 +286,9 @@ func (w *Wait) sleep(ctx context.Context) (Reason, error) {
 // look asks the database; the wait isn't over if it was woken for nothing.
 func (w *Wait) look(ctx context.Context, why Reason) (a Answer, _ Reason, over bool, err error) {
 	h, r, at := w.hub, w.request(), w.at
+	if why == Changed {
+		return w.lookAtAll(ctx)
+	}
 	now, err := h.current(ctx, r)
 	if err != nil {
 		return Answer{}, "", true, err
@@ -265,15 +299,7 @@ func (w *Wait) look(ctx context.Context, why Reason) (a Answer, _ Reason, over b
 			return Answer{}, "", true, err
 		}
 		a, err = h.answer(ctx, r.Gateway, now)
-		switch {
-		case now.Epoch != at.Epoch:
-			a.Resync = ResyncEpoch
-		case now.Revision < at.Revision:
-			a.Resync = ResyncAhead
-		}
-	case why == Changed:
-		h.metrics.emptyWakes.Inc() // the hint was for nothing; go on waiting
-		return Answer{}, "", false, nil
+		a.Resync = resyncTo(at, now)
 	default:
 		a, err = h.unchanged(ctx, r, now)
 	}
@@ -313,10 +339,15 @@ func (h *Hub) answer(ctx context.Context, id models.ID, at Cursor) (Answer, erro
 	if err != nil {
 		return Answer{}, err
 	}
+	return h.changed(id, s), nil
+}
+
+// changed is the answer with a state that the gateway doesn't have.
+func (h *Hub) changed(id models.ID, s Snapshot) Answer {
 	h.mu.Lock()
 	h.gatewayLocked(id).answered = time.Now()
 	h.mu.Unlock()
-	return Answer{Cursor: s.Cursor, Body: s.Body, Changed: true}, nil
+	return Answer{Cursor: s.Cursor, Body: s.Body, Changed: true}
 }
 
 // unchanged confirms the state that the gateway has, or repeats it if that was asked for.

@@ -90,7 +90,7 @@ func (c *Conn) Answer(answer []byte, within time.Duration, keep bool) error {
 	defer c.lot.leave()
 	c.lot.watcher.forget(c.tcp, c.id)
 	_ = c.conn.SetWriteDeadline(time.Now().Add(within)) // the writing tells if the connection is gone
-	if _, err := c.conn.Write(answer); err != nil || !keep {
+	if _, err := c.conn.Write(answer); err != nil || !keep || c.lot.closing() {
 		return errors.Join(err, c.conn.Close())
 	}
 	_ = c.conn.SetDeadline(time.Time{})
