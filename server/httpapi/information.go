@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"encoding/json"
+	"math/rand/v2"
 	"net/http"
 	"strconv"
 	"strings"
@@ -79,6 +80,18 @@ func (w *waitingPoll) Answer(ctx context.Context, to http.ResponseWriter) error 
 	}
 	return pollAnswer{a, w.applied}.VisitGetGroupInformationResponse(to)
 }
+
+// Pause lets those who were woken too have their answers, at most for maxPauses, before the next poll of this one costs as much as they do.
+func (w *waitingPoll) Pause() {
+	for n := 0; n < maxPauses && w.Crowded(); n++ {
+		time.Sleep(pollPause + rand.N(pollPause)) //nolint:gosec // it spreads work
+	}
+}
+
+const (
+	maxPauses = 5
+	pollPause = 50 * time.Millisecond
+)
 
 // leftAlone answers nothing: somebody else will.
 type leftAlone struct{}

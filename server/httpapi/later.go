@@ -22,6 +22,8 @@ type waiter interface {
 	Leave()
 	// Answer waits and answers, or gives why there is no answer.
 	Answer(ctx context.Context, to http.ResponseWriter) error
+	// Pause holds a client that has its answer back for a moment, if others should be answered first.
+	Pause()
 }
 
 // late is such a request. There may be very many, so it holds little.
@@ -81,9 +83,9 @@ func (l *late) finish(ctx context.Context, a *lateAnswer, err error) {
 	if !keep {
 		a.header.Set("Connection", "close")
 	}
-	l.conn = nil // answered, whatever comes
-	_ = conn.Answer(a.text(l.header), lateTimeout, keep)
+	l.conn = nil // it is not ours any more, whatever comes
 	l.edge.observed(ctx, l.observation, a.status)
+	_ = conn.Answer(a.text(l.header), lateTimeout, keep, l.waits.Pause) // a client that is gone can't be told
 }
 
 // recover keeps a panic from ending the process. The client sees its connection end.

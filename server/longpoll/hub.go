@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -83,6 +84,8 @@ type Hub struct {
 	epoch    string
 	epochAt  time.Time
 
+	answering atomic.Int64 // waiters that were woken and have no answer yet
+
 	flush chan struct{} // asks for the acknowledgements to be written soon
 }
 
@@ -95,6 +98,9 @@ type gateway struct {
 	acked    Cursor    // the newest it said it holds
 	unsaved  bool      // polled and acked are not in the database yet
 }
+
+// crowd is how many have to be answered at once for new requests to wait.
+const crowd = 64
 
 // waiter is one request that waits.
 type waiter struct {

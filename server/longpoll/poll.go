@@ -240,6 +240,9 @@ func (w *Wait) request() Request {
 // Leave ends the wait of a client that is gone. It never blocks.
 func (w *Wait) Leave() { w.waiter.end(Gone) }
 
+// Crowded tells that so many have been woken and have no answer yet that whoever has one should let them go first.
+func (w *Wait) Crowded() bool { return w.hub.answering.Load() > crowd }
+
 // errGone is End's error after Leave.
 var errGone = fmt.Errorf("the client doesn't wait any more: %w", context.Canceled)
 
@@ -251,7 +254,10 @@ func (w *Wait) End(ctx context.Context) (Answer, error) {
 		if err != nil {
 			return w.hub.count(ctx, Answer{}, why, err)
 		}
-		if a, why, over, err := w.look(ctx, why); over {
+		w.hub.answering.Add(1)
+		a, why, over, err := w.look(ctx, why)
+		w.hub.answering.Add(-1)
+		if over {
 			return w.hub.count(ctx, a, why, err)
 		}
 	}

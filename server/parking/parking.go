@@ -85,8 +85,9 @@ func tcpOf(c net.Conn) *net.TCPConn {
 // Keeps tells whether the connection is good for a further request.
 func (c *Conn) Keeps() bool { return c.keep && !c.lot.closing() }
 
-// Answer writes an answer within a time, and gives the connection back to the server if keep; else it is closed.
-func (c *Conn) Answer(answer []byte, within time.Duration, keep bool) error {
+// Answer writes an answer within a time, and gives the connection back to the server if keep; else it is closed. pause, if it isn't nil, is
+// called before the connection goes back.
+func (c *Conn) Answer(answer []byte, within time.Duration, keep bool, pause func()) error {
 	defer c.lot.leave()
 	c.lot.watcher.forget(c.tcp, c.id)
 	_ = c.conn.SetWriteDeadline(time.Now().Add(within)) // the writing tells if the connection is gone
@@ -94,6 +95,9 @@ func (c *Conn) Answer(answer []byte, within time.Duration, keep bool) error {
 		return errors.Join(err, c.conn.Close())
 	}
 	_ = c.conn.SetDeadline(time.Time{})
+	if pause != nil {
+		pause()
+	}
 	select {
 	case c.lot.resumed <- c.conn:
 		return nil
