@@ -42,14 +42,15 @@ func (e *Edge) park(ctx context.Context, lot *parking.Lot, w waiter) bool {
 	if !ok || lot == nil {
 		return false
 	}
-	l := &late{edge: e, waits: w, observation: observationOf(c, callOf(c), time.Now())}
+	info := callOf(ctx)
+	l := &late{edge: e, waits: w, observation: observationOf(c, info, time.Now())}
 	var header bytes.Buffer
 	_ = c.Writer.Header().Write(&header) // to a buffer
 	if l.conn = lot.Park(c.Writer, c.Request, w.Leave); l.conn == nil {
 		return false
 	}
 	l.header = header.String()
-	callOf(c).parked = true
+	info.parked = true
 	go l.run() //nolint:contextcheck // net/http ends the request's context with the handler; the lot's watch takes its place
 	return true
 }

@@ -46,7 +46,7 @@ func (w *watcher) look(fd uintptr) (done bool) {
 	var events [64]unix.EpollEvent
 	for {
 		n, err := unix.EpollWait(int(fd), events[:], 0)
-		if n <= 0 && err != unix.EINTR { //nolint:errorlint // a bare errno
+		if n <= 0 && err != unix.EINTR {
 			return false
 		}
 		for _, e := range events[:max(n, 0)] {
