@@ -81,16 +81,17 @@ func (w *waitingPoll) Answer(ctx context.Context, to http.ResponseWriter) error 
 	return pollAnswer{a, w.applied}.VisitGetGroupInformationResponse(to)
 }
 
-// Pause lets those who were woken too have their answers, at most for maxPauses, before the next poll of this one costs as much as they do.
+// Pause lets those who were woken too have their answers, at most for maxPause, before the next poll of this one costs as much as they do.
 func (w *waitingPoll) Pause() {
-	for n := 0; n < maxPauses && w.Crowded(); n++ {
-		time.Sleep(pollPause + rand.N(pollPause)) //nolint:gosec // it spreads work
+	for began := time.Now(); w.Crowded() && time.Since(began) < maxPause; {
+		time.Sleep(pollPause + rand.N(pollPause))
 	}
 }
 
 const (
-	maxPauses = 5
-	pollPause = 50 * time.Millisecond
+	// maxPause is less than what a lost hint costs: a gateway that changes again meanwhile hears of it only with its next poll.
+	maxPause  = 1500 * time.Millisecond
+	pollPause = 100 * time.Millisecond
 )
 
 // leftAlone answers nothing: somebody else will.
