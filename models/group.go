@@ -91,6 +91,8 @@ type GroupInformation struct {
 	Revision  int64
 	// MaxStale is how long the gateway copies by it without hearing from the service, whole seconds.
 	MaxStale time.Duration
+	// NotBefore withdraws the gateway's tokens that were issued before it; the zero time withdraws none. It is for the service alone.
+	NotBefore time.Time
 	// Groups are sorted by group IP; the members within by their number.
 	Groups []GatewayGroup
 }

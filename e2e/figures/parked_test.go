@@ -133,6 +133,7 @@ func waiting(t testing.TB, s parkedScale) {
 	figure(s2, "parked_plain", size, "kB", "<=", 35)
 	figure(s2, "parked_tls", secureSize, "kB", "<=", 48)
 	absolute(s2, "one_change_p99", percentile(one), percentile(bareOne), 5)
+	fmt.Printf("beside one_change_p99, the median: %.2f ms, bare %.2f ms\n", milliseconds(middle(one)), milliseconds(middle(bareOne)))
 	fmt.Printf("beside one_change_p99, from the sending of the registration that is the change, its commit on the disk included: %.2f ms, median %.2f ms\n",
 		milliseconds(percentile(posted)), milliseconds(middle(posted)))
 	absolute(s2, "all_changes_p99", middle(all), middle(bareAll), 250)

@@ -40,7 +40,8 @@ func newCertificate(cert, key string, log *slog.Logger) (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: c.get}, nil
+	// net/http would add h2 only for whichever listener of the server comes first.
+	return &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: c.get, NextProtos: []string{"h2", "http/1.1"}}, nil
 }
 
 func (c *certificate) versions() (seen [2]version, err error) {

@@ -245,6 +245,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		Webhooks:      hooks,
 		Courier:       courier,
 		Streams:       d.streams,
+		Parking:       d.public.parking,
 		OAuth:         id.OAuth,
 		Keys:          ring,
 		Ready:         d.ready,
@@ -415,6 +416,7 @@ func (d *Daemon) Stop(ctx context.Context) error {
 	cancel()
 	finish, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
+	d.public.parking.Close(finish.Done()) // those who waited have their answers
 	err := errors.Join(d.public.shutdown(finish), d.admin.shutdown(finish))
 	d.stop()
 	d.work.Wait()
@@ -436,6 +438,9 @@ func (d *Daemon) close() {
 			_ = l.Close() // the start's own error says what happened
 		}
 	}
+	gone := make(chan struct{})
+	close(gone)
+	d.public.parking.Close(gone)
 	if d.queue != nil {
 		d.queue.Close()
 	}

@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/groupcast/groupcast/server/parking"
 )
 
 // SocketName is the operator's socket in the data directory.
@@ -29,6 +31,8 @@ type listening struct {
 	net.Listener
 	tls    *tls.Config
 	server *http.Server
+	// parking has the connections of polls that wait; nil where nobody does.
+	parking *parking.Lot
 }
 
 // listen opens all listeners before anything is served, so that a start either has them all or fails.
@@ -41,6 +45,9 @@ func (d *Daemon) listen(ctx context.Context) (err error) {
 	var lc net.ListenConfig
 	if d.public.Listener, err = lc.Listen(ctx, "tcp", d.cfg.Listen); err != nil {
 		return fmt.Errorf("listen: %w", err)
+	}
+	if d.public.parking, err = parking.New(d.public.Addr()); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return fmt.Errorf("prepare for waiting polls: %w", err)
 	}
 	if d.cfg.MQTTListen != "" {
 		if d.mqttListener, err = lc.Listen(ctx, "tcp", d.cfg.MQTTListen); err != nil {
@@ -110,10 +117,16 @@ func (d *Daemon) httpServer(h http.Handler) *http.Server {
 // serve answers until shutdown; failed is told if it ends before.
 func (l *listening) serve(s *http.Server, failed chan<- error) {
 	l.server = s
+	if l.tls != nil {
+		s.TLSConfig = l.tls
+	}
+	if l.parking != nil {
+		// They come with their TLS done.
+		go func() { _ = s.Serve(l.parking.Listener()) }() // it ends with the server only
+	}
 	go func() {
 		var err error
 		if l.tls != nil {
-			s.TLSConfig = l.tls
 			err = s.ServeTLS(l.Listener, "", "")
 		} else {
 			err = s.Serve(plainListener{l.Listener})

@@ -28,6 +28,9 @@ func (l plainListener) Accept() (net.Conn, error) {
 
 type plainConn struct{ *net.TCPConn }
 
+// TCP is the connection itself, for whoever watches it.
+func (c plainConn) TCP() *net.TCPConn { return c.TCPConn }
+
 // ownAnswer is how net/http begins such an answer, in one write. Those of handlers have a Date, and come in another order.
 var ownAnswer = regexp.MustCompile(`^HTTP/1\.1 ([45][0-9][0-9]) [^\r\n]*\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n`)
 

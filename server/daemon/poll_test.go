@@ -248,3 +248,59 @@ func TestWhileStoppingTheServiceIsNotReadyButAlive(t *testing.T) {
 	assert.Equal(t, 503, seen)
 	require.NoError(t, <-stopped)
 }
+
+// A poll that waited is answered as one that didn't: nothing but its time and its name differ. Its connection serves what comes after it.
+func TestAWaitIsAnsweredLikeAnyPoll(t *testing.T) {
+	s := start(t, settings(t, dataDir(t)))
+	h := s.home(t, "Smith")
+	groupIP := s.source(t, h, "door")
+	conn, err := net.Dial("tcp", s.Addr().String())
+	require.NoError(t, err)
+	defer conn.Close()
+	require.NoError(t, conn.SetDeadline(time.Now().Add(30*time.Second)))
+	from := bufio.NewReader(conn)
+	ask := func(etag string) {
+		_, err := fmt.Fprintf(conn, "GET /v1/gateways/%s/groups?wait=50 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nIf-None-Match: %s\r\n\r\n",
+			h.gateway, h.gatewayToken, etag)
+		require.NoError(t, err)
+	}
+	read := func() (*http.Response, string) {
+		r, err := http.ReadResponse(from, nil)
+		require.NoError(t, err)
+		defer r.Body.Close()
+		return r, text(t, r)
+	}
+	etag := s.poll(t, h, "").Header.Get("ETag")
+	for n := range 3 {
+		ask(etag)
+		s.waitForWaiters(t, 1)
+		s.join(t, h, "door", groupIP, fmt.Sprint("phone-", n))
+		waited, body := read()
+		plain := s.poll(t, h, "")
+		assert.Equal(t, 200, waited.StatusCode)
+		assert.Equal(t, text(t, plain), body, "the same ETag has the same bytes")
+		assert.NotEqual(t, waited.Header.Get("X-Request-Id"), plain.Header.Get("X-Request-Id"))
+		for _, r := range []*http.Response{waited, plain} {
+			assert.NotEmpty(t, r.Header.Get("Date"))
+			r.Header.Del("Date")
+			r.Header.Del("X-Request-Id")
+		}
+		assert.Equal(t, plain.Header, waited.Header)
+		etag = waited.Header.Get("ETag")
+	}
+
+	ask(etag)
+	s.waitForWaiters(t, 1)
+	d, err := s.admin.DeleteDeviceWithResponse(t.Context(), h.gateway)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusNoContent, d.StatusCode(), "%s", d.Body)
+	refused, body := read()
+	assert.Equal(t, 401, refused.StatusCode)
+	assert.Equal(t, "application/problem+json", refused.Header.Get("Content-Type"))
+	assert.Equal(t, `Bearer realm="groupcast", error="invalid_token"`, refused.Header.Get("WWW-Authenticate"))
+	assert.Contains(t, body, refused.Header.Get("X-Request-Id"))
+	ask(etag)
+	again, _ := read()
+	assert.Equal(t, 401, again.StatusCode)
+	assert.Equal(t, "2", s.metric(t, `groupcast_http_requests_total{operation="getGroupInformation",status="401"}`))
+}

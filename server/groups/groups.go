@@ -113,7 +113,10 @@ func (s *Service) Information(ctx context.Context, gatewayID models.ID) (models.
 	if !found {
 		return models.GroupInformation{}, models.NotFound()
 	}
-	info := models.GroupInformation{GatewayID: gatewayID, Epoch: read.Epoch, Revision: read.Gateway.Revision, MaxStale: read.MaxStale, Groups: []models.GatewayGroup{}}
+	info := models.GroupInformation{
+		GatewayID: gatewayID, Epoch: read.Epoch, Revision: read.Gateway.Revision, MaxStale: read.MaxStale, NotBefore: read.NotBefore,
+		Groups: []models.GatewayGroup{},
+	}
 	slices.SortFunc(read.Rows, func(a, b store.InformationRow) int {
 		if c := a.Group.IP.Compare(b.Group.IP); c != 0 {
 			return c

@@ -25,6 +25,8 @@ type call struct {
 	// limited tells that the answer has the headers of a limit, and remaining what they say.
 	limited   bool
 	remaining int
+	// parked tells that the answer is given after the handler has returned, and that what is observed of it is then.
+	parked bool
 	// page and visit are nil if no page was meant.
 	page  *servedPage
 	visit *Visit

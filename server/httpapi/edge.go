@@ -187,35 +187,63 @@ func (e *Edge) observe(c *gin.Context) {
 	began := time.Now()
 	panicked := true
 	defer func() {
-		info, status, took := callOf(c), c.Writer.Status(), time.Since(began)
+		info, status := callOf(c), c.Writer.Status()
+		if info.parked {
+			return // whoever answers it observes it
+		}
 		if panicked {
 			status = http.StatusInternalServerError
 		}
-		e.metrics.observe(info.operation, status, took)
-		level := slog.LevelDebug
-		if status >= http.StatusBadRequest || c.Request.Method != http.MethodGet {
-			level = slog.LevelInfo
-		}
-		attrs := []slog.Attr{
-			slog.String("request", info.id), slog.String("method", printable(c.Request.Method)), slog.String("route", c.FullPath()),
-			slog.Int("status", status), slog.Duration("took", took),
-		}
-		if p := info.principal; p != nil {
-			attrs = append(attrs, slog.String("kind", string(p.Kind)))
-			if p.Device.ID.Valid() {
-				attrs = append(attrs, slog.String("device", p.Device.ID.String()))
-			}
-			if p.Service.ID != "" {
-				attrs = append(attrs, slog.String("service", string(p.Service.ID)))
-			}
-			if p.UserID != "" {
-				attrs = append(attrs, slog.String("user", p.UserID))
-			}
-		}
-		e.log.LogAttrs(c.Request.Context(), level, "request", attrs...)
+		e.observed(c.Request.Context(), observationOf(c, info, began), status)
 	}()
 	c.Next()
 	panicked = false
+}
+
+// observation is what is noted of a request. It holds nothing of the request itself.
+type observation struct {
+	id, operation, method, route string
+	began                        time.Time
+	kind                         models.Kind
+	device                       models.ID
+	service                      models.ServiceID
+	user                         string
+}
+
+func observationOf(c *gin.Context, info *call, began time.Time) observation {
+	o := observation{id: info.id, operation: info.operation, method: printable(c.Request.Method), route: c.FullPath(), began: began}
+	if p := info.principal; p != nil {
+		o.kind, o.device, o.service, o.user = p.Kind, p.Device.ID, p.Service.ID, p.UserID
+	}
+	return o
+}
+
+// observed notes an answered request.
+func (e *Edge) observed(ctx context.Context, o observation, status int) {
+	took := time.Since(o.began)
+	e.metrics.observe(o.operation, status, took)
+	level := slog.LevelDebug
+	if status >= http.StatusBadRequest || o.method != http.MethodGet {
+		level = slog.LevelInfo
+	}
+	if !e.log.Enabled(ctx, level) {
+		return
+	}
+	attrs := append(make([]slog.Attr, 0, 9), slog.String("request", o.id), slog.String("method", o.method), slog.String("route", o.route),
+		slog.Int("status", status), slog.Duration("took", took))
+	if o.kind != "" {
+		attrs = append(attrs, slog.String("kind", string(o.kind)))
+	}
+	if o.device.Valid() {
+		attrs = append(attrs, slog.String("device", o.device.String()))
+	}
+	if o.service != "" {
+		attrs = append(attrs, slog.String("service", string(o.service)))
+	}
+	if o.user != "" {
+		attrs = append(attrs, slog.String("user", o.user))
+	}
+	e.log.LogAttrs(ctx, level, "request", attrs...)
 }
 
 // limit refuses a body that says it is too large, and stops reading one that turns out to be.
@@ -254,14 +282,8 @@ func (e *Edge) refuse(c *gin.Context, err error) {
 		c.Status(statusClientGone)
 		return
 	}
-	switch {
-	case !ours:
-		e.log.Error("a request failed", "request", info.id, "operation", info.operation, "error", err)
-		refusal = internal()
-	case fault && refusal.Cause != nil:
-		e.log.Warn("a request could not be served", "request", info.id, "operation", info.operation, "error", err)
-	}
-	e.challenge(c, refusal)
+	refusal = e.told(info.id, info.operation, err)
+	challenge(c.Writer.Header(), c.Request.Header.Values("Authorization"), refusal)
 	op := e.operations[c.Request.Method+" "+c.FullPath()]
 	wanted := op
 	if info.page != nil {
@@ -279,6 +301,19 @@ func (e *Edge) refuse(c *gin.Context, err error) {
 		return
 	}
 	problem.Write(c.Writer, refusal, info.id)
+}
+
+// told logs what went wrong with a request, and gives what its client may know of it.
+func (e *Edge) told(id, operation string, err error) *models.Error {
+	refusal, ours := errors.AsType[*models.Error](err)
+	switch {
+	case !ours:
+		e.log.Error("a request failed", "request", id, "operation", operation, "error", err)
+		return internal()
+	case problem.Status(refusal.Code) >= http.StatusInternalServerError && refusal.Cause != nil:
+		e.log.Warn("a request could not be served", "request", id, "operation", operation, "error", err)
+	}
+	return refusal
 }
 
 // denied tells whether a refusal is one that the audit log keeps: somebody wanted what is not theirs to do. What is a step of a protocol, or a
@@ -301,7 +336,7 @@ func denied(c *gin.Context, refusal *models.Error) bool {
 const statusClientGone = 499
 
 // challenge tells how to authenticate (RFC 9110 §11.6.1, RFC 6750 §3, RFC 9449 §7.1).
-func (e *Edge) challenge(c *gin.Context, refusal *models.Error) {
+func challenge(h http.Header, authorization []string, refusal *models.Error) {
 	const (
 		bearer = `Bearer realm="groupcast"`
 		bound  = `DPoP realm="groupcast", algs="EdDSA ES256"`
@@ -310,18 +345,18 @@ func (e *Edge) challenge(c *gin.Context, refusal *models.Error) {
 	var proof *dpop.Error
 	switch {
 	case errors.As(refusal.Cause, &proof):
-		c.Header("WWW-Authenticate", bound+`, error="`+string(proof.Code)+`"`)
+		h.Set("WWW-Authenticate", bound+`, error="`+string(proof.Code)+`"`)
 		if proof.Nonce != "" {
-			c.Header("DPoP-Nonce", proof.Nonce)
+			h.Set("DPoP-Nonce", proof.Nonce)
 		}
-	case refusal.Code == models.CodeUnauthenticated && len(c.Request.Header.Values("Authorization")) == 0:
-		c.Writer.Header()["Www-Authenticate"] = []string{bearer, bound}
+	case refusal.Code == models.CodeUnauthenticated && len(authorization) == 0:
+		h["Www-Authenticate"] = []string{bearer, bound}
 	case refusal.Code == models.CodeUnauthenticated:
-		c.Header("WWW-Authenticate", bearer+`, error="invalid_token"`)
+		h.Set("WWW-Authenticate", bearer+`, error="invalid_token"`)
 	case refusal.Code == models.CodeForbidden && scope != "":
-		c.Header("WWW-Authenticate", bearer+`, error="insufficient_scope", scope="`+scope+`"`)
-	case refusal.Code == models.CodeInvalidClient && len(c.Request.Header.Values("Authorization")) > 0:
-		c.Header("WWW-Authenticate", `Basic realm="groupcast", charset="UTF-8"`)
+		h.Set("WWW-Authenticate", bearer+`, error="insufficient_scope", scope="`+scope+`"`)
+	case refusal.Code == models.CodeInvalidClient && len(authorization) > 0:
+		h.Set("WWW-Authenticate", `Basic realm="groupcast", charset="UTF-8"`)
 	}
 }
 

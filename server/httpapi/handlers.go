@@ -15,6 +15,7 @@ import (
 	"github.com/groupcast/groupcast/server/keys"
 	"github.com/groupcast/groupcast/server/longpoll"
 	"github.com/groupcast/groupcast/server/oauth"
+	"github.com/groupcast/groupcast/server/parking"
 	"github.com/groupcast/groupcast/server/registrations"
 	"github.com/groupcast/groupcast/server/users"
 	"github.com/groupcast/groupcast/server/webhooks"
@@ -34,19 +35,24 @@ type Services struct {
 	Streams       *eventstreams.Service
 	OAuth         *oauth.Service
 	Keys          *keys.Ring
+	// Parking takes the connections of polls that wait; nil leaves them with net/http.
+	Parking *parking.Lot
 	// Ready tells whether the service can do its work; its error says why not.
 	Ready   func(context.Context) error
 	Version string
 }
 
 // handlers answers the public contract.
-type handlers struct{ Services }
+type handlers struct {
+	Services
+	edge *Edge
+}
 
 var _ ginserver.StrictServerInterface = handlers{}
 
 // Mount registers the public contract at an edge.
 func Mount(e *Edge, s Services) {
-	strict := ginserver.NewStrictHandlerWithOptions(handlers{s}, []ginserver.StrictMiddlewareFunc{Once[ginserver.StrictHandlerFunc](e)}, ginserver.StrictGinServerOptions{
+	strict := ginserver.NewStrictHandlerWithOptions(handlers{s, e}, []ginserver.StrictMiddlewareFunc{Once[ginserver.StrictHandlerFunc](e)}, ginserver.StrictGinServerOptions{
 		RequestErrorHandlerFunc:  e.RequestError,
 		HandlerErrorFunc:         e.HandlerError,
 		ResponseErrorHandlerFunc: e.ResponseError,

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"encoding/json"
+	"math/rand/v2"
 	"net/http"
 	"strconv"
 	"strings"
@@ -19,6 +20,7 @@ const pollWriteTimeout = 15 * time.Second
 
 // GetGroupInformation answers a gateway's poll (SPEC §6).
 func (h handlers) GetGroupInformation(ctx context.Context, r ginserver.GetGroupInformationRequestObject) (ginserver.GetGroupInformationResponseObject, error) {
+	g := ctx
 	ctx, p := caller(ctx)
 	if p.Device.ID != r.GatewayID {
 		return nil, models.NotFound() // somebody else's gateway looks like none
@@ -42,12 +44,61 @@ func (h handlers) GetGroupInformation(ctx context.Context, r ginserver.GetGroupI
 			applied = "wait=" + strconv.Itoa(int(wait/time.Second))
 		}
 	}
-	answer, err := h.Polls.Poll(ctx, req)
+	answer, wait, err := h.Polls.Begin(ctx, req)
+	switch {
+	case err != nil:
+		return nil, err
+	case wait == nil:
+		return pollAnswer{answer, applied}, nil
+	}
+	waiting := &waitingPoll{wait, applied}
+	if h.edge.park(g, h.Parking, waiting) {
+		return leftAlone{}, nil
+	}
+	return waiting.answer(ctx)
+}
+
+// waitingPoll is a poll that waits; its answer is given by the handler or, if the connection could be parked, long after that.
+type waitingPoll struct {
+	*longpoll.Wait
+	applied string
+}
+
+func (w *waitingPoll) answer(ctx context.Context) (ginserver.GetGroupInformationResponseObject, error) {
+	a, err := w.End(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return pollAnswer{answer, applied}, nil
+	return pollAnswer{a, w.applied}, nil
 }
+
+// Answer is what a parked connection is answered with.
+func (w *waitingPoll) Answer(ctx context.Context, to http.ResponseWriter) error {
+	a, err := w.End(ctx)
+	if err != nil {
+		return err
+	}
+	return pollAnswer{a, w.applied}.VisitGetGroupInformationResponse(to)
+}
+
+// Pause lets those who were woken too have their answers, at most for maxPause, before the next poll of this one costs as much as they do.
+func (w *waitingPoll) Pause() {
+	for began := time.Now(); w.Crowded() && time.Since(began) < maxPause; {
+		time.Sleep(pollPause + rand.N(pollPause))
+	}
+}
+
+const (
+	// maxPause is less than what a lost hint costs: a gateway that changes again meanwhile hears of it only with its next poll.
+	maxPause  = 1500 * time.Millisecond
+	pollPause = 100 * time.Millisecond
+)
+
+// leftAlone answers nothing: somebody else will.
+type leftAlone struct{}
+
+// VisitGetGroupInformationResponse writes nothing.
+func (leftAlone) VisitGetGroupInformationResponse(http.ResponseWriter) error { return nil }
 
 // entityTag takes the quotes off an entity tag (RFC 9110 §8.8.3). Weak comparison is right here, so a W/ that a proxy added
 // doesn't matter. What isn't one tag isn't a cursor either; the hub says so.

@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -27,6 +29,9 @@ const (
 	maxPerGateway = 2
 	// pollEvery is how often the database is asked about all waiting gateways at once.
 	pollEvery = 2 * time.Second
+	// lookAtOnce gateways are asked about in one statement; lookPause is the pause before the next.
+	lookAtOnce = 500
+	lookPause  = 5 * time.Millisecond
 	// pace is the shortest time between two changes that are answered to one gateway.
 	pace = 50 * time.Millisecond
 	// readTimeout bounds a read that several callers share.
@@ -67,16 +72,19 @@ type Hub struct {
 	o       Options
 	metrics metrics
 	builds  singleflight.Group
-	cache   *lru.Cache[models.ID, Snapshot]
+	cache   *lru.Cache[models.ID, built]
 
 	mu       sync.Mutex
 	gateways map[models.ID]*gateway
 	ahead    sync.Once // warns of a database that may have been restored
 	waiters  int
+	wakes    uint64 // how often anybody was woken
 	draining bool
 	empty    chan struct{} // closed when draining and nobody waits any more
 	epoch    string
 	epochAt  time.Time
+
+	answering atomic.Int64 // waiters that were woken and have no answer yet
 
 	flush chan struct{} // asks for the acknowledgements to be written soon
 }
@@ -84,11 +92,15 @@ type Hub struct {
 // gateway is what the hub remembers of one gateway.
 type gateway struct {
 	waiters  []*waiter // oldest first
+	wake     uint64    // number of the newest wake-up; 0 before the first
 	answered time.Time // when a change was answered last
 	polled   time.Time // when it asked last
 	acked    Cursor    // the newest it said it holds
 	unsaved  bool      // polled and acked are not in the database yet
 }
+
+// crowd is how many have to be answered at once for new requests to wait.
+const crowd = 64
 
 // waiter is one request that waits.
 type waiter struct {
@@ -101,7 +113,7 @@ type waiter struct {
 
 // New makes a hub. Run has to run for as long as it is used.
 func New(o Options) *Hub {
-	cache, err := lru.New[models.ID, Snapshot](cachedSnapshots)
+	cache, err := lru.New[models.ID, built](cachedSnapshots)
 	if err != nil {
 		panic(err) // only for a size below 1
 	}
@@ -117,6 +129,8 @@ func (h *Hub) Wake(id models.ID) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if g := h.gateways[id]; g != nil {
+		h.wakes++
+		g.wake = h.wakes
 		for _, w := range g.waiters {
 			w.nudge()
 		}
@@ -158,9 +172,21 @@ func (h *Hub) Run(ctx context.Context) {
 // done, had it come.
 func (h *Hub) lookForAll(ctx context.Context) {
 	ids := h.waiting()
-	if len(ids) == 0 {
-		return
+	for len(ids) > 0 && ctx.Err() == nil {
+		n := min(len(ids), lookAtOnce)
+		h.lookFor(ctx, ids[:n])
+		if ids = ids[n:]; len(ids) > 0 {
+			// Else all statements would come at the same moment, and whoever waits for a change would wait for them.
+			select {
+			case <-ctx.Done():
+			case <-time.After(lookPause):
+			}
+		}
 	}
+}
+
+// lookFor does so for some gateways, in one statement.
+func (h *Hub) lookFor(ctx context.Context, ids []models.ID) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	epoch, err := h.currentEpoch(ctx, true)
@@ -189,6 +215,8 @@ func (h *Hub) lookForAll(ctx context.Context) {
 			if len(w.wake) == 0 {
 				h.metrics.missedHints.Inc()
 			}
+			h.wakes++
+			g.wake = h.wakes
 			w.nudge()
 		}
 	}
@@ -345,17 +373,51 @@ func (h *Hub) current(ctx context.Context, r Request) (Cursor, error) {
 	case !ok:
 		return Cursor{}, removed()
 	case r.IssuedAt.Before(at.NotBefore):
-		return Cursor{}, models.Errorf(models.CodeUnauthenticated, "The access token was withdrawn while this waited: get a new one.")
+		return Cursor{}, withdrawn()
 	}
 	return Cursor{Epoch: epoch, Revision: at.Revision}, nil
 }
 
+func withdrawn() error {
+	return models.Errorf(models.CodeUnauthenticated, "The access token was withdrawn while this waited: get a new one.")
+}
+
+// fresh gives a gateway's group information as it was after its newest wake-up. Those whom that woke share one read, and nobody shares one
+// that may have begun before the change that woke him.
+func (h *Hub) fresh(ctx context.Context, r Request) (Snapshot, error) {
+	h.mu.Lock()
+	wake := h.gatewayLocked(r.Gateway).wake
+	h.mu.Unlock()
+	b, ok := h.cache.Get(r.Gateway)
+	var err error
+	if !ok || wake == 0 || b.wake != wake {
+		b, err = h.build(ctx, r.Gateway, wake, strconv.FormatUint(wake, 10))
+	}
+	if err == nil && r.IssuedAt.Before(b.notBefore) {
+		err = withdrawn()
+	}
+	return b.Snapshot, err
+}
+
 // snapshot gives the snapshot of a state or of a newer one. It is built once, however many ask.
 func (h *Hub) snapshot(ctx context.Context, id models.ID, at Cursor) (Snapshot, error) {
-	if s, ok := h.cache.Get(id); ok && s.Cursor == at {
-		return s, nil
+	if b, ok := h.cache.Get(id); ok && b.Cursor == at {
+		return b.Snapshot, nil
 	}
-	built := h.builds.DoChan(id.String()+" "+at.String(), func() (any, error) {
+	b, err := h.build(ctx, id, 0, at.String())
+	return b.Snapshot, err
+}
+
+// built is a snapshot, and the gateway's tokens that it isn't for.
+type built struct {
+	Snapshot
+	notBefore time.Time
+	wake      uint64 // after which it was read; 0 if that isn't known
+}
+
+// build reads and renders a gateway's group information, once for all who ask for the same thing meanwhile.
+func (h *Hub) build(ctx context.Context, id models.ID, wake uint64, what string) (built, error) {
+	answer := h.builds.DoChan(id.String()+" "+what, func() (any, error) {
 		// Not the context of the caller who happens to be the first: others wait for the same.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readTimeout)
 		defer cancel()
@@ -367,31 +429,31 @@ func (h *Hub) snapshot(ctx context.Context, id models.ID, at Cursor) (Snapshot, 
 		if err != nil {
 			return nil, fmt.Errorf("render the group information: %w", err)
 		}
-		s := Snapshot{Cursor: Cursor{Epoch: info.Epoch, Revision: info.Revision}, Body: body}
-		h.keep(id, s)
-		return s, nil
+		b := built{Snapshot{Cursor: Cursor{Epoch: info.Epoch, Revision: info.Revision}, Body: body}, info.NotBefore, wake}
+		h.keep(id, b)
+		return b, nil
 	})
 	select {
 	case <-ctx.Done():
-		return Snapshot{}, context.Cause(ctx)
-	case r := <-built:
+		return built{}, context.Cause(ctx)
+	case r := <-answer:
 		if r.Err != nil {
-			return Snapshot{}, r.Err
+			return built{}, r.Err
 		}
-		s, ok := r.Val.(Snapshot)
+		b, ok := r.Val.(built)
 		if !ok {
-			return Snapshot{}, fmt.Errorf("unexpected snapshot %T", r.Val)
+			return built{}, fmt.Errorf("unexpected snapshot %T", r.Val)
 		}
-		return s, nil
+		return b, nil
 	}
 }
 
 // keep caches a snapshot unless there is a newer one. A build that was slow must not replace what came after it.
-func (h *Hub) keep(id models.ID, s Snapshot) {
+func (h *Hub) keep(id models.ID, b built) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if old, ok := h.cache.Peek(id); ok && old.Cursor.Epoch == s.Cursor.Epoch && old.Cursor.Revision > s.Cursor.Revision {
+	if old, ok := h.cache.Peek(id); ok && old.Cursor.Epoch == b.Cursor.Epoch && old.Cursor.Revision > b.Cursor.Revision {
 		return
 	}
-	h.cache.Add(id, s)
+	h.cache.Add(id, b)
 }

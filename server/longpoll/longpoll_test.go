@@ -122,7 +122,10 @@ func (d *database) information(_ context.Context, id models.ID) (models.GroupInf
 	time.Sleep(slow)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return models.GroupInformation{GatewayID: id, Epoch: d.epoch, Revision: d.revisions[id]}, d.fault
+	if _, ok := d.revisions[id]; !ok && d.fault == nil {
+		return models.GroupInformation{}, models.NotFound()
+	}
+	return models.GroupInformation{GatewayID: id, Epoch: d.epoch, Revision: d.revisions[id], NotBefore: d.notBefore}, d.fault
 }
 
 func (d *database) record(_ context.Context, polls []models.Poll) error {
@@ -648,5 +651,69 @@ func TestOneLookIsForAll(t *testing.T) {
 		l.db.change(func() { after = l.db.looks })
 		assert.Equal(t, 10, after-before)
 		wg.Wait()
+	})
+}
+
+// A change costs one read, and while very many are woken whoever has an answer lets the others go first.
+func TestTheWokenGoFirst(t *testing.T) {
+	inLab(t, nil, func(t *testing.T, l *lab) {
+		const many = 70
+		l.db.change(func() {
+			for i := range many {
+				l.db.revisions[gateway+models.ID(i)] = 7
+			}
+		})
+		cursor := "e1.7"
+		var wg sync.WaitGroup
+		var last *longpoll.Wait
+		for i := range many {
+			_, w, err := l.Begin(t.Context(), longpoll.Request{Gateway: gateway + models.ID(i), Cursor: &cursor, Wait: 50 * time.Second})
+			require.NoError(t, err)
+			require.NotNil(t, w)
+			wg.Go(func() {
+				a, err := w.End(t.Context())
+				assert.NoError(t, err)
+				assert.Equal(t, "e1.8", string(a.Body))
+			})
+			last = w
+		}
+		synctest.Wait()
+		assert.False(t, last.Crowded(), "they only wait")
+		var looks int
+		l.db.change(func() {
+			looks, l.db.builds, l.db.slow = l.db.looks, 0, 100*time.Millisecond
+			for i := range many {
+				l.db.revisions[gateway+models.ID(i)] = 8
+			}
+		})
+		for i := range many {
+			l.Wake(gateway + models.ID(i))
+		}
+		synctest.Wait()
+		assert.True(t, last.Crowded())
+		wg.Wait()
+		assert.False(t, last.Crowded())
+		l.db.change(func() {
+			assert.Equal(t, many, l.db.builds)
+			assert.Equal(t, looks, l.db.looks, "nobody asks for the revision first")
+		})
+	})
+}
+
+// A client that leaves ends its wait, without an answer and without a question.
+func TestLeaveEndsTheWait(t *testing.T) {
+	inLab(t, nil, func(t *testing.T, l *lab) {
+		cursor := "e1.7"
+		_, w, err := l.Begin(t.Context(), longpoll.Request{Gateway: gateway, Cursor: &cursor, Wait: 50 * time.Second})
+		require.NoError(t, err)
+		var looks int
+		l.db.change(func() { looks = l.db.looks })
+		w.Leave()
+		w.Leave()
+		a, err := w.End(t.Context())
+		assert.ErrorIs(t, err, context.Canceled)
+		assert.Zero(t, a)
+		assert.Zero(t, l.waiters(t))
+		l.db.change(func() { assert.Equal(t, looks, l.db.looks) })
 	})
 }

@@ -3,6 +3,7 @@ package longpoll
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/groupcast/groupcast/models"
@@ -65,13 +66,32 @@ type Answer struct {
 // cursor is recorded as an acknowledgement. An error is an error: there is no answer without having asked the database.
 // CodeUnauthenticated is a token that has ended.
 func (h *Hub) Poll(ctx context.Context, r Request) (Answer, error) {
-	a, why, err := h.poll(ctx, r)
+	a, w, err := h.Begin(ctx, r)
+	if w != nil {
+		return w.End(ctx)
+	}
+	return a, err
+}
+
+// Begin is Poll without the wait: it answers, or makes the caller a waiter, whose answer is that of End. A Wait that isn't nil has to be
+// ended.
+func (h *Hub) Begin(ctx context.Context, r Request) (Answer, *Wait, error) {
+	a, why, w, err := h.begin(ctx, r)
+	if w != nil {
+		return Answer{}, w, nil
+	}
+	a, err = h.count(ctx, a, why, err)
+	return a, nil, err
+}
+
+// count notes why a poll was answered.
+func (h *Hub) count(ctx context.Context, a Answer, why Reason, err error) (Answer, error) {
 	if refusal, ok := errors.AsType[*models.Error](err); ok && refusal.Code == models.CodeNotFound {
 		err = removed() // between two looks
 	}
 	switch {
-	case err == nil || why == Refused:
-	case ctx.Err() != nil:
+	case err == nil || why == Refused || why == Gone:
+	case ctx.Err() != nil, errors.Is(err, errGone):
 		why = Gone
 	case ended(err):
 		why = Ended
@@ -91,7 +111,7 @@ func removed() error {
 	return models.Errorf(models.CodeUnauthenticated, "The gateway of this token was removed. Enrol it again.")
 }
 
-func (h *Hub) poll(ctx context.Context, r Request) (Answer, Reason, error) {
+func (h *Hub) begin(ctx context.Context, r Request) (a Answer, why Reason, wait *Wait, err error) {
 	var cursor Cursor
 	known := false
 	if r.Cursor != nil {
@@ -102,12 +122,16 @@ func (h *Hub) poll(ctx context.Context, r Request) (Answer, Reason, error) {
 	var draining, full bool
 	if known && r.Wait > 0 {
 		if w, draining, full = h.join(r, cursor); w != nil {
-			defer h.leave(w)
+			defer func() {
+				if wait == nil {
+					h.leave(w)
+				}
+			}()
 		}
 	}
 	at, err := h.current(ctx, r)
 	if err != nil {
-		return Answer{}, "", err
+		return Answer{}, "", nil, err
 	}
 	resync := ""
 	switch {
@@ -125,28 +149,28 @@ func (h *Hub) poll(ctx context.Context, r Request) (Answer, Reason, error) {
 	default:
 		h.acknowledge(r.Gateway, cursor)
 		if cursor == at {
-			return h.await(ctx, r, w, at, draining, full)
+			return h.wait(ctx, r, w, at, draining, full)
 		}
 		if err := h.slowDown(ctx, r, w); err != nil {
-			return Answer{}, "", err
+			return Answer{}, "", nil, err
 		}
 		a, err := h.answer(ctx, r.Gateway, at)
 		a.Close = draining
-		return a, Immediate, err
+		return a, Immediate, nil, err
 	}
 	h.acknowledge(r.Gateway, Cursor{Epoch: at.Epoch})
-	a, err := h.answer(ctx, r.Gateway, at)
+	a, err = h.answer(ctx, r.Gateway, at)
 	a.Resync = resync
 	if resync != "" {
-		return a, Resync, err
+		return a, Resync, nil, err
 	}
-	return a, Immediate, err
+	return a, Immediate, nil, err
 }
 
-// await answers a gateway that has the newest state.
-func (h *Hub) await(ctx context.Context, r Request, w *waiter, at Cursor, draining, full bool) (Answer, Reason, error) {
+// wait answers a gateway that has the newest state, or lets it wait.
+func (h *Hub) wait(ctx context.Context, r Request, w *waiter, at Cursor, draining, full bool) (Answer, Reason, *Wait, error) {
 	if full {
-		return Answer{}, Refused, models.Errorf(models.CodeOverloaded,
+		return Answer{}, Refused, nil, models.Errorf(models.CodeOverloaded,
 			"This replica already has as many waiting long polls as it takes. Wait as long as Retry-After says and try again.")
 	}
 	if w == nil {
@@ -156,59 +180,137 @@ func (h *Hub) await(ctx context.Context, r Request, w *waiter, at Cursor, draini
 		}
 		a, err := h.unchanged(ctx, r, at)
 		a.Close = draining
-		return a, why, err
+		return a, why, nil, err
 	}
-	timer := time.NewTimer(r.Wait + upTo(r.Wait/16))
-	defer timer.Stop()
-	end, stop := r.expiry()
-	defer stop()
+	h.mu.Lock()
+	w.cursor = at // the same, but its text holds nothing of the request
+	h.mu.Unlock()
+	now := time.Now()
+	return Answer{}, "", &Wait{
+		hub: h, waiter: w, at: at, full: r.Full, expires: r.ExpiresAt, until: now.Add(r.Wait + upTo(r.Wait/16)),
+	}, nil
+}
+
+// Wait is a poll that waits for a change. There may be very many, so it holds little.
+type Wait struct {
+	hub     *Hub
+	waiter  *waiter
+	at      Cursor
+	full    bool
+	until   time.Time
+	expires time.Time // of the token; zero if it doesn't
+}
+
+// lookAtAll reads the group information itself after a hint, which is rarely for nothing: asking for the revision first would be one more
+// round trip for each change. It reads after the pause that a burst of changes is held up by, so that the answer has all of the burst.
+func (w *Wait) lookAtAll(ctx context.Context) (a Answer, _ Reason, over bool, err error) {
+	h, r := w.hub, w.request()
+	if err := h.slowDown(ctx, r, w.waiter); err != nil {
+		return Answer{}, "", true, err
+	}
+	s, err := h.fresh(ctx, r)
+	if err != nil {
+		return Answer{}, "", true, err
+	}
+	if s.Cursor == w.at {
+		h.metrics.emptyWakes.Inc() // the hint was for nothing; go on waiting
+		return Answer{}, "", false, nil
+	}
+	a = h.changed(r.Gateway, s)
+	a.Resync = resyncTo(w.at, s.Cursor)
+	return a, Changed, true, nil
+}
+
+// resyncTo tells whether a state doesn't follow the one before.
+func resyncTo(before, now Cursor) string {
+	switch {
+	case now.Epoch != before.Epoch:
+		return ResyncEpoch
+	case now.Revision < before.Revision:
+		return ResyncAhead
+	}
+	return ""
+}
+
+// request is what began the wait, as far as it still matters.
+func (w *Wait) request() Request {
+	return Request{Gateway: w.waiter.gateway, Full: w.full, IssuedAt: w.waiter.issuedAt, ExpiresAt: w.expires}
+}
+
+// Leave ends the wait of a client that is gone. It never blocks.
+func (w *Wait) Leave() { w.waiter.end(Gone) }
+
+// Crowded tells that so many have been woken and have no answer yet that whoever has one should let them go first.
+func (w *Wait) Crowded() bool { return w.hub.answering.Load() > crowd }
+
+// errGone is End's error after Leave.
+var errGone = fmt.Errorf("the client doesn't wait any more: %w", context.Canceled)
+
+// End waits, and answers as Poll does.
+func (w *Wait) End(ctx context.Context) (Answer, error) {
+	defer w.hub.leave(w.waiter)
 	for {
-		why := Changed
-		select {
-		case <-ctx.Done():
-			return Answer{}, Gone, context.Cause(ctx)
-		case <-w.wake:
-		case why = <-w.finish:
-		case <-timer.C:
-			why = TimedOut
-		case <-end:
-			return Answer{}, "", models.Errorf(models.CodeUnauthenticated, "The access token expired while this waited: get a new one.")
-		}
-		now, err := h.current(ctx, r)
+		why, err := w.sleep(ctx)
 		if err != nil {
-			return Answer{}, "", err
+			return w.hub.count(ctx, Answer{}, why, err)
 		}
-		switch {
-		case now != at:
-			if err := h.slowDown(ctx, r, w); err != nil {
-				return Answer{}, "", err
-			}
-			a, err := h.answer(ctx, r.Gateway, now)
-			a.Close = why == Draining
-			switch {
-			case now.Epoch != at.Epoch:
-				a.Resync = ResyncEpoch
-			case now.Revision < at.Revision:
-				a.Resync = ResyncAhead
-			}
-			return a, why, err
-		case why == Changed:
-			h.metrics.emptyWakes.Inc() // the hint was for nothing; go on waiting
-		default:
-			a, err := h.unchanged(ctx, r, now)
-			a.Close = why == Draining
-			return a, why, err
+		w.hub.answering.Add(1)
+		a, why, over, err := w.look(ctx, why)
+		w.hub.answering.Add(-1)
+		if over {
+			return w.hub.count(ctx, a, why, err)
 		}
 	}
 }
 
-// expiry gives what fires when the request's token expires; nil if it doesn't.
-func (r Request) expiry() (end <-chan time.Time, stop func()) {
-	if r.ExpiresAt.IsZero() {
-		return nil, func() {}
+// sleep waits until there is a reason to look.
+func (w *Wait) sleep(ctx context.Context) (Reason, error) {
+	end, expires := w.until, false
+	if !w.expires.IsZero() && w.expires.Before(end) {
+		end, expires = w.expires, true
 	}
-	t := time.NewTimer(time.Until(r.ExpiresAt))
-	return t.C, func() { t.Stop() }
+	timer := time.NewTimer(time.Until(end))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return Gone, context.Cause(ctx)
+	case <-w.waiter.wake:
+		return Changed, nil
+	case why := <-w.waiter.finish:
+		if why == Gone {
+			return Gone, errGone
+		}
+		return why, nil
+	case <-timer.C:
+	}
+	if expires {
+		return "", models.Errorf(models.CodeUnauthenticated, "The access token expired while this waited: get a new one.")
+	}
+	return TimedOut, nil
+}
+
+// look asks the database; the wait isn't over if it was woken for nothing.
+func (w *Wait) look(ctx context.Context, why Reason) (a Answer, _ Reason, over bool, err error) {
+	h, r, at := w.hub, w.request(), w.at
+	if why == Changed {
+		return w.lookAtAll(ctx)
+	}
+	now, err := h.current(ctx, r)
+	if err != nil {
+		return Answer{}, "", true, err
+	}
+	switch {
+	case now != at:
+		if err := h.slowDown(ctx, r, w.waiter); err != nil {
+			return Answer{}, "", true, err
+		}
+		a, err = h.answer(ctx, r.Gateway, now)
+		a.Resync = resyncTo(at, now)
+	default:
+		a, err = h.unchanged(ctx, r, now)
+	}
+	a.Close = why == Draining
+	return a, why, true, err
 }
 
 // slowDown lets a gateway that waits, and was told a change less than 50 ms ago, wait out the rest, so that a burst of changes
@@ -229,7 +331,10 @@ func (h *Hub) slowDown(ctx context.Context, r Request, w *waiter) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-timer.C:
-	case <-w.finish:
+	case why := <-w.finish:
+		if why == Gone {
+			return errGone
+		}
 	}
 	return nil
 }
@@ -240,10 +345,15 @@ func (h *Hub) answer(ctx context.Context, id models.ID, at Cursor) (Answer, erro
 	if err != nil {
 		return Answer{}, err
 	}
+	return h.changed(id, s), nil
+}
+
+// changed is the answer with a state that the gateway doesn't have.
+func (h *Hub) changed(id models.ID, s Snapshot) Answer {
 	h.mu.Lock()
 	h.gatewayLocked(id).answered = time.Now()
 	h.mu.Unlock()
-	return Answer{Cursor: s.Cursor, Body: s.Body, Changed: true}, nil
+	return Answer{Cursor: s.Cursor, Body: s.Body, Changed: true}
 }
 
 // unchanged confirms the state that the gateway has, or repeats it if that was asked for.

@@ -81,16 +81,22 @@ func (g *gather[Q, A]) work() {
 func (g *gather[Q, A]) next() (batch []*question[Q, A]) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.same == nil { // else every statement would look at all who wait, and they may be very many
+		for len(g.waiting) > 0 && len(batch) < g.max {
+			if q := g.waiting[0]; q.ctx.Err() == nil {
+				batch = append(batch, q)
+			}
+			g.waiting[0], g.waiting = nil, g.waiting[1:]
+		}
+		return g.took(batch)
+	}
 	var rest []*question[Q, A]
 	seen := map[any]bool{}
 	for _, q := range g.waiting {
-		key := any(nil)
-		if g.same != nil {
-			key = g.same(q.ask)
-		}
+		key := g.same(q.ask)
 		switch {
 		case q.ctx.Err() != nil: // nobody waits for it any more
-		case len(batch) == g.max, key != nil && seen[key]:
+		case len(batch) == g.max, seen[key]:
 			rest = append(rest, q)
 		default:
 			seen[key] = true
@@ -98,6 +104,11 @@ func (g *gather[Q, A]) next() (batch []*question[Q, A]) {
 		}
 	}
 	g.waiting = rest
+	return g.took(batch)
+}
+
+// took counts the questions of the next statement; g.mu is held.
+func (g *gather[Q, A]) took(batch []*question[Q, A]) []*question[Q, A] {
 	g.asked += len(batch)
 	if len(batch) == 0 {
 		g.running--

@@ -195,7 +195,9 @@ type Information struct {
 	Epoch   string
 	// MaxStale is how long the gateway may go by it.
 	MaxStale time.Duration
-	Rows     []InformationRow
+	// NotBefore withdraws the gateway's tokens that were issued before it; the zero time withdraws none.
+	NotBefore time.Time
+	Rows      []InformationRow
 }
 
 // Information reads, in one statement and so as of one instant, what a gateway's group information is made of. On Postgres gateways that
@@ -230,18 +232,19 @@ func (s *Store) informationOfMany(ctx context.Context, ids []models.ID) (all []I
 
 func informationOf(tx *Tx, ids []models.ID) ([]Information, error) {
 	type whole struct {
-		gateway  models.Gateway
-		epoch    string
-		maxStale time.Duration
+		gateway   models.Gateway
+		epoch     string
+		maxStale  time.Duration
+		notBefore time.Time
 		InformationRow
 	}
 	rows, err := list(tx, func(r row) (v whole, err error) {
-		fields := append(gatewayFields(&v.gateway), &v.epoch, secsColumn{&v.maxStale})
+		fields := append(gatewayFields(&v.gateway), &v.epoch, secsColumn{&v.maxStale}, timeColumn{&v.notBefore})
 		fields = append(append(append(fields, groupFields(&v.Group)...), registrationFields(&v.Member)...), &v.Trigger)
 		err = r.Scan(fields...)
 		return v, err
-	}, "SELECT "+gatewayColumns+", i.epoch, i.max_stale_seconds, "+groupColumns+", "+registrationColumns+`, coalesce(d.trigger, '')
-		FROM gateways CROSS JOIN installation i
+	}, "SELECT "+gatewayColumns+", i.epoch, i.max_stale_seconds, own.not_before, "+groupColumns+", "+registrationColumns+`, coalesce(d.trigger, '')
+		FROM gateways JOIN devices own ON own.id = gateways.id CROSS JOIN installation i
 		LEFT JOIN groups g ON g.gateway_id = gateways.id
 		LEFT JOIN registrations r ON r.group_id = g.id
 		LEFT JOIN devices d ON d.id = r.owner_device
@@ -252,7 +255,7 @@ func informationOf(tx *Tx, ids []models.ID) ([]Information, error) {
 	known := make(map[models.ID]Information, len(ids))
 	for _, v := range rows {
 		i := known[v.gateway.ID]
-		i.Gateway, i.Epoch, i.MaxStale, i.Rows = v.gateway, v.epoch, v.maxStale, append(i.Rows, v.InformationRow)
+		i.Gateway, i.Epoch, i.MaxStale, i.NotBefore, i.Rows = v.gateway, v.epoch, v.maxStale, v.notBefore, append(i.Rows, v.InformationRow)
 		known[v.gateway.ID] = i
 	}
 	all := make([]Information, len(ids))
