@@ -211,7 +211,7 @@ func (p *polling) exec(statement string) {
 // TestAGatewayEndsWithTheTruth polls with the agent's own client through drawn interleavings of changes at two replicas, killed and restarted
 // replicas and clients, fail-overs, lost answers, changes that nobody was told of, new lives of the database and faults of it.
 // Postgres itself has written down what was true at each revision: whatever the client applied was that, never older than what
-// it had, and in the end it has the latest. So a fault of the database never became an empty snapshot.
+// it had, and in the end it has the latest.
 func TestAGatewayEndsWithTheTruth(t *testing.T) {
 	harness.Checks(t, 2)
 	url := pgtest.URL(t)
