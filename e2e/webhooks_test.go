@@ -86,7 +86,7 @@ func TestDrillWebhooksSurviveKills(t *testing.T) {
 		partner := newReceiver(t)
 		e := newExample(t, harness.Options{DatabaseURL: databaseURL, Args: []string{"--allow-loopback"}})
 		e.declare(t)
-		created, err := e.Client(t, e.uploadToken).CreateWebhookWithResponse(t.Context(), api.WebhookRequest{URL: partner.URL + "/hook"})
+		created, err := e.Client(t, e.uploadToken).CreateWebhookWithResponse(t.Context(), nil, api.WebhookRequest{URL: partner.URL + "/hook"})
 		require.NoError(t, err)
 		require.NotNil(t, created.JSON201, "%s", created.Body)
 		harness.Secret("webhook secret", created.JSON201.Secret)

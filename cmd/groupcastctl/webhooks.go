@@ -68,7 +68,7 @@ func (p *program) webhookCreate() *cobra.Command {
 			if len(types) > 0 {
 				request.EventTypes = eventTypes(types)
 			}
-			r, err := c.CreateWebhookWithResponse(ctx, request)
+			r, err := c.CreateWebhookWithResponse(ctx, &api.CreateWebhookParams{IdempotencyKey: key()}, request)
 			if err != nil {
 				return err
 			}

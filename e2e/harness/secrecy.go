@@ -49,12 +49,21 @@ var secrecy = struct {
 // Secret makes a value known that no log may hold.
 func Secret(what, value string) {
 	value = strings.TrimSpace(value)
-	if len(value) < shortest {
+	if len(value) < shortest || isPlain(value) {
 		return
 	}
 	secrecy.Lock()
 	defer secrecy.Unlock()
 	secrecy.secrets[value] = what
+}
+
+// isPlain tells whether a value is of a few characters over and over, such as a drawn one: anything can hold it.
+func isPlain(value string) bool {
+	seen := map[rune]bool{}
+	for _, r := range value {
+		seen[r] = true
+	}
+	return len(seen) < 5
 }
 
 func remember(in map[string]map[netip.Addr]bool, test, address string) {
