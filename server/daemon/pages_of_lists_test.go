@@ -124,6 +124,14 @@ func (s *service) lists(t *testing.T) map[string]listed {
 			},
 			func(id string) { gone(credentials+"/"+id, nil) },
 		},
+		"listWebhooks": {
+			"/v1/webhooks", upload, "webhookId",
+			func(i int) {
+				r := s.do(t, http.MethodPost, "/v1/webhooks", fmt.Sprintf(`{"url":"https://hooks.example.com/%d"}`, i), upload...)
+				require.Equal(t, http.StatusCreated, r.StatusCode, "%s", text(t, r))
+			},
+			func(id string) { gone("/v1/webhooks/"+id, upload) },
+		},
 	}
 }
 

@@ -411,6 +411,9 @@ func TestTheLateCommit(t *testing.T) {
 						return err
 					}
 					if i == 0 {
+						if _, err := tx.State(groups[name]); err != nil { // what was appended goes to the database with this
+							return err
+						}
 						close(began)
 						<-goOn
 					}

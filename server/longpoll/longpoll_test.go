@@ -656,7 +656,7 @@ func TestOneLookIsForAll(t *testing.T) {
 
 // A change costs one read, and while very many are woken whoever has an answer lets the others go first.
 func TestTheWokenGoFirst(t *testing.T) {
-	inLab(t, nil, func(t *testing.T, l *lab) {
+	bubble(t, false, nil, func(t *testing.T, l *lab) { // it is about hints
 		const many = 70
 		l.db.change(func() {
 			for i := range many {
