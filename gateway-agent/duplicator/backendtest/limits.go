@@ -280,10 +280,12 @@ func destinationRate(t *testing.T, b Backend) {
 	for i := range burst {
 		h.expect(upload, string(text(i, payload)))
 	}
-	h.until("counted", func() bool {
-		d := h.Duplicator.Counters().Destinations["upload"]
-		return d.Packets+d.Drops[duplicator.DropRate] == datagrams
-	})
+	for _, id := range []string{"phone", "upload"} {
+		h.until("counted for "+id, func() bool {
+			d := h.Duplicator.Counters().Destinations[id]
+			return d.Packets+d.Drops[duplicator.DropRate] == datagrams
+		})
+	}
 	most := uint64(burst + rate/8*int(time.Since(began).Seconds()+1)/size + 1)
 	for _, id := range []string{"phone", "upload"} {
 		if d := h.Duplicator.Counters().Destinations[id]; d.Packets < burst || d.Packets > most || d.Packets == datagrams {
