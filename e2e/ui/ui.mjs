@@ -37,7 +37,10 @@ function watch(page) {
   page.on('request', (r) => {
     if (new URL(r.url()).origin !== origin) faults.push(`request to ${r.url()}`)
   })
-  page.on('requestfailed', (r) => faults.push(`failed: ${r.url()} ${r.failure()?.errorText}`))
+  page.on('requestfailed', (r) => {
+    // Who leaves a page gives up what it was still loading, such as the icon. What the policy blocks is another error, and the console says so.
+    if (r.failure()?.errorText !== 'net::ERR_ABORTED') faults.push(`failed: ${r.url()} ${r.failure()?.errorText}`)
+  })
   return faults
 }
 const faults = []
