@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -22,10 +23,13 @@ func TestALostAnswerIsAskedForAgain(t *testing.T) {
 	defer os.RemoveAll(dir)
 	l, err := net.Listen("unix", filepath.Join(dir, "admin.sock"))
 	require.NoError(t, err)
+	var mu sync.Mutex
 	var keys, names []string
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { //nolint:gosec // a test's
 		body := make([]byte, 100)
 		n, _ := r.Body.Read(body)
+		mu.Lock()
+		defer mu.Unlock()
 		keys, names = append(keys, r.Header.Get("Idempotency-Key")), append(names, string(body[:n]))
 		if len(keys) < 3 {
 			panic(http.ErrAbortHandler)
@@ -41,12 +45,16 @@ func TestALostAnswerIsAskedForAgain(t *testing.T) {
 	require.NoError(t, err)
 	_, err = c.CreateTokenWithResponse(t.Context(), adminapi.TokenRequest{})
 	require.Error(t, err)
+	mu.Lock()
 	require.Len(t, keys, 1, "nothing without a key is sent twice")
 	keys, names = nil, nil
+	mu.Unlock()
 	key := "0123456789abcdef"
 	r, err := c.CreateAccountWithResponse(t.Context(), &adminapi.CreateAccountParams{IdempotencyKey: &key}, adminapi.AccountRequest{Name: "Smith"})
 	require.NoError(t, err)
 	require.NotNil(t, r.JSON200, "%s", r.Body)
+	mu.Lock()
+	defer mu.Unlock()
 	assert.Equal(t, []string{key, key, key}, keys)
 	assert.Equal(t, names[0], names[2])
 	assert.Contains(t, names[2], "Smith")
