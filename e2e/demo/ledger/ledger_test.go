@@ -3,6 +3,7 @@ package ledger_test
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -48,6 +49,15 @@ func remove(from []ledger.Datagram, i int) []ledger.Datagram {
 	return append(append([]ledger.Datagram{}, from[:i]...), from[i+1:]...)
 }
 
+// later is a log whose datagrams came that much later.
+func later(log []ledger.Datagram, by int64) []ledger.Datagram {
+	log = slices.Clone(log)
+	for i := range log {
+		log[i].At += by
+	}
+	return log
+}
+
 func TestSettle(t *testing.T) {
 	sent := datagrams(65_536+65_500, start, 1000) // the number in RTP wraps after 36
 	at := func(i int) int64 { return sent[i].At }
@@ -70,7 +80,8 @@ func TestSettle(t *testing.T) {
 		{"reordered", receiver(at(10), append(append(append([]ledger.Datagram{}, good[:5]...), good[6], good[5]), good[7:]...)), ledger.Destination{Expected: 990, Received: 990}, 0, ""},
 		{"one twice", receiver(at(10), append(append([]ledger.Datagram{}, good...), good[7])), ledger.Destination{Expected: 990, Received: 990}, 0, "more than once"},
 		{"one twice does not make up for one lost", receiver(at(10), append(remove(good, 400), good[7])), ledger.Destination{Expected: 990, Received: 989}, 0, "misses 1 of 990"},
-		{"first datagram too late", receiver(at(10)-2*second, good), ledger.Destination{Expected: 990, Received: 990}, 0, "1s is the limit"},
+		{"registered long before the camera began", receiver(at(0)-2*second, arrived(sent, 0)), ledger.Destination{Expected: 1000, Received: 1000}, 0, ""},
+		{"first datagram too late", receiver(at(10), later(good, 2*second)), ledger.Destination{Expected: 990, Received: 990}, 0, "1s is the limit"},
 		{"nothing came", receiver(at(10), nil), ledger.Destination{Expected: 990}, 0, "got nothing"},
 		{"left in order", receiver(at(10), good[:500], leaving(510), left(511)), ledger.Destination{Expected: 500, Received: 500}, 0, ""},
 		{"what is sent while it leaves may come or not", receiver(at(10), good[:505], leaving(510), left(511)), ledger.Destination{Expected: 500, Received: 500}, 0, ""},
