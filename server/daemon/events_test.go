@@ -99,8 +99,10 @@ func TestCurlHears(t *testing.T) {
 
 		s.do(t, http.MethodPost, "/v1/logout", "", "Cookie", h.cookie)
 		assert.Equal(t, "end  revoked", browser())
-		go func() { _ = s.Stop(t.Context()) }()
+		stopped := make(chan struct{})
+		go func() { defer close(stopped); _ = s.Stop(t.Context()) }()
 		assert.Equal(t, "end  stopping", again())
+		<-stopped // the test's end stops it again
 	})
 }
 
