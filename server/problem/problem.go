@@ -100,9 +100,6 @@ func Wait(e *models.Error) int {
 	return lookup(e.Code).retryAfter
 }
 
-// Title says in a few words what a code means.
-func Title(code models.Code) string { return lookup(code).title }
-
 func lookup(code models.Code) row {
 	if r, ok := catalogue[code]; ok {
 		return r
