@@ -57,8 +57,12 @@ func Secret(what, value string) {
 	secrecy.secrets[value] = what
 }
 
-// isPlain tells whether a value is of a few characters over and over, such as a drawn one: anything can hold it.
+// isPlain tells whether a log may well hold a value that somebody sent as a secret, as drawn requests do: an address (those that
+// nobody may log are destinations), or a few characters over and over.
 func isPlain(value string) bool {
+	if _, err := netip.ParseAddr(value); err == nil {
+		return true
+	}
 	seen := map[rune]bool{}
 	for _, r := range value {
 		seen[r] = true

@@ -75,6 +75,7 @@ func TestAttackSecretsInLogs(t *testing.T) {
 		_ = answer.Body.Close()
 	}
 	send("/v1/login", "application/json", `{"userName":"anna","password":"her own four words"}`)
+	send("/v1/login", "application/json", `{"userName":"anna","password":"127.0.0.1"}`)
 	send("/v1/logout", "application/json", "", "Cookie", "__Host-groupcast=session-of-somebody")
 	send("/oauth/token", "application/x-www-form-urlencoded", "grant_type=client_credentials", "Authorization",
 		"Basic "+base64.StdEncoding.EncodeToString([]byte("svc-upload:secret-of-the-service")))
