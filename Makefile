@@ -117,7 +117,7 @@ contract-fuzz: ## Drawn requests against a running service, CHECKS (5000) per op
 
 .PHONY: bench-identity
 bench-identity: ## What it costs to tell who calls (docs/benchmarks.md)
-	@BENCH_FIGURES=1 go test -run '^$$' -bench '^BenchmarkIdentityFigures$$' -benchtime 1x ./server/httpapi | grep -E '^(figure|ed25519|FAIL|---)'
+	@BENCH_FIGURES=1 go test -run '^$$' -bench '^BenchmarkIdentityFigures$$' -benchtime 1x ./server/httpapi | grep -E '^(figure|beside|ed25519|FAIL|---)'
 
 .PHONY: bench-registrations
 bench-registrations: ## What registrations, renewals and waiting gateways cost, beside bare servers; takes about ten minutes (docs/benchmarks.md)

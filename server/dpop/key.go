@@ -12,7 +12,8 @@ import (
 	"strings"
 
 	"github.com/go-jose/go-jose/v4"
-	"github.com/go-jose/go-jose/v4/json"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/golang-jwt/jwt/v5"
 )
 
@@ -35,65 +36,67 @@ func decode(s string) ([]byte, error) {
 	return base64.RawURLEncoding.Strict().DecodeString(s)
 }
 
+// jwkMembers are the members of a JWK that are known: RFC 7517 §4, RFC 7518 §6 and RFC 8037 §2.
+type jwkMembers struct {
+	Type  string    `json:"kty"`
+	Curve string    `json:"crv"`
+	X     string    `json:"x"`
+	Y     string    `json:"y"`
+	Alg   string    `json:"alg"`
+	Use   string    `json:"use"`
+	Ops   *[]string `json:"key_ops"`
+	// These say nothing that matters here.
+	KeyID       jsontext.Value `json:"kid"`
+	Extractable jsontext.Value `json:"ext"`
+	// These are of RSA keys, of private and of shared ones.
+	N    jsontext.Value `json:"n"`
+	E    jsontext.Value `json:"e"`
+	D    jsontext.Value `json:"d"`
+	P    jsontext.Value `json:"p"`
+	Q    jsontext.Value `json:"q"`
+	DP   jsontext.Value `json:"dp"`
+	DQ   jsontext.Value `json:"dq"`
+	QI   jsontext.Value `json:"qi"`
+	Oth  jsontext.Value `json:"oth"`
+	K    jsontext.Value `json:"k"`
+	Priv jsontext.Value `json:"priv"`
+}
+
+func isThere(member jsontext.Value) bool { return member != nil }
+
 // ParseKey reads a public JWK (RFC 7517) of type OKP/Ed25519 (RFC 8037) or EC/P-256 (RFC 7518 §6.2). It refuses every other type
 // and curve, private members, members it doesn't know, members given twice, points that are not on the curve and Ed25519 points of
 // low order. The error's text is for the client.
 func ParseKey(jwk []byte) (Key, error) {
-	// Decoding to a map makes the decoder refuse duplicates, and lets us refuse what we don't know.
-	var members map[string]json.RawMessage
-	if err := exactly(jwk, &members); err != nil || members == nil {
-		return Key{}, errors.New("the JWK is not a JSON object with each member once")
+	var m jwkMembers
+	switch err := json.Unmarshal(jwk, &m, json.RejectUnknownMembers(true)); {
+	case errors.Is(err, json.ErrUnknownName):
+		return Key{}, errors.New("the JWK has a member other than kty, crv, x, y, alg, use, kid, key_ops and ext")
+	case err != nil || jsontext.Value(jwk).Kind() != '{':
+		return Key{}, errors.New("the JWK is not a JSON object with each member once and of the right type")
+	case slices.ContainsFunc([]jsontext.Value{m.D, m.P, m.Q, m.DP, m.DQ, m.QI, m.Oth, m.K, m.Priv}, isThere):
+		return Key{}, errors.New("the JWK holds private members; send the public key only, and replace this key: it is no longer secret")
+	case isThere(m.N) || isThere(m.E):
+		return Key{}, errors.New("RSA keys are not accepted; use Ed25519 (EdDSA) or P-256 (ES256)")
 	}
-	var kty, crv, alg, use, x, y string
-	for name, raw := range members {
-		var to *string
-		switch name {
-		case "kty":
-			to = &kty
-		case "crv":
-			to = &crv
-		case "alg":
-			to = &alg
-		case "use":
-			to = &use
-		case "x":
-			to = &x
-		case "y":
-			to = &y
-		case "key_ops":
-			var ops []string
-			if json.Unmarshal(raw, &ops) != nil || !slices.Contains(ops, "verify") {
-				return Key{}, errors.New(`the JWK's key_ops is not a list with "verify" in it`)
-			}
-			continue
-		case "kid", "ext": // says nothing that matters here
-			continue
-		case "d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv":
-			return Key{}, errors.New("the JWK holds private members; send the public key only, and replace this key: it is no longer secret")
-		case "n", "e":
-			return Key{}, errors.New("RSA keys are not accepted; use Ed25519 (EdDSA) or P-256 (ES256)")
-		default:
-			return Key{}, errors.New("the JWK has a member other than kty, crv, x, y, alg, use, kid, key_ops and ext")
-		}
-		if !plainString(raw, to) {
-			return Key{}, fmt.Errorf("the JWK's %s is not a string", name)
-		}
+	if m.Ops != nil && !slices.Contains(*m.Ops, "verify") {
+		return Key{}, errors.New(`the JWK's key_ops is not a list with "verify" in it`)
 	}
-	if use != "" && use != "sig" {
+	if m.Use != "" && m.Use != "sig" {
 		return Key{}, errors.New(`the JWK's use is not "sig"`)
 	}
 	var k Key
 	switch {
-	case kty == "OKP" && crv == "Ed25519":
-		b, err := decode(x)
-		if err != nil || len(b) != ed25519.PublicKeySize || y != "" {
+	case m.Type == "OKP" && m.Curve == "Ed25519":
+		b, err := decode(m.X)
+		if err != nil || len(b) != ed25519.PublicKeySize || m.Y != "" {
 			return Key{}, errors.New("the JWK's x is not an Ed25519 public key of 32 bytes in base64url")
 		}
 		k = Key{Public: ed25519.PublicKey(b), Alg: jwt.SigningMethodEdDSA.Alg()}
-	case kty == "EC" && crv == "P-256":
+	case m.Type == "EC" && m.Curve == "P-256":
 		point := make([]byte, 1, 1+2*32)
 		point[0] = 4 // uncompressed, SEC 1 §2.3.3
-		for _, c := range []string{x, y} {
+		for _, c := range []string{m.X, m.Y} {
 			b, err := decode(c)
 			if err != nil || len(b) != 32 {
 				return Key{}, errors.New("the JWK's x or y is not a coordinate of 32 bytes in base64url")
@@ -108,7 +111,7 @@ func ParseKey(jwk []byte) (Key, error) {
 	default:
 		return Key{}, errors.New("the JWK is neither OKP/Ed25519 nor EC/P-256")
 	}
-	if alg != "" && !k.Fits(alg) {
+	if m.Alg != "" && !k.Fits(m.Alg) {
 		return Key{}, fmt.Errorf("the JWK's alg does not fit its type; it must be %s or absent", k.Alg)
 	}
 	sum, err := (&jose.JSONWebKey{Key: k.Public}).Thumbprint(crypto.SHA256)
@@ -134,20 +137,6 @@ func (k Key) JWK() (string, error) {
 		return "", fmt.Errorf("write a public key: %w", err)
 	}
 	return string(b), nil
-}
-
-// plainString decodes a JSON string that stood in a JSON object. Unlike json.Unmarshal it takes no null for one.
-func plainString(raw []byte, to *string) bool {
-	if len(raw) < 2 || raw[0] != '"' {
-		return false
-	}
-	for _, c := range raw {
-		if c == '\\' || c > '~' {
-			return json.Unmarshal(raw, to) == nil
-		}
-	}
-	*to = string(raw[1 : len(raw)-1]) // nothing in it has to be decoded
-	return true
 }
 
 // Verify checks a signature over what was signed, with the one algorithm that belongs to the key. signature is decoded.

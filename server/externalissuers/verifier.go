@@ -3,7 +3,6 @@ package externalissuers
 import (
 	"context"
 	"encoding/base64"
-	stdjson "encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,7 +13,8 @@ import (
 
 	"github.com/MicahParks/jwkset"
 	"github.com/MicahParks/keyfunc/v3"
-	"github.com/go-jose/go-jose/v4/json"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/golang-jwt/jwt/v5"
 
 	"github.com/groupcast/groupcast/models"
@@ -100,7 +100,7 @@ func (v *Verifier) Verify(token string) (tokens.Subject, error) {
 	return s, nil
 }
 
-func (i *trusted) verify(token string, parts []string, payload map[string]json.RawMessage) (tokens.Subject, error) {
+func (i *trusted) verify(token string, parts []string, payload map[string]jsontext.Value) (tokens.Subject, error) {
 	lower := map[string]bool{}
 	for name := range payload {
 		if lower[strings.ToLower(name)] {
@@ -134,7 +134,7 @@ func (i *trusted) verify(token string, parts []string, payload map[string]json.R
 	}
 	var c jwt.RegisteredClaims
 	raw, _ := strict.DecodeString(parts[1])
-	if err := stdjson.Unmarshal(raw, &c); err != nil {
+	if err := json.Unmarshal(raw, &c); err != nil {
 		return tokens.Subject{}, errors.New("a registered claim has the wrong type")
 	}
 	if err := i.validator.Validate(c); err != nil {
@@ -146,7 +146,7 @@ func (i *trusted) verify(token string, parts []string, payload map[string]json.R
 	return i.subject(payload, c)
 }
 
-func (i *trusted) subject(payload map[string]json.RawMessage, c jwt.RegisteredClaims) (tokens.Subject, error) {
+func (i *trusted) subject(payload map[string]jsontext.Value, c jwt.RegisteredClaims) (tokens.Subject, error) {
 	s := tokens.Subject{Kind: i.MayIssue[0], IssuedAt: c.IssuedAt.Time, ExpiresAt: c.ExpiresAt.Time}
 	if kind, ok := payload["gc_kind"]; ok && text(kind) != string(s.Kind) {
 		return tokens.Subject{}, errors.New("the token is for another kind than the issuer may issue")
@@ -170,7 +170,7 @@ func (i *trusted) subject(payload map[string]json.RawMessage, c jwt.RegisteredCl
 		}
 	}
 	if cnf, ok := payload["cnf"]; ok {
-		var bound map[string]json.RawMessage
+		var bound map[string]jsontext.Value
 		if json.Unmarshal(cnf, &bound) != nil || len(bound) != 1 || len(text(bound["jkt"])) != jktSize {
 			return tokens.Subject{}, errors.New("the token is bound in a way that can't be checked")
 		}
@@ -210,19 +210,19 @@ func readHeader(segment string) (alg, kid string, err error) {
 
 var strict = base64.RawURLEncoding.Strict()
 
-func object(segment string) (map[string]json.RawMessage, error) {
+func object(segment string) (map[string]jsontext.Value, error) {
 	raw, err := strict.DecodeString(segment)
 	if err != nil {
 		return nil, errors.New("not base64url without padding")
 	}
-	var members map[string]json.RawMessage
+	var members map[string]jsontext.Value
 	if err := json.Unmarshal(raw, &members); err != nil || members == nil {
 		return nil, errors.New("not a JSON object with each member once")
 	}
 	return members, nil
 }
 
-func text(raw json.RawMessage) (s string) {
+func text(raw jsontext.Value) (s string) {
 	if len(raw) == 0 || raw[0] != '"' || json.Unmarshal(raw, &s) != nil {
 		return ""
 	}
@@ -230,7 +230,7 @@ func text(raw json.RawMessage) (s string) {
 }
 
 // words reads a text of words or a list of texts.
-func words(raw json.RawMessage) []string {
+func words(raw jsontext.Value) []string {
 	if s := text(raw); s != "" {
 		return strings.Fields(s)
 	}

@@ -11,7 +11,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/go-jose/go-jose/v4/json"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/golang-jwt/jwt/v5"
 
 	"github.com/groupcast/groupcast/models"
@@ -135,8 +136,8 @@ func (s *Service) readAssertion(text string) (a assertion, err error) {
 	if len(parts) != 3 {
 		return a, errors.New("not three parts")
 	}
-	var header, payload map[string]json.RawMessage // refuses members that stand twice
-	for i, to := range []*map[string]json.RawMessage{&header, &payload} {
+	var header, payload map[string]jsontext.Value // refuses members that stand twice
+	for i, to := range []*map[string]jsontext.Value{&header, &payload} {
 		raw, err := strict.DecodeString(parts[i])
 		if err != nil || json.Unmarshal(raw, to) != nil || *to == nil {
 			return a, errors.New("header or payload is not an object with each member once in base64url")
@@ -255,7 +256,7 @@ func CheckKeySet(text []byte) error {
 
 func parseKeySet(text []byte) ([]named, error) {
 	var set struct {
-		Keys []json.RawMessage `json:"keys"`
+		Keys []jsontext.Value `json:"keys"`
 	}
 	if err := json.Unmarshal(text, &set); err != nil || len(set.Keys) == 0 || len(set.Keys) > MaxKeys {
 		return nil, fmt.Errorf("it is not a JSON object whose member keys holds 1 to %d keys", MaxKeys)

@@ -3,7 +3,6 @@ package tokens
 import (
 	"encoding/base64"
 	"encoding/binary"
-	stdjson "encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -11,12 +10,12 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/go-jose/go-jose/v4/json"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"github.com/groupcast/groupcast/models"
-	"github.com/groupcast/groupcast/server/exactjson"
 	"github.com/groupcast/groupcast/server/keys"
 )
 
@@ -255,19 +254,16 @@ type received struct {
 	IssuedAt  *int64   `json:"iat"`
 }
 
-// readPayload reads the claims. It refuses names that stand twice, and names with capitals, which other decoders take for the ones
-// we know.
+// readPayload reads the claims. The decoder refuses names that stand twice, and is told to refuse what we don't write: a "SCOPE" that another
+// decoder takes for scope, or a claim that would limit the token if we knew it.
 func readPayload(segment string) (*claims, error) {
 	raw, err := strict.DecodeString(segment)
 	if err != nil {
 		return nil, errors.New("payload: not base64url without padding")
 	}
-	if !exactjson.Plain(raw) {
-		return nil, errors.New("payload: a claim stands twice or is not ours")
-	}
 	var r received
-	if err := stdjson.Unmarshal(raw, &r); err != nil {
-		return nil, errors.New("payload: a claim has the wrong type")
+	if err := json.Unmarshal(raw, &r, json.RejectUnknownMembers(true)); err != nil {
+		return nil, errors.New("payload: a claim stands twice, is not ours or has the wrong type")
 	}
 	c := &r.claims
 	c.RegisteredClaims.Audience = r.Audience
@@ -282,9 +278,9 @@ func date(seconds *int64) *jwt.NumericDate {
 	return &jwt.NumericDate{Time: time.Unix(*seconds, 0)}
 }
 
-// object reads a JSON object with each member once; go-jose's decoder refuses duplicates and matches names exactly.
-func object(raw []byte) (map[string]json.RawMessage, error) {
-	var members map[string]json.RawMessage
+// object reads a JSON object with each member once; the decoder refuses duplicates and matches names exactly.
+func object(raw []byte) (map[string]jsontext.Value, error) {
+	var members map[string]jsontext.Value
 	if err := json.Unmarshal(raw, &members); err != nil || members == nil {
 		return nil, errors.New("not a JSON object with each member once")
 	}
