@@ -84,7 +84,8 @@ type Hub struct {
 	epoch    string
 	epochAt  time.Time
 
-	answering atomic.Int64 // waiters that were woken and have no answer yet
+	answering atomic.Int64  // waiters that were woken and have no answer yet
+	calm      chan struct{} // closed when they are a crowd no more; nil if nobody asked
 
 	flush chan struct{} // asks for the acknowledgements to be written soon
 }
