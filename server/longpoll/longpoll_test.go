@@ -114,18 +114,21 @@ func (d *database) readStandings(_ context.Context, ids []models.ID) (map[models
 	return found, d.fault
 }
 
-func (d *database) information(_ context.Context, id models.ID) (models.GroupInformation, error) {
+func (d *database) information(_ context.Context, ids []models.ID) (map[models.ID]models.GroupInformation, error) {
 	d.mu.Lock()
-	d.builds++
+	d.builds += len(ids)
 	slow := d.slow
 	d.mu.Unlock()
 	time.Sleep(slow)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if _, ok := d.revisions[id]; !ok && d.fault == nil {
-		return models.GroupInformation{}, models.NotFound()
+	all := map[models.ID]models.GroupInformation{}
+	for _, id := range ids {
+		if n, ok := d.revisions[id]; ok {
+			all[id] = models.GroupInformation{GatewayID: id, Epoch: d.epoch, Revision: n, NotBefore: d.notBefore}
+		}
 	}
-	return models.GroupInformation{GatewayID: id, Epoch: d.epoch, Revision: d.revisions[id], NotBefore: d.notBefore}, d.fault
+	return all, d.fault
 }
 
 func (d *database) record(_ context.Context, polls []models.Poll) error {

@@ -32,7 +32,7 @@ func TestStatementsArePlannedOnce(t *testing.T) {
 		require.Equal(t, first.RegistrationID, h.Join(t, phone, r).RegistrationID, "it renewed")
 		_, err = db.StandingsOf(ctx, []models.ID{h.Gateway.Device.ID})
 		require.NoError(t, err)
-		_, _, err = db.Information(ctx, h.Gateway.Device.ID)
+		_, err = db.Information(ctx, []models.ID{h.Gateway.Device.ID})
 		require.NoError(t, err)
 		require.NoError(t, db.RecordPolls(ctx, []models.Poll{{GatewayID: h.Gateway.Device.ID, Epoch: "e", Revision: int64(i)}}))
 	}
