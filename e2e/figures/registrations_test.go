@@ -94,41 +94,51 @@ func registrations(t testing.TB, s scale) {
 		k := numbers[rand.IntN(len(numbers))]
 		return post(token[k], registration(k, 1, 1+rand.IntN(groupsEach), ""))
 	}
-	measure := func(p *program, clients int, next func(int, int) string) float64 {
-		took, err := load(p.addr, clients, s.requests, next)
-		require.NoError(t, err)
-		return float64(s.requests) / took.Seconds()
+	db := postgresOf(t, c.AdminURL())
+	measure := func(p *program, clients int, next func(int, int) string, costs *cost) (perSecond float64) {
+		costs.measured(p, db, s.requests, func() {
+			took, err := load(p.addr, clients, s.requests, next)
+			require.NoError(t, err)
+			perSecond = float64(s.requests) / took.Seconds()
+			if p == service {
+				finished(t, worlds[0]) // else it would go on beside the next that is measured
+			}
+		})
+		return perSecond
 	}
 	// Every token is verified once, and every connection is there.
-	measure(service, 32, join)
-	measure(bareJoin, 32, join)
-	measure(bareWhole, 32, join)
-	measure(bareRenew, 32, renew)
+	measure(service, 32, join, &cost{})
+	measure(bareJoin, 32, join, &cost{})
+	measure(bareWhole, 32, join, &cost{})
+	measure(bareRenew, 32, renew, &cost{})
 
 	results := map[string][]float64{}
+	var bareCosts, ourCosts, wholeCosts, renewCosts, sameCosts cost
 	note := func(name string, v float64) { results[name] = append(results[name], v) }
 	for range s.rounds {
 		for i := range 2 {
 			tidy(t, c, worlds[i])
 		}
 		// The service stands between the two runs of its bare server, so that what gets slower with time falls on both.
-		bare := measure(bareJoin, 32, join)
-		ours := measure(service, 32, join)
-		whole := measure(bareWhole, 32, join)
+		bare := measure(bareJoin, 32, join, &bareCosts)
+		ours := measure(service, 32, join, &ourCosts)
+		whole := measure(bareWhole, 32, join, &wholeCosts)
 		note("ours", ours)
 		note("bare", bare)
 		note("register", ours/bare)
 		note("register_whole", ours/whole)
 
-		bare = measure(bareJoin, 64, join)
-		ours = measure(service, 64, renew)
-		same := measure(bareRenew, 64, renew)
+		bare = measure(bareJoin, 64, join, &cost{})
+		ours = measure(service, 64, renew, &renewCosts)
+		same := measure(bareRenew, 64, renew, &sameCosts)
 		note("renewals", ours)
 		note("renew", ours/bare)
 		note("renew_same", ours/same)
 	}
 	fmt.Printf("registrations a second, 32 clients: %.0f, bare %.0f; renewals, 64 clients: %.0f\n",
 		median(results["ours"]), median(results["bare"]), median(results["renewals"]))
+	fmt.Printf("processor time of a registration: %s; bare, the transaction alone: %s; bare, all statements: %s\n", &ourCosts, &bareCosts, &wholeCosts)
+	fmt.Printf("processor time of a renewal: %s; bare, one by one: %s\n", &renewCosts, &sameCosts)
 	figure(s, "registrations_c32", median(results["register"]), "x_bare_transaction", ">=", 0.85)
 	aside("registrations_c32_beside_bare_with_all_statements", results["register_whole"])
 	figure(s, "renewals_c64", median(results["renew"]), "x_bare_transaction", ">=", 2)
@@ -181,6 +191,16 @@ func growth(t testing.TB, s scale) {
 	fmt.Printf("a registration with %d others takes %.0f µs, with %d others %.0f µs\n",
 		small*membersEach, median(few), s.large*membersEach, median(many))
 	figure(s, "registration_growth", median(ratio), "x_small", "<=", 1.2)
+}
+
+// finished waits until the service has published the events and sealed the audit log that the requests so far lead to.
+func finished(t testing.TB, world string) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		var left int
+		err := queryRow(world, "SELECT (SELECT count(*) FROM events WHERE published_at = 0) + (SELECT count(*) FROM audit_rows WHERE seq IS NULL)", &left)
+		return err == nil && left == 0
+	}, time.Minute, 20*time.Millisecond, "events are still not published, or audit rows not sealed")
 }
 
 func queryRow(databaseURL, query string, to ...any) error {

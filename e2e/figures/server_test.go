@@ -96,13 +96,13 @@ func freePort(t testing.TB) string {
 const poolSize = 12
 
 // groupcastd starts the service on a database, with the settings that an operator gets who sets nothing, but for the limits: all
-// clients here come from one address.
+// clients here come from one address, and more of them join a group than a home has.
 func groupcastd(t testing.TB, databaseURL string, args ...string) *program {
 	t.Helper()
 	addr, dir := freePort(t), shortDir(t)
 	args = append([]string{
 		"serve", "--listen", addr, "--data-dir", dir, "--database-url", databaseURL, "--metrics-listen", "", "--drain-time", "1s",
-		"--rate-limit-source", "0", "--rate-limit-principal", "0",
+		"--rate-limit-source", "0", "--rate-limit-principal", "0", "--quota-destinations", "0",
 	}, args...)
 	return run(t, addr, dir, exec.Command(harness.Bin(t, "groupcastd"), args...))
 }

@@ -52,8 +52,9 @@ INSERT INTO devices (id, account_id, premises_id, type, name, pop, created_at)
 	SELECT 300000000000000000 + k * 10 + g, account, premises, 'camera', 'camera ' || g, false, now FROM g;
 INSERT INTO gateways SELECT gateway, account, premises, '192.168.1.0/24', '192.168.1.1', '203.0.113.1', '192.168.1.230', '192.168.1.254', 1 FROM k;
 INSERT INTO gateway_polls (gateway_id) SELECT gateway FROM k;
-INSERT INTO groups (id, account_id, premises_id, gateway_id, name, ip, generation, next_source, next_destination, created_at)
-	SELECT id, account, premises, gateway, name, ip, 1, 2, 5, now FROM g;
+-- The rev is what their members' coming made of it; with 0 the next one would create the group.
+INSERT INTO groups (id, account_id, premises_id, gateway_id, name, ip, generation, rev, next_source, next_destination, created_at)
+	SELECT id, account, premises, gateway, name, ip, 1, 1 + %[3]d, 2, 1 + %[3]d, now FROM g;
 INSERT INTO addresses (gateway_id, ip) SELECT gateway, '192.168.1.' || a FROM k, generate_series(235, 254) a;
 INSERT INTO addresses (gateway_id, ip, state, group_id, last_group_name, generation) SELECT gateway, ip, 'allocated', id, name, 1 FROM g;
 INSERT INTO registrations (id, group_id, account_id, member_type, member_id, role, instance, owner_device, number, private_ipv4,

@@ -179,10 +179,11 @@ func TestTwoGatewaysOfOnePremises(t *testing.T) {
 		_, err := h.Registrations.Join(ctx, two, servertest.Source(two, "172.168.9.5", "g"))
 		servertest.Refused(t, models.CodeWrongLAN, err) // g lives in the other LAN
 		require.Len(t, h.Information(t).Groups, 1)
-		i, err := h.Groups.Information(ctx, second.Device.ID)
+		all, err := h.Groups.Information(ctx, []models.ID{second.Device.ID, h.Gateway.Device.ID})
 		require.NoError(t, err)
-		require.Len(t, i.Groups, 1)
-		require.Equal(t, "h", i.Groups[0].Name)
+		require.Equal(t, h.Information(t), all[h.Gateway.Device.ID], "each has its own")
+		require.Len(t, all[second.Device.ID].Groups, 1)
+		require.Equal(t, "h", all[second.Device.ID].Groups[0].Name)
 	})
 }
 

@@ -103,18 +103,25 @@ func viewerOf(p models.Principal) (store.Viewer, error) {
 	}
 }
 
-// Information reads, as of one instant, everything that the gateway forwards by. The same revision has the same content: groups
-// are sorted by IP, members by number. A gateway that is gone is not found; a failure is never an empty answer.
-func (s *Service) Information(ctx context.Context, gatewayID models.ID) (models.GroupInformation, error) {
-	read, found, err := s.store.Information(ctx, gatewayID)
+// Information reads, as of one instant, everything that gateways forward by, of those of them that exist. The same revision has the same
+// content: groups are sorted by IP, members by number. A failure is never an empty answer.
+func (s *Service) Information(ctx context.Context, ids []models.ID) (map[models.ID]models.GroupInformation, error) {
+	read, err := s.store.Information(ctx, ids)
 	if err != nil {
-		return models.GroupInformation{}, err
+		return nil, err
 	}
-	if !found {
-		return models.GroupInformation{}, models.NotFound()
+	all := make(map[models.ID]models.GroupInformation, len(ids))
+	for i, id := range ids {
+		if len(read[i].Rows) > 0 {
+			all[id] = informationOf(read[i])
+		}
 	}
+	return all, nil
+}
+
+func informationOf(read store.Information) models.GroupInformation {
 	info := models.GroupInformation{
-		GatewayID: gatewayID, Epoch: read.Epoch, Revision: read.Gateway.Revision, MaxStale: read.MaxStale, NotBefore: read.NotBefore,
+		GatewayID: read.Gateway.ID, Epoch: read.Epoch, Revision: read.Gateway.Revision, MaxStale: read.MaxStale, NotBefore: read.NotBefore,
 		Groups: []models.GatewayGroup{},
 	}
 	slices.SortFunc(read.Rows, func(a, b store.InformationRow) int {
@@ -132,7 +139,7 @@ func (s *Service) Information(ctx context.Context, gatewayID models.ID) (models.
 		}
 		addMember(&info.Groups[len(info.Groups)-1], read.Gateway, row)
 	}
-	return info, nil
+	return info
 }
 
 // addMember adds a member as its gateway sees it. A destination that the gateway can't reach any more, because it declared

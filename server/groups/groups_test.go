@@ -128,10 +128,10 @@ func TestInformationOfNobody(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
 		h := servertest.On(db, db.Store).NewHome(t)
 		camera := h.Device(t, models.DeviceCamera, "camera")
-		for _, id := range []models.ID{camera.Device.ID, 1} {
-			_, err := h.Groups.Information(ctx, id)
-			servertest.Refused(t, models.CodeNotFound, err)
-		}
+		all, err := h.Groups.Information(ctx, []models.ID{camera.Device.ID, h.Gateway.Device.ID, 1})
+		require.NoError(t, err)
+		require.Len(t, all, 1)
+		require.Equal(t, h.Gateway.Device.ID, all[h.Gateway.Device.ID].GatewayID)
 	})
 }
 

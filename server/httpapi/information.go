@@ -83,15 +83,26 @@ func (w *waitingPoll) Answer(ctx context.Context, to http.ResponseWriter) error 
 
 // Pause lets those who were woken too have their answers, at most for maxPause, before the next poll of this one costs as much as they do.
 func (w *waitingPoll) Pause() {
-	for began := time.Now(); w.Crowded() && time.Since(began) < maxPause; {
-		time.Sleep(pollPause + rand.N(pollPause))
+	calm := w.Calm()
+	select {
+	case <-calm:
+		return
+	default:
+	}
+	timer := time.NewTimer(maxPause)
+	defer timer.Stop()
+	select {
+	case <-calm:
+		time.Sleep(rand.N(pollPause)) // their next polls needn't come all at once
+	case <-timer.C:
 	}
 }
 
 const (
 	// maxPause is less than what a lost hint costs: a gateway that changes again meanwhile hears of it only with its next poll.
-	maxPause  = 1500 * time.Millisecond
-	pollPause = 100 * time.Millisecond
+	maxPause = 1500 * time.Millisecond
+	// pollPause is over how long the next polls are spread.
+	pollPause = 200 * time.Millisecond
 )
 
 // leftAlone answers nothing: somebody else will.

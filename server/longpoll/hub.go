@@ -10,14 +10,12 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sync/singleflight"
 
 	"github.com/groupcast/groupcast/models"
 )
@@ -48,8 +46,8 @@ type Options struct {
 	Epoch func(context.Context) (string, error)
 	// Standings reads where those of the gateways stand that exist.
 	Standings func(context.Context, []models.ID) (map[models.ID]models.Standing, error)
-	// Information reads a gateway's group information, whole.
-	Information func(context.Context, models.ID) (models.GroupInformation, error)
+	// Information reads the group information of those of the gateways that exist, whole.
+	Information func(context.Context, []models.ID) (map[models.ID]models.GroupInformation, error)
 	// Render makes the bytes that are served; the same information has to give the same bytes.
 	Render func(models.GroupInformation) ([]byte, error)
 	// Record stores acknowledgements.
@@ -71,7 +69,7 @@ type Snapshot struct {
 type Hub struct {
 	o       Options
 	metrics metrics
-	builds  singleflight.Group
+	builds  builds
 	cache   *lru.Cache[models.ID, built]
 
 	mu       sync.Mutex
@@ -84,7 +82,8 @@ type Hub struct {
 	epoch    string
 	epochAt  time.Time
 
-	answering atomic.Int64 // waiters that were woken and have no answer yet
+	answering atomic.Int64  // waiters that were woken and have no answer yet
+	calm      chan struct{} // closed when they are a crowd no more; nil if nobody asked
 
 	flush chan struct{} // asks for the acknowledgements to be written soon
 }
@@ -391,7 +390,7 @@ func (h *Hub) fresh(ctx context.Context, r Request) (Snapshot, error) {
 	b, ok := h.cache.Get(r.Gateway)
 	var err error
 	if !ok || wake == 0 || b.wake != wake {
-		b, err = h.build(ctx, r.Gateway, wake, strconv.FormatUint(wake, 10))
+		b, err = h.build(ctx, asked{gateway: r.Gateway, wake: wake})
 	}
 	if err == nil && r.IssuedAt.Before(b.notBefore) {
 		err = withdrawn()
@@ -404,48 +403,8 @@ func (h *Hub) snapshot(ctx context.Context, id models.ID, at Cursor) (Snapshot, 
 	if b, ok := h.cache.Get(id); ok && b.Cursor == at {
 		return b.Snapshot, nil
 	}
-	b, err := h.build(ctx, id, 0, at.String())
+	b, err := h.build(ctx, asked{gateway: id, at: at})
 	return b.Snapshot, err
-}
-
-// built is a snapshot, and the gateway's tokens that it isn't for.
-type built struct {
-	Snapshot
-	notBefore time.Time
-	wake      uint64 // after which it was read; 0 if that isn't known
-}
-
-// build reads and renders a gateway's group information, once for all who ask for the same thing meanwhile.
-func (h *Hub) build(ctx context.Context, id models.ID, wake uint64, what string) (built, error) {
-	answer := h.builds.DoChan(id.String()+" "+what, func() (any, error) {
-		// Not the context of the caller who happens to be the first: others wait for the same.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), readTimeout)
-		defer cancel()
-		info, err := h.o.Information(ctx, id)
-		if err != nil {
-			return nil, fmt.Errorf("read the group information: %w", err)
-		}
-		body, err := h.o.Render(info)
-		if err != nil {
-			return nil, fmt.Errorf("render the group information: %w", err)
-		}
-		b := built{Snapshot{Cursor: Cursor{Epoch: info.Epoch, Revision: info.Revision}, Body: body}, info.NotBefore, wake}
-		h.keep(id, b)
-		return b, nil
-	})
-	select {
-	case <-ctx.Done():
-		return built{}, context.Cause(ctx)
-	case r := <-answer:
-		if r.Err != nil {
-			return built{}, r.Err
-		}
-		b, ok := r.Val.(built)
-		if !ok {
-			return built{}, fmt.Errorf("unexpected snapshot %T", r.Val)
-		}
-		return b, nil
-	}
 }
 
 // keep caches a snapshot unless there is a newer one. A build that was slow must not replace what came after it.

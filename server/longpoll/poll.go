@@ -240,8 +240,36 @@ func (w *Wait) request() Request {
 // Leave ends the wait of a client that is gone. It never blocks.
 func (w *Wait) Leave() { w.waiter.end(Gone) }
 
-// Crowded tells that so many have been woken and have no answer yet that whoever has one should let them go first.
-func (w *Wait) Crowded() bool { return w.hub.answering.Load() > crowd }
+// Calm is closed when no more than a crowd wait for an answer that they were woken for: whoever has one should let them go first. It never
+// changes back; ask anew.
+func (w *Wait) Calm() <-chan struct{} {
+	h := w.hub
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.answering.Load() <= crowd {
+		return closed
+	}
+	if h.calm == nil {
+		h.calm = make(chan struct{})
+	}
+	return h.calm
+}
+
+var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+
+// answered counts one that was woken and has its answer. The one that ends the crowd tells those who wait for that: of the many that there
+// may be, each would otherwise have to look again and again, which costs those who still wait.
+func (h *Hub) answered() {
+	if h.answering.Add(-1) != crowd {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.calm != nil {
+		close(h.calm)
+		h.calm = nil
+	}
+}
 
 // errGone is End's error after Leave.
 var errGone = fmt.Errorf("the client doesn't wait any more: %w", context.Canceled)
@@ -256,7 +284,7 @@ func (w *Wait) End(ctx context.Context) (Answer, error) {
 		}
 		w.hub.answering.Add(1)
 		a, why, over, err := w.look(ctx, why)
-		w.hub.answering.Add(-1)
+		w.hub.answered()
 		if over {
 			return w.hub.count(ctx, a, why, err)
 		}

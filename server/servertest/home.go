@@ -196,9 +196,10 @@ func (s *Services) Leave(t testing.TB, p models.Principal, id models.Registratio
 // Information reads the gateway's group information.
 func (h *Home) Information(t testing.TB) models.GroupInformation {
 	t.Helper()
-	i, err := h.Groups.Information(context.Background(), h.Gateway.Device.ID)
+	all, err := h.Groups.Information(context.Background(), []models.ID{h.Gateway.Device.ID})
 	require.NoError(t, err)
-	return i
+	require.Len(t, all, 1)
+	return all[h.Gateway.Device.ID]
 }
 
 // Acknowledge polls as the gateway would, with the group information it has now.

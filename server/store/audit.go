@@ -112,14 +112,15 @@ func (tx *Tx) MoveAuditHead(from, to models.AuditHead) (bool, error) {
 
 // SealAuditRows gives rows their place in the chain and counts those that had none.
 func (tx *Tx) SealAuditRows(rows []models.AuditRow) (int64, error) {
-	args := make([]any, 0, 3*len(rows))
+	places := newColumns(len(rows))
 	for _, a := range rows {
-		args = append(args, string(a.ID), a.Seq, a.Hash)
+		places.add(string(a.ID), a.Seq, a.Hash)
+		places.end()
 	}
+	table, args := places.table(tx.store.dialect)
 	return tx.exec(`
-		UPDATE audit_rows SET seq = v.column2, hash = v.column3
-		FROM (VALUES `+tuples("(CAST(? AS text), CAST(? AS bigint), CAST(? AS text))", len(rows))+`) AS v
-		WHERE audit_rows.id = v.column1 AND audit_rows.seq IS NULL`, args...)
+		WITH place (id, seq, hash) AS (`+table+`)
+		UPDATE audit_rows SET seq = place.seq, hash = place.hash FROM place WHERE audit_rows.id = place.id AND audit_rows.seq IS NULL`, args...)
 }
 
 // SealedAuditRows reads up to limit rows of the chain after a place in it.

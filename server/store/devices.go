@@ -54,7 +54,7 @@ func (s *Store) devicesByKey(ctx context.Context, keys []deviceKey) (devices []*
 	err = s.gathered(ctx, func(tx *Tx) error {
 		devices = make([]*models.Device, len(keys))
 		found, err := list(tx, scanDevice, `
-			SELECT `+deviceColumns+` FROM unnest(CAST(? AS bigint[]), CAST(? AS text[])) AS asked (asked_id, asked_account)
+			SELECT `+deviceColumns+` FROM unnest(`+arrayOf("bigint")+`, `+arrayOf("text")+`) AS asked (asked_id, asked_account)
 			JOIN devices ON id = asked_id AND account_id = asked_account`, ids, accounts)
 		known := map[deviceKey]*models.Device{}
 		for _, d := range found {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/mattn/go-sqlite3"
@@ -28,6 +29,8 @@ type dialect struct {
 	writing, reading *sql.TxOptions
 	// classify tells what kind of failure an error of the driver is.
 	classify func(err error) failureKind
+	// statements remembers the texts that were read, each as a statement; they are as many as the program has.
+	statements sync.Map
 }
 
 type failureKind int
@@ -46,7 +49,7 @@ const clockOffset = " + (SELECT clock_offset_ms FROM installation))"
 var postgresDialect = &dialect{
 	name:  "postgres",
 	now:   "(CAST(extract(epoch FROM statement_timestamp()) * 1000 AS bigint)" + clockOffset,
-	oneOf: func(of string) string { return "= ANY (CAST(? AS " + of + "[]))" },
+	oneOf: func(of string) string { return "= ANY (CAST(" + arrayOf(of) + " AS " + of + "[]))" },
 	list: func(v []string) string {
 		if len(v) == 0 {
 			return "{}"
@@ -71,6 +74,10 @@ var sqliteDialect = &dialect{
 	},
 	classify: classifySQLite,
 }
+
+// arrayOf is a parameter that is an array. It stands behind a SELECT, where the planner doesn't see how long the array is: if it did, it would
+// take each length for a case of its own and plan the statement anew every time, which takes longer than most statements do (docs/adr/0038).
+func arrayOf(of string) string { return "(SELECT CAST(? AS " + of + "[]))" }
 
 // groupState needs the functions that make an object, and what stands before and after the elements of an array.
 func groupState(alias, more, object, array, end string) string {

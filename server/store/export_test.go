@@ -40,3 +40,30 @@ func (g *gather[Q, A]) open() int {
 	defer g.mu.Unlock()
 	return len(g.waiting) + g.asked
 }
+
+// Prepared is a statement that the only connection of the pool keeps, with how often Postgres planned it for its parameters.
+type Prepared struct {
+	Text                   string
+	CustomPlans, OtherRuns int64
+}
+
+// Prepared reads what Postgres says of the prepared statements of a pool with one connection.
+func (s *Store) Prepared(t testing.TB) (all []Prepared) {
+	t.Helper()
+	rows, err := s.pools[0].QueryContext(context.Background(), "SELECT statement, custom_plans, generic_plans FROM pg_prepared_statements")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var p Prepared
+		if err := rows.Scan(&p.Text, &p.CustomPlans, &p.OtherRuns); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+	if rows.Err() != nil {
+		t.Fatal(rows.Err())
+	}
+	return all
+}

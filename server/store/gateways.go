@@ -169,14 +169,19 @@ func (s *Store) RecordPolls(ctx context.Context, polls []models.Poll) error {
 	for len(polls) > 0 {
 		batch := polls[:min(len(polls), maxPolls)]
 		polls = polls[len(batch):]
-		values := tuples("(CAST(? AS bigint), ?, CAST(? AS bigint), CAST(? AS bigint))", len(batch))
-		var args []any
+		rows := newColumns(len(batch))
 		for _, p := range batch {
-			args = append(args, int64(p.GatewayID), p.Epoch, p.Revision, p.Ago.Milliseconds())
+			rows.add(int64(p.GatewayID), p.Epoch, p.Revision, p.Ago.Milliseconds())
+			rows.end()
 		}
-		err := s.writing(ctx, func(tx *Tx) error {
+		table, args := rows.table(s.dialect)
+		write := s.writing
+		if s.dialect != sqliteDialect {
+			write = s.gathered // gorm would take arrays apart
+		}
+		err := write(ctx, func(tx *Tx) error {
 			_, err := tx.exec(`
-				WITH poll (gateway_id, epoch, revision, ago) AS (VALUES `+values+`)
+				WITH poll (gateway_id, epoch, revision, ago) AS (`+table+`)
 				UPDATE gateway_polls SET
 					acked_revision = CASE WHEN gateway_polls.epoch = poll.epoch AND gateway_polls.acked_revision > poll.revision
 						THEN gateway_polls.acked_revision ELSE poll.revision END,

@@ -200,30 +200,14 @@ type Information struct {
 	Rows      []InformationRow
 }
 
-// Information reads, in one statement and so as of one instant, what a gateway's group information is made of. On Postgres gateways that
-// ask at the same time share the statement.
-func (s *Store) Information(ctx context.Context, gatewayID models.ID) (Information, bool, error) {
-	ask := s.informationOne
-	if s.information != nil {
-		ask = s.information.ask
+// Information reads, in one statement and so as of one instant, what the group information of gateways is made of, in the order of their ids.
+// A gateway that doesn't exist has no rows.
+func (s *Store) Information(ctx context.Context, ids []models.ID) (all []Information, err error) {
+	read := s.reading
+	if s.dialect == postgresDialect {
+		read = s.gathered
 	}
-	i, err := ask(ctx, gatewayID)
-	return i, len(i.Rows) > 0, err
-}
-
-func (s *Store) informationOne(ctx context.Context, id models.ID) (i Information, err error) {
-	err = s.reading(ctx, func(tx *Tx) error {
-		all, err := informationOf(tx, []models.ID{id})
-		if err == nil {
-			i = all[0]
-		}
-		return err
-	})
-	return i, err
-}
-
-func (s *Store) informationOfMany(ctx context.Context, ids []models.ID) (all []Information, err error) {
-	err = s.gathered(ctx, func(tx *Tx) error {
+	err = read(ctx, func(tx *Tx) error {
 		all, err = informationOf(tx, ids)
 		return err
 	})

@@ -123,7 +123,6 @@ func (s *Store) openPostgres(ctx context.Context) error {
 	}
 	s.devices = &gather[deviceKey, *models.Device]{max: 256, run: s.devicesByKey}
 	s.standings = &gather[models.ID, *models.Standing]{max: 1000, run: s.standingsOfMany}
-	s.information = &gather[models.ID, Information]{max: 500, run: s.informationOfMany}
 	s.renewals = &gather[renewal, *Renewed]{max: 64, run: s.renew, same: func(r renewal) any { return r.who() }}
 	if err := s.Ping(ctx); err != nil {
 		return fmt.Errorf("database-url: Postgres doesn't answer; check the URL and that the server runs: %w", err)

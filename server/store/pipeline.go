@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -144,9 +143,6 @@ func each(rows pgx.Rows, scan func(row) error) error {
 
 // numbered writes the parameters of a statement as Postgres names them. No statement of ours has a question mark of another meaning.
 func numbered(text string) string {
-	if known, ok := numberedTexts.Load(text); ok {
-		return known.(string) //nolint:forcetypeassert // nothing else is stored
-	}
 	var b strings.Builder
 	n := 0
 	for part := range strings.SplitSeq(text, "?") {
@@ -156,9 +152,5 @@ func numbered(text string) string {
 		b.WriteString(part)
 		n++
 	}
-	numberedTexts.Store(text, b.String())
 	return b.String()
 }
-
-// numberedTexts remembers the statements, which are as many as the program has.
-var numberedTexts sync.Map

@@ -18,20 +18,42 @@ import (
 //	{among bigints}  after a column: one of the values of a parameter made by ids or numbers
 //	{among texts}
 func (tx *Tx) text(t string) string {
-	if strings.Contains(t, "{") {
-		d := tx.store.dialect
-		t = strings.NewReplacer("{now}", d.now, "{among bigints}", d.oneOf("bigint"), "{among texts}", d.oneOf("text")).Replace(t)
-	}
+	known := tx.store.dialect.statement(t)
 	if tx.store.opts.OnStatement != nil {
-		tx.store.opts.OnStatement(t)
+		tx.store.opts.OnStatement(known.text)
 	}
-	return t
+	if tx.pipe != nil {
+		return known.numbered
+	}
+	return known.text
+}
+
+// statement is a text as its database takes it.
+type statement struct {
+	text     string
+	numbered string // the same with parameters as Postgres names them
+}
+
+// longText is too long to be remembered: there may be such a text for every number of rows.
+const longText = 8 << 10
+
+// statement reads the marks of a text, once for each.
+func (d *dialect) statement(t string) statement {
+	if known, ok := d.statements.Load(t); ok {
+		return known.(statement) //nolint:forcetypeassert // nothing else is stored
+	}
+	s := statement{text: strings.NewReplacer("{now}", d.now, "{among bigints}", d.oneOf("bigint"), "{among texts}", d.oneOf("text")).Replace(t)}
+	s.numbered = numbered(s.text)
+	if len(t) < longText {
+		d.statements.Store(t, s)
+	}
+	return s
 }
 
 // exec runs a statement and counts the rows it changed.
 func (tx *Tx) exec(text string, args ...any) (int64, error) {
 	if tx.pipe != nil {
-		return tx.pipe.exec(tx.ctx, numbered(tx.text(text)), args)
+		return tx.pipe.exec(tx.ctx, tx.text(text), args)
 	}
 	r := tx.db.Exec(tx.text(text), args...)
 	return r.RowsAffected, r.Error
@@ -41,7 +63,7 @@ func (tx *Tx) exec(text string, args ...any) (int64, error) {
 // may come from there. Its row goes to scan, which may be nil.
 func (tx *Tx) later(scan func(row) error, text string, args ...any) error {
 	if tx.pipe != nil {
-		tx.pipe.later(scan, numbered(tx.text(text)), args)
+		tx.pipe.later(scan, tx.text(text), args)
 		return nil
 	}
 	if scan == nil {
@@ -63,7 +85,7 @@ func list[T any](tx *Tx, scan func(row) (T, error), text string, args ...any) ([
 			v, err := scan(r)
 			all = append(all, v)
 			return err
-		}, numbered(tx.text(text)), args)
+		}, tx.text(text), args)
 		return all, err
 	}
 	rows, err := tx.db.Raw(tx.text(text), args...).Rows()
@@ -208,7 +230,8 @@ type blob []byte
 // Value implements driver.Valuer.
 func (b blob) Value() (driver.Value, error) { return []byte(b), nil }
 
-// columns are rows of parameters turned into one array for each column, for unnest of Postgres.
+// columns are rows of parameters turned into one array for each column, which is how Postgres takes them: a statement has one text then,
+// whatever their number.
 type columns struct {
 	texts   [][]string
 	numbers [][]int64
@@ -244,11 +267,29 @@ func (c *columns) end() { c.at = 0 }
 func (c *columns) casts() string {
 	all := make([]string, len(c.isText))
 	for i, isText := range c.isText {
-		if all[i] = "CAST(? AS bigint[])"; isText {
-			all[i] = "CAST(? AS text[])"
+		if all[i] = arrayOf("bigint"); isText {
+			all[i] = arrayOf("text")
 		}
 	}
 	return strings.Join(all, ", ")
+}
+
+// table is a query that gives the rows, for WITH, and its parameters. SQLite has no arrays; on Postgres the statement has to be run by a
+// pipeline, because gorm takes arrays apart.
+func (c *columns) table(d *dialect) (text string, args []any) {
+	if d != sqliteDialect {
+		return "SELECT * FROM unnest(" + c.casts() + ")", c.parameters()
+	}
+	for row := range c.rows {
+		for i, isText := range c.isText {
+			if isText {
+				args = append(args, c.texts[i][row])
+			} else {
+				args = append(args, c.numbers[i][row])
+			}
+		}
+	}
+	return "VALUES " + tuples("("+tuples("?", len(c.isText))+")", c.rows), args
 }
 
 func (c *columns) parameters() []any {

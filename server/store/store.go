@@ -51,12 +51,11 @@ type Store struct {
 	marks          *gorm.DB // see marking; nil on SQLite
 	pools          []*sql.DB
 	// What Postgres is asked for several requests at once; nil on SQLite, which has no round trips and one writer.
-	devices     *gather[deviceKey, *models.Device]
-	renewals    *gather[renewal, *Renewed]
-	standings   *gather[models.ID, *models.Standing]
-	information *gather[models.ID, Information]
-	lock        *os.File // keeps a second process off SQLite's file; nil on Postgres
-	onCommit    []func(Changed)
+	devices   *gather[deviceKey, *models.Device]
+	renewals  *gather[renewal, *Renewed]
+	standings *gather[models.ID, *models.Standing]
+	lock      *os.File // keeps a second process off SQLite's file; nil on Postgres
+	onCommit  []func(Changed)
 }
 
 // Tx runs statements: those of one transaction, or a single one.

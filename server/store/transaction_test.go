@@ -167,7 +167,7 @@ func unavailable(t *testing.T, h *servertest.Home, camera models.Principal) {
 		"authenticate": func() error {
 			return errorOf(h.Accounts.DevicePrincipal(ctx, h.Account.ID, camera.Device.ID))
 		},
-		"information": func() error { return errorOf(h.Groups.Information(ctx, h.Gateway.Device.ID)) },
+		"information": func() error { return errorOf(h.Groups.Information(ctx, []models.ID{h.Gateway.Device.ID})) },
 		"revisions":   func() error { return errorOf(st.StandingsOf(ctx, []models.ID{h.Gateway.Device.ID})) },
 		"transaction": func() error { return st.Write(ctx, func(*store.Tx) error { return nil }) },
 	}
