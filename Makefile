@@ -21,8 +21,8 @@ ROUNDS ?= 1000
 SOAK_DATAGRAMS ?= 100000000
 SOAK_SWAPS ?= 100000
 SOAK_JOINS ?= 10000
-# On two cores more than two packages at once only wait for each other.
-GOTEST = go test -json -p 2 -count=1 -timeout 9m -run '$(RUN)'
+# Two packages at once keep two cores busy; in each, up to four parallel tests, because many of them wait.
+GOTEST = go test -json -p 2 -parallel 4 -count=1 -timeout 9m -run '$(RUN)'
 SUMMARY = go run ./.ci/testsummary
 
 .PHONY: help
@@ -62,7 +62,7 @@ test: ## All tests; as root also those on the wire (PKG=./server/... RUN=TestX s
 	@.ci/install test
 	@echo 'vet, then tests (the first time everything is compiled, which takes minutes)'
 	@go vet $(PKG)
-	@$(GOTEST) $(PKG) | $(SUMMARY)
+	@programs=$$(mktemp -d) && trap 'rm -rf "$$programs"' EXIT && export TEST_PROGRAMS="$$programs" && $(GOTEST) $(PKG) | $(SUMMARY)
 
 .PHONY: test-race
 test-race: ## All tests but the end-to-end ones (which run built programs) under the race detector

@@ -18,6 +18,7 @@ import (
 
 // The operator lists and verifies the log by hand; old rows go, and what somebody did to the database is found.
 func TestGroupcastctlAudit(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		s := harness.StartServer(t, harness.Options{DatabaseURL: databaseURL, Args: []string{"--audit-retention", "720h"}})
 		c := ctl{t: t, server: s}

@@ -95,6 +95,7 @@ func TestReplayRefusesWrongAnswers(t *testing.T) {
 
 // TestStateIsExactWith64ClientsAtOnce joins, then joins and leaves at once, and proves that the answers fit one history.
 func TestStateIsExactWith64ClientsAtOnce(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		e := newExample(t, harness.Options{DatabaseURL: databaseURL, Args: []string{"--quota-destinations", "0"}})
 		e.declare(t)
@@ -136,6 +137,7 @@ func TestStateIsExactWith64ClientsAtOnce(t *testing.T) {
 
 // TestAddressesAreExactWith64ClientsAtOnce lets 64 cameras ask for a new group each, of a range of 22 addresses.
 func TestAddressesAreExactWith64ClientsAtOnce(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		e := newExample(t, harness.Options{DatabaseURL: databaseURL, Args: []string{"--quota-groups", "0"}})
 		e.declare(t)

@@ -79,6 +79,9 @@ func (o *operation) draw(t *rapid.T, w *world) *sent {
 	if rapid.Bool().Draw(t, "broken") {
 		rapid.SampledFrom(o.breakages(members)).Draw(t, "breakage")(t, s)
 	}
+	if s.want == accept && o.beyondTheSchema(s.body) || o.RequestBody != nil && !o.RequestBody.Value.Required && len(bytes.TrimSpace(s.body)) == 0 {
+		s.want = either
+	}
 	if why := o.deniedFor(s.caller); why != "" {
 		s.want, s.how = refuse, s.how+", "+why
 	}

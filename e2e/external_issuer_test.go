@@ -24,12 +24,13 @@ import (
 )
 
 func TestTokensOfAnExternalIssuer(t *testing.T) {
+	t.Parallel()
 	public, private, err := ed25519.GenerateKey(rand.Reader)
 	require.NoError(t, err)
 	provider := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_ = json.NewEncoder(w).Encode(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: public, KeyID: "k1", Algorithm: "EdDSA", Use: "sig"}}})
 	}))
-	defer provider.Close()
+	t.Cleanup(provider.Close)
 	text, err := json.Marshal(map[string]any{"issuers": []any{map[string]any{
 		"issuer": "https://idp.example", "jwksUri": provider.URL, "audience": "groupcast", "algs": []string{"EdDSA"}, "mayIssue": []string{"service"},
 		"scopeClaim": "capabilities", "scopeMap": map[string]any{"register": []string{"gc:register"}}, "services": map[string]string{"upload": "svc-upload"},
@@ -65,6 +66,7 @@ func TestTokensOfAnExternalIssuer(t *testing.T) {
 
 // TestUsersOfAnExternalIssuer: somebody is a user here if the operator said so for exactly that issuer and that sub, and by nothing else.
 func TestUsersOfAnExternalIssuer(t *testing.T) {
+	t.Parallel()
 	keys := map[string]ed25519.PrivateKey{}
 	var issuers []any
 	for _, name := range []string{"https://idp.example", "https://other.example"} {
@@ -74,7 +76,7 @@ func TestUsersOfAnExternalIssuer(t *testing.T) {
 		provider := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			_ = json.NewEncoder(w).Encode(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: public, KeyID: "k1", Algorithm: "EdDSA", Use: "sig"}}})
 		}))
-		defer provider.Close()
+		t.Cleanup(provider.Close)
 		issuers = append(issuers, map[string]any{
 			"issuer": name, "jwksUri": provider.URL, "audience": "groupcast", "algs": []string{"EdDSA"}, "mayIssue": []string{"user"},
 			"scopeClaim": "capabilities", "scopeMap": map[string]any{"all": []string{"gc:account", "gc:links", "gc:register", "gc:notify"}}, "maxLife": "1h",

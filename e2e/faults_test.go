@@ -129,6 +129,7 @@ func (h *home) hears(t *testing.T, conn *net.UDPConn, n int) {
 
 // TestCopiesGoOnWhileTheServerIsAway kills the server under a running stream, and brings it back.
 func TestCopiesGoOnWhileTheServerIsAway(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	first := h.join(t)
 	h.hears(t, first, 50)
@@ -144,6 +145,7 @@ func TestCopiesGoOnWhileTheServerIsAway(t *testing.T) {
 
 // TestAgentCopiesBeforeTheServerAnswers kills both: the agent has the last snapshot on disk.
 func TestAgentCopiesBeforeTheServerAnswers(t *testing.T) {
+	t.Parallel()
 	h := newHome(t)
 	receiver := h.join(t)
 	h.hears(t, receiver, 50)
@@ -162,6 +164,7 @@ func TestAgentCopiesBeforeTheServerAnswers(t *testing.T) {
 // TestNothingAcceptedIsLost kills the server at a random moment while 16 clients register, again and again: whatever was
 // answered with 200 is there after the restart.
 func TestNothingAcceptedIsLost(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		e := newExample(t, harness.Options{DatabaseURL: databaseURL, Args: []string{"--quota-destinations", "0"}})
 		e.declare(t)

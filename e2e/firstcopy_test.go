@@ -22,7 +22,10 @@ func BenchmarkFirstCopyFigures(b *testing.B) {
 }
 
 // TestFirstCopyFiguresRun shows that the measurement runs, on very little.
-func TestFirstCopyFiguresRun(t *testing.T) { firstCopy(t, 1, 5, false) }
+func TestFirstCopyFiguresRun(t *testing.T) {
+	t.Parallel()
+	firstCopy(t, 1, 5, false)
+}
 
 // firstCopy measures from the sending of a new destination's registration until the first copy arrives there: the real service and agent,
 // and a camera that sends a datagram every 2 ms, which is part of the figure.

@@ -68,6 +68,7 @@ func (c ctl) token(name string, who ...string) string {
 
 // From nothing to a stream that arrives, and back, with groupcastctl alone.
 func TestGroupcastctl(t *testing.T) {
+	t.Parallel()
 	c := ctl{t: t, server: harness.StartServer(t, harness.Options{Args: []string{"--allow-loopback"}}), tokens: t.TempDir()}
 	// Drawn, so that runs of other clones of the project don't meet here.
 	home := fmt.Sprintf("127.%d.%d.", 220+rand.N(30), rand.N(250))
@@ -208,6 +209,7 @@ func feed(t *testing.T, write func([]byte) (int, error), file string) (sent []by
 
 // A gateway's group information is shown at once and at each change.
 func TestGroupcastctlWatch(t *testing.T) {
+	t.Parallel()
 	e := newExample(t, harness.Options{})
 	e.declare(t)
 	c := ctl{t: t, server: e.Server, tokens: t.TempDir()}

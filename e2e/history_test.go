@@ -38,11 +38,14 @@ var (
 // TestHistory records what concurrent clients ask and are told, with real clocks, while a replica is killed and starts again; a
 // checker then looks for an order of the requests in which a service that does one thing at a time would have said the same.
 func TestHistory(t *testing.T) {
+	t.Parallel()
 	t.Run("sqlite", func(t *testing.T) {
+		t.Parallel()
 		s := harness.StartServer(t, harness.Options{})
 		require.Equal(t, porcupine.Ok, recordHistory(t, s.DataDir, "", true, s))
 	})
 	t.Run("postgres, two replicas", func(t *testing.T) {
+		t.Parallel()
 		url := pgtest.URL(t)
 		a := harness.StartServer(t, replica(url, nil))
 		b := harness.StartServer(t, replica(url, a))
@@ -53,6 +56,7 @@ func TestHistory(t *testing.T) {
 // TestHistoryFindsABug proves that the checker sees it if an address comes to another group at once. The bug is a trigger in the
 // test's own database, so the program under test has no switch for it.
 func TestHistoryFindsABug(t *testing.T) {
+	t.Parallel()
 	s := harness.StartServer(t, harness.Options{})
 	db := openRaw(t, s.DataDir, "")
 	_, err := db.Exec(`CREATE TRIGGER reuse AFTER UPDATE ON addresses WHEN NEW.state = 'quarantined' BEGIN
@@ -64,6 +68,7 @@ func TestHistoryFindsABug(t *testing.T) {
 // TestHistoryFindsAMissingLock builds a groupcastd in which nobody locks the gateway, and proves that the checker sees it. The bug is in
 // an overlay of this build alone, so the program under test has no switch for it.
 func TestHistoryFindsAMissingLock(t *testing.T) {
+	t.Parallel()
 	const lock = "\"UPDATE gateways SET revision = revision + 1 WHERE id \" + where + \" RETURNING \" + gatewayColumns"
 	file, err := filepath.Abs("../server/store/gateways.go")
 	require.NoError(t, err)

@@ -32,6 +32,7 @@ func createAccount(ctx context.Context, t *testing.T, s *harness.Server, key str
 
 // TestARequestIsDoneOnceThoughTheServerIsKilled kills the server while a request with a key is under way, and sends it again.
 func TestARequestIsDoneOnceThoughTheServerIsKilled(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		s := harness.StartServer(t, harness.Options{DatabaseURL: databaseURL})
 		db := openRaw(t, s.DataDir, databaseURL)
@@ -87,6 +88,7 @@ func TestARequestIsDoneOnceThoughTheServerIsKilled(t *testing.T) {
 
 // TestARequestIsDoneOnceByTwoReplicas sends each request many times at once, to both replicas; one of them is killed meanwhile.
 func TestARequestIsDoneOnceByTwoReplicas(t *testing.T) {
+	t.Parallel()
 	url := pgtest.URL(t)
 	a := harness.StartServer(t, replica(url, nil))
 	b := harness.StartServer(t, replica(url, a))

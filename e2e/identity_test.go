@@ -89,6 +89,7 @@ func taken(t *testing.T, r *http.Response) (int, http.Header, string) {
 
 // attacker speaks OAuth by hand, so that it can do everything wrong.
 type attacker struct {
+	t   *testing.T
 	s   *harness.Server
 	key ed25519.PrivateKey
 
@@ -99,7 +100,7 @@ func newAttacker(t *testing.T, s *harness.Server) *attacker {
 	t.Helper()
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	require.NoError(t, err)
-	return &attacker{s: s, key: key}
+	return &attacker{t: t, s: s, key: key}
 }
 
 func (a *attacker) jwk() map[string]any {
@@ -213,6 +214,7 @@ func (a *attacker) resource(t *testing.T, method, path, authorization, proof str
 }
 
 func TestDevicesEnrolWithTicketsAndSpeakWithProofs(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		s := harness.StartServer(t, harness.Options{DatabaseURL: databaseURL})
 		h := newIdentityHome(t, s, "Smith")
@@ -246,6 +248,7 @@ func withoutInstance(t *testing.T, body string) map[string]any {
 }
 
 func TestAttackTicketsAndKeys(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		s := harness.StartServer(t, harness.Options{DatabaseURL: databaseURL})
 		h, other := newIdentityHome(t, s, "Smith"), newIdentityHome(t, s, "Jones")
@@ -283,6 +286,7 @@ func TestAttackTicketsAndKeys(t *testing.T) {
 }
 
 func TestALostKeyIsReplacedWithoutLosingTheDevice(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		s := harness.StartServer(t, harness.Options{DatabaseURL: databaseURL})
 		h := newIdentityHome(t, s, "Smith")
@@ -363,6 +367,7 @@ func sendJSON(t *testing.T, c *clientauth.Client, method, path, body string) (in
 }
 
 func TestAttackStolenTokens(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		s := harness.StartServer(t, harness.Options{DatabaseURL: databaseURL})
 		h := newIdentityHome(t, s, "Smith")
@@ -447,6 +452,7 @@ func hashOf(token string) string {
 }
 
 func TestAttackClientAssertions(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		s := harness.StartServer(t, harness.Options{DatabaseURL: databaseURL})
 		h := newIdentityHome(t, s, "Smith")
@@ -496,6 +502,7 @@ func TestAttackClientAssertions(t *testing.T) {
 }
 
 func TestAttackForms(t *testing.T) {
+	t.Parallel()
 	s := harness.StartServer(t, harness.Options{})
 	a := newAttacker(t, s)
 	const form = "application/x-www-form-urlencoded"
@@ -534,6 +541,7 @@ func TestAttackForms(t *testing.T) {
 }
 
 func TestTheDeviceGrant(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		s := harness.StartServer(t, harness.Options{DatabaseURL: databaseURL})
 		h := newIdentityHome(t, s, "Smith")
@@ -572,6 +580,7 @@ func TestTheDeviceGrant(t *testing.T) {
 }
 
 func TestAttackDeviceCodes(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		s := harness.StartServer(t, harness.Options{DatabaseURL: databaseURL})
 		h := newIdentityHome(t, s, "Smith")
@@ -637,6 +646,7 @@ func TestAttackDeviceCodes(t *testing.T) {
 }
 
 func TestHostileGuessingOfUserCodes(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		s := harness.StartServer(t, harness.Options{DatabaseURL: databaseURL})
 		h := newIdentityHome(t, s, "Smith")
@@ -668,6 +678,7 @@ func TestHostileGuessingOfUserCodes(t *testing.T) {
 }
 
 func TestServicesGetTheirTokens(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		s := harness.StartServer(t, harness.Options{DatabaseURL: databaseURL})
 		s.Service(t, "svc-upload", "upload")
@@ -732,6 +743,7 @@ func TestServicesGetTheirTokens(t *testing.T) {
 }
 
 func TestKeysRotateWithOverlap(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		s := harness.StartServer(t, harness.Options{DatabaseURL: databaseURL, Args: []string{"--signing-alg", "ES256"}})
 		h := newIdentityHome(t, s, "Smith")
@@ -784,6 +796,7 @@ func TestKeysRotateWithOverlap(t *testing.T) {
 }
 
 func TestTheIssuerDescribesItself(t *testing.T) {
+	t.Parallel()
 	s := harness.StartServer(t, harness.Options{})
 	r, err := s.HTTP.Get(s.URL + "/.well-known/oauth-authorization-server")
 	require.NoError(t, err)
@@ -798,6 +811,7 @@ func TestTheIssuerDescribesItself(t *testing.T) {
 
 // TestAnAppActsForAUser is the device grant of an app (gc-app): bound to its key, refreshed, ended by the user; it never registers.
 func TestAnAppActsForAUser(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		s := harness.StartServer(t, harness.Options{DatabaseURL: databaseURL})
 		h, other := newIdentityHome(t, s, "Smith"), newIdentityHome(t, s, "Jones")

@@ -23,6 +23,7 @@ import (
 // TestInteropOAuth lets a foreign OAuth client, e2e/interop/oauth/client.mjs with two packages of others, get tokens and use them. The test is
 // the operator beside it.
 func TestInteropOAuth(t *testing.T) {
+	t.Parallel()
 	if os.Getenv("INTEROP") == "" {
 		t.Skip("needs node and its packages: make interop")
 	}

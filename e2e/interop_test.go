@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"io"
 	"net/netip"
@@ -33,6 +34,7 @@ func newNeighbours(t *testing.T) (e *example, neighbourToken string) {
 
 // TestInteropGo uses the generated Go client as a partner would; e2e/interop/typescript/partner.ts does the same in TypeScript.
 func TestInteropGo(t *testing.T) {
+	t.Parallel()
 	e, neighbourToken := newNeighbours(t)
 	for path, want := range map[string]string{"/openapi.yaml": string(openapi.Public), "/docs": "openapi.yaml", "/docs/start.js": "SwaggerUIBundle"} {
 		r, err := e.HTTP.Get(e.URL + path)
@@ -102,8 +104,34 @@ func TestInteropGo(t *testing.T) {
 	assert.Equal(t, after.Headers200.ETag, same.Headers304.ETag)
 }
 
+// TestInteropGoSendsAKey creates something, loses the answer and sends the request again with its key, as partner.ts does.
+func TestInteropGoSendsAKey(t *testing.T) {
+	t.Parallel()
+	e := newExample(t, harness.Options{})
+	service := e.Client(t, e.uploadToken)
+	key := rand.Text()
+	params := &api.CreateWebhookParams{IdempotencyKey: &key}
+	first, err := service.CreateWebhookWithResponse(t.Context(), params, api.WebhookRequest{URL: webhookURL})
+	require.NoError(t, err)
+	require.NotNil(t, first.JSON201, "%s", first.Body)
+	require.NotEmpty(t, first.JSON201.Secret)
+	again, err := service.CreateWebhookWithResponse(t.Context(), params, api.WebhookRequest{URL: webhookURL})
+	require.NoError(t, err)
+	assert.Equal(t, 201, again.StatusCode())
+	assert.Equal(t, string(first.Body), string(again.Body), "the first answer, secret included")
+	other, err := service.CreateWebhookWithResponse(t.Context(), params, api.WebhookRequest{URL: webhookURL + "/other"})
+	require.NoError(t, err)
+	require.NotNil(t, other.ApplicationProblemJSON4XX, "%s", other.Body)
+	assert.Equal(t, "/problems/idempotency-key-reused", other.ApplicationProblemJSON4XX.Type)
+	all, err := service.ListWebhooksWithResponse(t.Context(), &api.ListWebhooksParams{})
+	require.NoError(t, err)
+	require.NotNil(t, all.JSON200, "%s", all.Body)
+	assert.Len(t, all.JSON200.Webhooks, 1)
+}
+
 // TestInteropTypeScript runs the program that `make interop` has compiled.
 func TestInteropTypeScript(t *testing.T) {
+	t.Parallel()
 	if os.Getenv("INTEROP") == "" {
 		t.Skip("needs node and a compiled client: run `make interop`")
 	}

@@ -51,6 +51,7 @@ func setJoinPolicy(t *testing.T, s *harness.Server, account models.AccountID, po
 // TestJoinByPolicy: "all phones, and the upload service". They hear of a new group and join it by themselves; the camera begins to stream when both
 // are there; a service that the policy doesn't name and a receiver don't come. It goes on through a restart of the service, and they leave in the end.
 func TestJoinByPolicy(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		c := ctl{t: t, server: harness.StartServer(t, harness.Options{DatabaseURL: databaseURL, Args: []string{"--allow-loopback"}}), tokens: t.TempDir()}
 		s := c.server
@@ -100,6 +101,11 @@ func TestJoinByPolicy(t *testing.T) {
 			"receiver":  auto("receiver", receiverFile, "--id", receiver.String(), "--listen", home+"104:5004"),
 		}
 		heard := harness.Start(t, nil, "events", c.command("events", "--token-file", phoneFile))
+		// It listens once it hears of something; what was before, it would hear of as what is.
+		require.Eventually(t, func() bool {
+			s.Device(t, premises, adminapi.DeviceRequest{Type: models.DeviceTablet, Name: "another", Pop: &bare})
+			return strings.Contains(heard.Log(), `"groupcast.device.added"`)
+		}, 60*time.Second, 500*time.Millisecond)
 		stream := func(group, at string) (*harness.Process, io.WriteCloser) {
 			cmd := c.command("camera", "--token-file", cameraFile, "--id", camera.String(), "--group", group, "--private-ip", home+at, "--no-option", "--wait-for", "2")
 			in, err := cmd.StdinPipe()

@@ -20,15 +20,13 @@ import (
 
 func mqttServer(t *testing.T, databaseURL string) (identityHome, string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	addr := l.Addr().String()
-	require.NoError(t, l.Close())
+	addr := harness.FreePort(t)
 	return newIdentityHome(t, harness.StartServer(t, harness.Options{DatabaseURL: databaseURL, Args: []string{"--mqtt-listen", addr}}), "Smith"), addr
 }
 
 // TestMQTTWithAProofOfPossession: a device whose token is bound to its key shows the proof as its user name, once, and is refused without.
 func TestMQTTWithAProofOfPossession(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		h, addr := mqttServer(t, databaseURL)
 		c := h.enrol(t, models.DeviceCamera)
@@ -68,6 +66,7 @@ func TestMQTTWithAProofOfPossession(t *testing.T) {
 
 // TestMosquittoSubHears: somebody else's client hears the state first and then the change, at both levels of service.
 func TestMosquittoSubHears(t *testing.T) {
+	t.Parallel()
 	program, err := exec.LookPath("mosquitto_sub")
 	if err != nil && os.Geteuid() != 0 {
 		t.Skip("mosquitto_sub is missing; .ci/install test installs it")

@@ -20,6 +20,7 @@ import (
 // TestPostgresIsRestored is the operator's way back: pg_dump, work that gets lost, pg_restore, `admin epoch rotate`. The gateway and the
 // cameras live through it, and no group IP comes to two groups in one generation.
 func TestPostgresIsRestored(t *testing.T) {
+	t.Parallel()
 	url := pgtest.URL(t)
 	tool := func(name string, args ...string) {
 		t.Helper()

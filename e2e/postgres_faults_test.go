@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -15,12 +16,28 @@ import (
 	"github.com/groupcast/groupcast/openapi/api"
 )
 
-// TestPostgresFailsUnderLoad restarts and kills Postgres while 16 clients register: each is told 503 and when to come back, the service
-// recovers by itself, and whatever was answered with 200 is there afterwards.
+// TestPostgresFailsUnderLoad restarts and kills Postgres, and leaves it without a connection for the service, while 16 clients register: each is
+// told 503 and when to come back, the service recovers by itself, and whatever was answered with 200 is there afterwards.
 func TestPostgresFailsUnderLoad(t *testing.T) {
+	t.Parallel()
 	// The tests' clusters acknowledge before they write, for speed; a kill would then lose what this test looks for.
 	cluster := pgtest.New(t, pgtest.Options{Settings: map[string]string{"synchronous_commit": "on"}})
-	for name, end := range map[string]func() error{"restarted": cluster.Stop, "killed": cluster.Kill} {
+	// As many as there are, which is none: 53300, as when others have them all.
+	connections := func(limit int) error {
+		operator, err := pgx.Connect(t.Context(), cluster.AdminURL())
+		if err != nil {
+			return err
+		}
+		defer func() { _ = operator.Close(t.Context()) }()
+		_, err = operator.Exec(t.Context(), fmt.Sprintf(`ALTER ROLE groupcast CONNECTION LIMIT %d;
+			SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'groupcast'`, limit))
+		return err
+	}
+	for name, fault := range map[string]struct{ begin, end func() error }{
+		"restarted":          {cluster.Stop, cluster.Start},
+		"killed":             {cluster.Kill, cluster.Start},
+		"out of connections": {func() error { return connections(0) }, func() error { return connections(-1) }},
+	} {
 		t.Run(name, func(t *testing.T) {
 			e := newExample(t, harness.Options{DatabaseURL: cluster.URL(t), Args: []string{"--quota-destinations", "0"}})
 			e.declare(t)
@@ -73,9 +90,9 @@ func TestPostgresFailsUnderLoad(t *testing.T) {
 				return func() bool { mu.Lock(); defer mu.Unlock(); return *n >= least }
 			}
 			require.Eventually(t, func() bool { mu.Lock(); defer mu.Unlock(); return len(accepted) > 50 }, 20*time.Second, 10*time.Millisecond)
-			require.NoError(t, end())
+			require.NoError(t, fault.begin())
 			assert.Eventually(t, count(&refused, 16), 30*time.Second, 10*time.Millisecond, "nobody was refused while there was no database")
-			require.NoError(t, cluster.Start())
+			require.NoError(t, fault.end())
 			close(back)
 			assert.Eventually(t, count(&recovered, 50), 30*time.Second, 10*time.Millisecond, "the service doesn't recover")
 			close(done)

@@ -140,9 +140,11 @@ type member struct {
 // the server fails. On the uplink there is never a group IP, a LAN address, option 0x88, or a copy to anybody who wasn't in the
 // table when the datagram was sent.
 func TestRandomisedRun(t *testing.T) {
+	t.Parallel()
 	netlab.Require(t)
 	for _, backend := range []string{"socket", "ebpf"} {
 		t.Run(backend, func(t *testing.T) {
+			t.Parallel()
 			seed := *randomisedSeed
 			if seed == 0 {
 				seed = rand.Uint64()
@@ -392,6 +394,7 @@ func (r *randomised) check() {
 // After kill -9 of an agent that nobody starts again, copies end by themselves within the 30 seconds of SPEC §9, however much the camera
 // streams; and what it streams never leaves otherwise.
 func TestAKilledAgentCopiesNothingAfterTheDeadline(t *testing.T) {
+	t.Parallel()
 	netlab.Require(t)
 	for _, backend := range []string{"socket", "ebpf"} {
 		t.Run(backend, func(t *testing.T) {

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +18,7 @@ import (
 
 // TestReadmeTour runs the README's tour as it is printed, but for the port, the directory and the build.
 func TestReadmeTour(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("curl"); err != nil {
 		t.Skip("needs curl: apt-get install curl")
 	}
@@ -43,10 +43,7 @@ func TestReadmeTour(t *testing.T) {
 	}
 	require.Greater(t, len(expected), 5, "the tour says what one sees")
 
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	address := listener.Addr().String()
-	require.NoError(t, listener.Close())
+	address := harness.FreePort(t)
 	dir, err := os.MkdirTemp("", "gc-tour-")
 	require.NoError(t, err)
 	defer os.RemoveAll(dir)

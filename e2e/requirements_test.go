@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,7 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestRequirementsNameWhatExists keeps docs/requirements.md from promising a proof or a place that isn't there.
+// TestRequirementsNameWhatExists keeps docs/requirements.md from promising a proof or a place that isn't there, and from leaving a
+// requirement out.
 func TestRequirementsNameWhatExists(t *testing.T) {
 	doc, err := os.ReadFile("../docs/requirements.md")
 	require.NoError(t, err)
@@ -29,6 +31,23 @@ func TestRequirementsNameWhatExists(t *testing.T) {
 		return err
 	})
 	require.NoError(t, err)
+	all, notBuilt, found := strings.Cut(string(doc), "## Not built yet")
+	require.True(t, found)
+	ids := map[string]int{}
+	for _, row := range regexp.MustCompile(`(?m)^\| ([ANGE][0-9]+(?: [ANGE][0-9]+)*) \|`).FindAllStringSubmatch(all, -1) {
+		for id := range strings.FieldsSeq(row[1]) {
+			ids[id]++
+		}
+	}
+	for _, id := range regexp.MustCompile(`\b[ANGE][0-9]+\b`).FindAllString(notBuilt, -1) {
+		ids[id] = max(ids[id], 1) // built in part, perhaps
+	}
+	for letter, last := range map[string]int{"A": 20, "N": 9, "G": 16, "E": 28} {
+		for n := 1; n <= last; n++ {
+			assert.Equal(t, 1, ids[fmt.Sprint(letter, n)], "%s%d stands in docs/requirements.md once", letter, n)
+		}
+	}
+
 	named := regexp.MustCompile("`(Test[A-Z]\\w+)`").FindAllSubmatch(doc, -1)
 	require.NotEmpty(t, named)
 	for _, m := range named {

@@ -84,6 +84,7 @@ func ended(t *testing.T, answered <-chan *http.Response) {
 
 // A gateway of one home wants those of others, of the same account and of another one; and somebody has its token but not its key.
 func TestAttackARogueGateway(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		s := harness.StartServer(t, harness.Options{DatabaseURL: databaseURL})
 		h := newIdentityHome(t, s, "Smith")
@@ -107,6 +108,7 @@ func TestAttackARogueGateway(t *testing.T) {
 
 // Who has the disk of a gateway has its key, its tokens and its last snapshot. From its removal on that gives nothing more.
 func TestAttackAStolenGatewayDisk(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		s := harness.StartServer(t, harness.Options{DatabaseURL: databaseURL})
 		h := newIdentityHome(t, s, "Smith")
@@ -128,6 +130,7 @@ func TestAttackAStolenGatewayDisk(t *testing.T) {
 
 // Every way to withdraw a gateway's tokens ends what waits with them.
 func TestAttackAWaitOutlivesARevocation(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		s := harness.StartServer(t, harness.Options{DatabaseURL: databaseURL})
 		h := newIdentityHome(t, s, "Smith")

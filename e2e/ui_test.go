@@ -26,6 +26,7 @@ import (
 // TestUI is somebody with a real browser (e2e/ui/ui.mjs) in the home of the worked example. The test is the operator, the gateway, and the
 // devices that want to be let in, which are real ones: groupcastctl enrol.
 func TestUI(t *testing.T) {
+	t.Parallel()
 	if os.Getenv("UI_TEST") == "" {
 		t.Skip("needs node, its packages and Chromium: make ui-test")
 	}

@@ -23,13 +23,15 @@ import (
 	"github.com/groupcast/groupcast/openapi/api"
 )
 
-// receiver is a partner's HTTPS server. The service trusts its certificate through SSL_CERT_FILE.
+// receiver is a partner's HTTPS server. The service trusts its certificate if it is started with trusted.
 type receiver struct {
 	*httptest.Server
-	mu     sync.Mutex
-	bodies [][]byte
-	heads  []http.Header
-	status int
+	// trusted is for the service's environment.
+	trusted string
+	mu      sync.Mutex
+	bodies  [][]byte
+	heads   []http.Header
+	status  int
 }
 
 func newReceiver(t *testing.T) *receiver {
@@ -50,7 +52,7 @@ func newReceiver(t *testing.T) *receiver {
 	t.Cleanup(v.Close)
 	file := filepath.Join(t.TempDir(), "partner.pem")
 	require.NoError(t, os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: v.Certificate().Raw}), 0o600))
-	t.Setenv("SSL_CERT_FILE", file)
+	v.trusted = "SSL_CERT_FILE=" + file
 	return v
 }
 
@@ -82,9 +84,10 @@ func (v *receiver) taken(t *testing.T) map[string][]int {
 // TestDrillWebhooksSurviveKills: the service is killed again and again while things happen and its partner is away or not. In the end the
 // partner has every event of the group, none before an older one.
 func TestDrillWebhooksSurviveKills(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		partner := newReceiver(t)
-		e := newExample(t, harness.Options{DatabaseURL: databaseURL, Args: []string{"--allow-loopback"}})
+		e := newExample(t, harness.Options{DatabaseURL: databaseURL, Args: []string{"--allow-loopback"}, Env: []string{partner.trusted}})
 		e.declare(t)
 		created, err := e.Client(t, e.uploadToken).CreateWebhookWithResponse(t.Context(), nil, api.WebhookRequest{URL: partner.URL + "/hook"})
 		require.NoError(t, err)
@@ -129,8 +132,9 @@ func TestDrillWebhooksSurviveKills(t *testing.T) {
 
 // TestWebhooksByHand: groupcastctl, and the verifiers of docs/webhooks.md as they are printed there.
 func TestWebhooksByHand(t *testing.T) {
+	t.Parallel()
 	partner := newReceiver(t)
-	e := newExample(t, harness.Options{Args: []string{"--allow-loopback"}})
+	e := newExample(t, harness.Options{Args: []string{"--allow-loopback"}, Env: []string{partner.trusted}})
 	e.declare(t)
 	c := ctl{t: t, server: e.Server, tokens: t.TempDir()}
 	as := c.token("upload", "--service", "svc-upload")

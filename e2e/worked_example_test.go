@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"testing"
 
@@ -174,8 +175,41 @@ func (e *example) information(t *testing.T) map[string][]string {
 	return got
 }
 
+// documentsNames holds the members of the group information against the source document's, letter by letter.
+func (e *example) documentsNames(t *testing.T) {
+	t.Helper()
+	status, body := e.Send(t, http.MethodGet, "/v1/gateways/"+e.gateway.String()+"/groups", "Bearer "+e.gatewayToken, "")
+	require.Equal(t, 200, status, body)
+	var information struct{ Groups []map[string]any }
+	require.NoError(t, json.Unmarshal([]byte(body), &information))
+	require.Len(t, information.Groups, 2)
+	g := information.Groups[0]
+	only := func(member any, names ...string) map[string]any {
+		t.Helper()
+		got := map[string]any{}
+		for _, name := range names {
+			require.Contains(t, member, name)
+			got[name] = member.(map[string]any)[name]
+		}
+		return got
+	}
+	assert.Equal(t, map[string]any{"groupName": "groupcast1", "groupIP": groupIP, "state": 3.}, only(g, "groupName", "groupIP", "state"))
+	require.Len(t, g["groupSources"], 1)
+	assert.Equal(t, map[string]any{"sourceName": "camera1", "sourceIPv4": cameraAddr, "sourceIPv6": nil},
+		only(g["groupSources"].([]any)[0], "sourceName", "sourceIPv4", "sourceIPv6"))
+	require.Len(t, g["groupDestinations"], 3)
+	for i, want := range []map[string]any{
+		{"destinationId": "1", "destinationName": "svc-upload", "destinationIPv4": uploadAddr, "destinationIPv6": nil},
+		{"destinationId": "2", "destinationName": "svc-thumbnail", "destinationIPv4": thumbnailAddr, "destinationIPv6": nil},
+		{"destinationId": "3", "destinationName": "phone", "destinationIPv4": phoneAddr, "destinationIPv6": nil},
+	} {
+		assert.Equal(t, want, only(g["groupDestinations"].([]any)[i], "destinationId", "destinationName", "destinationIPv4", "destinationIPv6"))
+	}
+}
+
 // TestWorkedExampleOverHTTP is steps 1 to 5 and 8 of SPEC §3, on both databases.
 func TestWorkedExampleOverHTTP(t *testing.T) {
+	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		e := newExample(t, harness.Options{DatabaseURL: databaseURL})
 		e.declare(t)
@@ -191,6 +225,8 @@ func TestWorkedExampleOverHTTP(t *testing.T) {
 			"groupcast1 172.168.0.233 from 172.168.0.5": {uploadAddr, thumbnailAddr, phoneAddr},
 			"groupcast2 172.168.0.235 from 172.168.0.6": {foreignAddr},
 		}, e.information(t))
+
+		e.documentsNames(t)
 
 		assert.Equal(t, 2, e.leave(t, e.thumbnailToken, thumbnail))
 		assert.Equal(t, []string{uploadAddr, phoneAddr}, e.information(t)["groupcast1 172.168.0.233 from 172.168.0.5"])

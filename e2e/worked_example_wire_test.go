@@ -152,6 +152,7 @@ func (w *wire) copiesOf(t *testing.T, payload []byte, n int) map[string][]byte {
 // TestWorkedExampleOnTheWire is steps 6 to 8 of SPEC §3 with the document's addresses, checked byte by byte from a capture of
 // the uplink.
 func TestWorkedExampleOnTheWire(t *testing.T) {
+	t.Parallel()
 	netlab.Require(t)
 	nop := []byte{1, 0, 0, 0} // FIGs 9–11
 	for _, mode := range []struct {
@@ -165,6 +166,7 @@ func TestWorkedExampleOnTheWire(t *testing.T) {
 		{"auto", "nop", nop, "copying in the kernel"},
 	} {
 		t.Run(mode.backend+", "+mode.copyOptions, func(t *testing.T) {
+			t.Parallel()
 			w := newWire(t)
 			e := newExample(t, harness.Options{In: w.gateway, Listen: "127.0.0.1:8080"})
 			agent := harness.StartAgent(t, harness.AgentOptions{

@@ -59,7 +59,7 @@ func install(t *testing.T) *installation {
 	url := in.postgres.URL(t)
 	in.db = storetest.PostgresAt(t, url, store.Options{})
 	for i := range 3 {
-		metrics := fmt.Sprint("127.0.0.1:", freePort(t))
+		metrics := harness.FreePort(t)
 		args := []string{
 			"--metrics-listen", metrics, "--nats-url", in.nats.url(), "--nats-replicas", "3", "--event-queue-size", "64", "--drain-time", "100ms",
 			"--public-url", "http://127.0.0.1:8080", "--rate-limit-source", "0", "--rate-limit-principal", "0", "--log-level", "info",

@@ -21,6 +21,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/pflag"
 
+	"github.com/groupcast/groupcast/e2e/harness"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/config"
 	"github.com/groupcast/groupcast/server/daemon"
@@ -37,7 +38,7 @@ type parkingSettings struct {
 func parkingService(t testing.TB, databaseURL string, args ...string) *program {
 	t.Helper()
 	dir := shortDir(t)
-	metrics := freePort(t)
+	metrics := harness.FreePort(t)
 	p := bareServerIn(t, "service", dir, func(addr, control string) any {
 		return parkingSettings{Control: control, Metrics: metrics, Args: append([]string{
 			"--listen", addr, "--data-dir", dir, "--database-url", databaseURL, "--metrics-listen", metrics, "--drain-time", "1s",

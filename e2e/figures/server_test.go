@@ -84,14 +84,6 @@ func shortDir(t testing.TB) string {
 	return dir
 }
 
-func freePort(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // poolSize is how many connections to Postgres each server has: groupcastd's default.
 const poolSize = 12
 
@@ -99,7 +91,7 @@ const poolSize = 12
 // clients here come from one address, and more of them join a group than a home has.
 func groupcastd(t testing.TB, databaseURL string, args ...string) *program {
 	t.Helper()
-	addr, dir := freePort(t), shortDir(t)
+	addr, dir := harness.FreePort(t), shortDir(t)
 	args = append([]string{
 		"serve", "--listen", addr, "--data-dir", dir, "--database-url", databaseURL, "--metrics-listen", "", "--drain-time", "1s",
 		"--rate-limit-source", "0", "--rate-limit-principal", "0", "--quota-destinations", "0",
@@ -117,7 +109,7 @@ func bareServer(t testing.TB, kind string, settings any) *program {
 
 func bareServerIn(t testing.TB, kind, dir string, settings func(addr, control string) any) *program {
 	t.Helper()
-	addr, control := freePort(t), freePort(t)
+	addr, control := harness.FreePort(t), harness.FreePort(t)
 	text, err := json.Marshal(settings(addr, control))
 	require.NoError(t, err)
 	cmd := exec.Command(os.Args[0])

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/groupcast/groupcast/e2e/netlab"
 )
@@ -24,31 +25,53 @@ var build struct {
 	err error
 }
 
-// Bin gives the path of one of the project's programs, built once per test process with the race detector's setting of the
-// test left out: it is the program that users run.
+// programsVariable names a directory that is empty at first and the same for all packages of a run of tests, which `make test` makes and
+// removes: there each program is linked once, by the package that needs one first.
+const programsVariable = "TEST_PROGRAMS"
+
+// Bin gives the path of one of the project's programs, the demo among them. They are built once per run or, without the directory of a run,
+// once per test process, with the race detector's setting of the test left out: they are the programs that users run.
 func Bin(t testing.TB, name string) string {
 	t.Helper()
 	build.Do(func() {
-		build.dir, build.err = os.MkdirTemp("", "groupcast-bin-")
-		if build.err != nil {
-			return
+		if build.dir = os.Getenv(programsVariable); build.dir == "" {
+			if build.dir, build.err = os.MkdirTemp("", "groupcast-bin-"); build.err != nil {
+				return
+			}
 		}
 		// Programs that run in namespaces or as another user must be able to reach it.
 		_ = os.Chmod(build.dir, 0o755)
-		_, file, _, _ := runtime.Caller(0)
-		cmd := exec.Command("go", "build", "-o", build.dir+string(filepath.Separator), "./cmd/...")
-		cmd.Dir = filepath.Join(filepath.Dir(file), "..", "..")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			build.err = fmt.Errorf("go build ./cmd/...: %w\n%s", err, out)
-		}
+		build.err = buildIn(build.dir)
 	})
 	require.NoError(t, build.err)
 	return filepath.Join(build.dir, name)
 }
 
-// RemoveBuilt deletes what Bin built; call it from TestMain after the tests.
+func buildIn(dir string) error {
+	lock, err := os.OpenFile(filepath.Join(dir, "built"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer lock.Close() // and with it the lock
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("wait for another package's build: %w", err)
+	}
+	if info, err := lock.Stat(); err != nil || info.Size() > 0 {
+		return err
+	}
+	_, file, _, _ := runtime.Caller(0)
+	cmd := exec.Command("go", "build", "-o", dir+string(filepath.Separator), "./cmd/...", "./e2e/demo")
+	cmd.Dir = filepath.Join(filepath.Dir(file), "..", "..")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", cmd, err, out)
+	}
+	_, err = lock.WriteString("yes\n")
+	return err
+}
+
+// RemoveBuilt deletes what Bin built for this process alone; call it from TestMain after the tests.
 func RemoveBuilt() {
-	if build.dir != "" {
+	if build.dir != "" && build.dir != os.Getenv(programsVariable) {
 		_ = os.RemoveAll(build.dir)
 	}
 }

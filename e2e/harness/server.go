@@ -23,10 +23,17 @@ import (
 	"github.com/groupcast/groupcast/openapi/client"
 )
 
-// Databases runs the test once on SQLite and once on a real Postgres.
+// Databases runs the test once on SQLite and once on a real Postgres, beside each other and other parallel tests: when it returns, neither
+// has begun.
 func Databases(t *testing.T, test func(t *testing.T, databaseURL string)) {
-	t.Run("sqlite", func(t *testing.T) { test(t, "") })
-	t.Run("postgres", func(t *testing.T) { test(t, pgtest.URL(t)) })
+	t.Run("sqlite", func(t *testing.T) {
+		t.Parallel()
+		test(t, "")
+	})
+	t.Run("postgres", func(t *testing.T) {
+		t.Parallel()
+		test(t, pgtest.URL(t))
+	})
 }
 
 // Options says how a server is started.
@@ -37,8 +44,8 @@ type Options struct {
 	Listen string
 	// In is the network namespace the server runs in and is reached from; nil means here.
 	In *netlab.Namespace
-	// Args are further flags.
-	Args []string
+	// Args are further flags, Env is added to the environment, as name=value.
+	Args, Env []string
 	// Program is run instead of the groupcastd that Bin built.
 	Program string
 }
@@ -58,7 +65,7 @@ type Server struct {
 func StartServer(t testing.TB, o Options) *Server {
 	t.Helper()
 	if o.Listen == "" {
-		o.Listen = freePort(t)
+		o.Listen = FreePort(t)
 	}
 	host, _, err := net.SplitHostPort(o.Listen)
 	require.NoError(t, err)
@@ -97,16 +104,19 @@ func (s *Server) Start(t testing.TB) {
 	if program == "" {
 		program = Bin(t, "groupcastd")
 	}
-	s.process = Start(t, s.options.In, "groupcastd", exec.Command(program, args...))
+	cmd := exec.Command(program, args...)
+	cmd.Env = append(os.Environ(), s.options.Env...)
+	s.process = Start(t, s.options.In, "groupcastd", cmd)
 	s.waitReady(t)
 }
 
 func (s *Server) waitReady(t testing.TB) {
 	t.Helper()
+	ended := false
 	require.Eventually(t, func() bool {
 		select {
 		case <-s.process.Done():
-			t.Errorf("groupcastd ended at its start:\n%s", s.process.Log())
+			ended = true
 			return true
 		default:
 		}
@@ -116,10 +126,8 @@ func (s *Server) waitReady(t testing.TB) {
 		}
 		defer r.Body.Close()
 		return r.StatusCode == http.StatusOK
-	}, 20*time.Second, 20*time.Millisecond, "groupcastd is not ready")
-	if t.Failed() {
-		t.FailNow()
-	}
+	}, time.Minute, 20*time.Millisecond, "groupcastd is not ready")
+	require.False(t, ended, "groupcastd ended at its start:\n%s", s.process.Log())
 }
 
 // Kill ends the server as a power cut of the process would.
@@ -245,14 +253,6 @@ func dialIn(in *netlab.Namespace) func(ctx context.Context, network, address str
 		in.Do(func() { conn, err = d.DialContext(ctx, network, address) })
 		return conn, err
 	}
-}
-
-func freePort(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // PeakMemory is the most memory that the server has had resident since its start, in bytes.

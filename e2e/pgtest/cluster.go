@@ -46,7 +46,7 @@ func (o Options) settings(socketDir string) []string {
 		"listen_addresses":           "",
 		"unix_socket_directories":    socketDir,
 		"port":                       "5432",
-		"max_connections":            "120",
+		"max_connections":            "300",
 		"jit":                        "off",
 		"timezone":                   "UTC",
 		"log_timezone":               "UTC",

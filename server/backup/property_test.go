@@ -27,9 +27,8 @@ import (
 // silent, backups and restores, on real databases. However they fall, no address in one generation was ever two groups', and none
 // came to another group before both the cooldown and the acknowledgement.
 func TestNeverTwoGroupsInTheDatabase(t *testing.T) {
-	harness.Checks(t, 40)
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		rapid.Check(t, func(rt *rapid.T) { (&life{t: t, db: db}).run(rt) })
+		harness.Check(t, 40, func(rt *rapid.T) { (&life{t: t, db: db}).run(rt) })
 	})
 }
 

@@ -21,10 +21,14 @@ const (
 	waitStep     = 200 * time.Millisecond
 )
 
-// each runs a test on a service with SQLite and on one with a real Postgres.
+// each runs a test on a service with SQLite and on one with a real Postgres, beside each other and other parallel tests.
 func each(t *testing.T, test func(t *testing.T, s *service), args ...string) {
-	t.Run("sqlite", func(t *testing.T) { test(t, start(t, settings(t, dataDir(t), args...))) })
+	t.Run("sqlite", func(t *testing.T) {
+		t.Parallel()
+		test(t, start(t, settings(t, dataDir(t), args...)))
+	})
 	t.Run("postgres", func(t *testing.T) {
+		t.Parallel()
 		test(t, start(t, settings(t, dataDir(t), append([]string{"--migrate", "--database-url", pgtest.URL(t)}, args...)...)))
 	})
 }
@@ -71,6 +75,7 @@ func code(t testing.TB, r *http.Response) string {
 }
 
 func TestSignUp(t *testing.T) {
+	t.Parallel()
 	body := `{"userName":"Anna@example.net","password":"four words are enough","accountName":"The Smiths"}`
 	each(t, func(t *testing.T, s *service) {
 		r := s.do(t, http.MethodPost, "/v1/accounts", body)
@@ -102,6 +107,7 @@ func TestSignUp(t *testing.T) {
 }
 
 func TestSessions(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		h := s.home(t, "Smith")
 		first := s.user(t, h, "anna")
@@ -144,6 +150,7 @@ func TestSessions(t *testing.T) {
 
 // TestAttackUnknownUserCostsTheSame is row 4 of the threat model: equal work and equal answers, so nobody learns who has an account.
 func TestAttackUnknownUserCostsTheSame(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t)))
 	s.invited(t, "", "anna")
 	try := func(name string) map[string]any {
@@ -166,6 +173,7 @@ func TestAttackUnknownUserCostsTheSame(t *testing.T) {
 
 // TestAttackCrossSite is a page of another site that sends something with the user's cookie.
 func TestAttackCrossSite(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t)))
 	cookie := s.user(t, s.home(t, "Smith"), "anna")
 	for _, header := range [][]string{
@@ -182,6 +190,7 @@ func TestAttackCrossSite(t *testing.T) {
 }
 
 func TestAccountHolder(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		h, other := s.home(t, "Smith"), s.home(t, "Jones")
 		cookie := s.user(t, h, "anna")
@@ -290,6 +299,7 @@ func TestAccountHolder(t *testing.T) {
 }
 
 func TestJoinPolicy(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		h := s.home(t, "Smith")
 		s.home(t, "Jones") // brings svc-jones, which the Smiths have no link with
@@ -335,6 +345,7 @@ func TestJoinPolicy(t *testing.T) {
 }
 
 func TestQuotas(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		h := s.home(t, "Smith")
 		cookie := s.user(t, h, "anna")
@@ -359,6 +370,7 @@ func TestQuotas(t *testing.T) {
 }
 
 func TestRateLimits(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t), "--rate-limit-source", "500", "--rate-limit-principal", "5"))
 	h := s.home(t, "Smith")
 	var r *http.Response

@@ -37,6 +37,7 @@ func (s *service) actions(t testing.TB, since int) (all []string) {
 }
 
 func TestWhatHappensIsInTheLog(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		assert.Equal(t, []string{" key.create", " key.rotate"}, s.actions(t, 0), "the first key")
 		h := s.home(t, "Smith")
@@ -126,6 +127,7 @@ func (s *service) refusal(t testing.TB, operation string) (found adminapi.AuditR
 }
 
 func TestAttacksAreInTheLog(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		a, b := s.home(t, "Smith"), s.home(t, "Jones")
 		groupIP := s.source(t, b, "door")
@@ -165,6 +167,7 @@ func TestAttacksAreInTheLog(t *testing.T) {
 
 // What ends at one replica ends what waits at the other, though nobody tells it: a removed gateway, and withdrawn tokens.
 func TestAttackARevokedGatewayWaitsElsewhere(t *testing.T) {
+	t.Parallel()
 	url := pgtest.URL(t)
 	dir := dataDir(t)
 	a := start(t, settings(t, dir, "--database-url", url, "--migrate"))

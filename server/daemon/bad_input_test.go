@@ -52,6 +52,7 @@ type chunked struct{ *strings.Reader }
 
 // TestBadInput is the list of everything that callers do wrong: each has its status, its problem, and a detail that says what to do.
 func TestBadInput(t *testing.T) {
+	t.Parallel()
 	dir := dataDir(t)
 	expiredToken := expired(t, dir)
 	s := start(t, settings(t, dir))
@@ -274,6 +275,7 @@ func operationOf(doc *openapi3.T, method, path string) *openapi3.Operation {
 
 // TestBadInputOfTheOperator shows that the socket has the same edge.
 func TestBadInputOfTheOperator(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t)))
 	h := s.home(t, "Smith")
 	for _, c := range []struct {

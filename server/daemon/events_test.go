@@ -3,17 +3,20 @@ package daemon_test
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // curl hears a stream as a foreign client; it writes what comes as it comes.
@@ -71,6 +74,7 @@ func (s *service) curl(t *testing.T, path string, args ...string) (next func() s
 // TestCurlHears: a foreign client over HTTP hears a group, goes on where it was, by token and by a session's cookie; and a stop of the service tells
 // it when to come back.
 func TestCurlHears(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		h := s.house(t, "Shared")
 		path, phone := "/v1/groups/"+h.group+"/events", []string{"-H", "Authorization: Bearer " + h.phoneToken}
@@ -108,6 +112,7 @@ func TestCurlHears(t *testing.T) {
 
 // TestEventsLongPoll: the same resource for those who can't read a stream.
 func TestEventsLongPoll(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		h := s.house(t, "Shared")
 		type answer struct {
@@ -140,13 +145,22 @@ func TestEventsLongPoll(t *testing.T) {
 
 // TestAttackStalledConsumer is row 17 over a socket: who doesn't read is cut off and holds little; others hear everything meanwhile.
 func TestAttackStalledConsumer(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t), "--rate-limit-principal", "0", "--rate-limit-source", "0"))
 	h := s.house(t, "Shared")
 	path := "/v1/groups/" + h.group + "/events"
-	conn, err := net.Dial("tcp", s.Addr().String())
+	// A small window and small segments, which keep the kernel's buffers on both sides small: what isn't read is soon too much.
+	dial := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		var window, segment error
+		err := c.Control(func(fd uintptr) {
+			window = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<10)
+			segment = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, 536)
+		})
+		return errors.Join(err, window, segment)
+	}}
+	conn, err := dial.DialContext(t.Context(), "tcp", s.Addr().String())
 	require.NoError(t, err)
 	defer conn.Close()
-	require.NoError(t, conn.(*net.TCPConn).SetReadBuffer(4<<10))
 	_, err = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n\r\n", path, h.phoneToken)
 	require.NoError(t, err)
 	listener, _ := s.curl(t, path, "-H", "Cookie: "+h.cookie)

@@ -10,6 +10,7 @@ import (
 
 // TestIdempotencyKeyOverHTTP sends requests again, as a client does that lost the answer.
 func TestIdempotencyKeyOverHTTP(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t)))
 	one, two := s.house(t, "One"), s.house(t, "Two")
 	const key = "3f1d3a6e-1b1f-4a4e-9a49-2f2c8f0f3b11"

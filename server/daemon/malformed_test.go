@@ -18,6 +18,7 @@ import (
 
 // TestWhatIsNotEvenHTTP writes bytes that no handler ever sees.
 func TestWhatIsNotEvenHTTP(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t)))
 	for name, c := range map[string]struct {
 		request string
@@ -59,6 +60,7 @@ func TestWhatIsNotEvenHTTP(t *testing.T) {
 
 // TestWithoutItsDatabase takes the database away from a running service: it says so, comes to no harm, and claims nothing.
 func TestWithoutItsDatabase(t *testing.T) {
+	t.Parallel()
 	databaseURL := pgtest.URL(t)
 	s := start(t, settings(t, dataDir(t), "--database-url", databaseURL, "--migrate"))
 	h := s.home(t, "Smith")
@@ -107,6 +109,7 @@ func TestWithoutItsDatabase(t *testing.T) {
 }
 
 func TestAFullReplicaSaysSo(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t), "--long-poll-max-waiters", "1"))
 	h, other := s.home(t, "Smith"), s.home(t, "Jones")
 	etag, otherTag := s.poll(t, h, "").Header.Get("ETag"), s.poll(t, other, "").Header.Get("ETag")

@@ -12,6 +12,7 @@ import (
 
 // TestGatewaysHearOfAnotherMaxStale: it is a part of the group information, so a change of the setting is a change of that.
 func TestGatewaysHearOfAnotherMaxStale(t *testing.T) {
+	t.Parallel()
 	for name, more := range map[string][]string{"sqlite": nil, "postgres": {"--migrate", "--database-url", pgtest.URL(t)}} {
 		t.Run(name, func(t *testing.T) {
 			dir := dataDir(t)

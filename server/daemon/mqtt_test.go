@@ -17,6 +17,7 @@ import (
 
 // TestMQTTOverTLS: the listener has the service's certificate, its metrics are among the others, and a stop ends the connections.
 func TestMQTTOverTLS(t *testing.T) {
+	t.Parallel()
 	dir := dataDir(t)
 	cert, key := certify(t, dir, "groupcast")
 	s := start(t, settings(t, dir, "--tls-cert", cert, "--tls-key", key, "--public-url", "https://localhost:8443", "--mqtt-listen", "127.0.0.1:0"))
@@ -61,6 +62,7 @@ func TestMQTTOverTLS(t *testing.T) {
 
 // TestMQTTIsOffUnlessAskedFor: there is no listener by default.
 func TestMQTTIsOffUnlessAskedFor(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t)))
 	assert.Nil(t, s.MQTTAddr())
 	assert.Empty(t, s.metric(t, "groupcast_mqtt_connections"))

@@ -169,6 +169,7 @@ func (s *service) page(t *testing.T, l listed, query string) (ids []string, next
 // TestPagesOfLists walks every list of both contracts while entries come and go: none appears twice, none that stays is hidden, a page is
 // never larger than asked for; and a size or a token that isn't good is refused, also one that belongs to another list.
 func TestPagesOfLists(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		lists := s.lists(t)
 		for _, document := range [][]byte{openapi.Public, openapi.Admin} {

@@ -107,6 +107,7 @@ func everyPage() (all [][2]string, public map[string]bool) {
 
 // TestPagesWantASession comes to every page without a session, with one that was made up, and with the token of a device.
 func TestPagesWantASession(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t), "--sign-up", "open"))
 	h := s.home(t, "Smith")
 	all, public := everyPage()
@@ -145,6 +146,7 @@ func TestPagesWantASession(t *testing.T) {
 }
 
 func TestLogInAtThePage(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		s.user(t, s.home(t, "Smith"), "anna")
 		b := browser{service: s}
@@ -180,6 +182,7 @@ func TestLogInAtThePage(t *testing.T) {
 
 // TestAttackOpenRedirect asks to be sent somewhere else after the log-in.
 func TestAttackOpenRedirect(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t)))
 	s.invited(t, "", "anna")
 	for _, next := range []string{
@@ -193,6 +196,7 @@ func TestAttackOpenRedirect(t *testing.T) {
 }
 
 func TestSignUpAtThePage(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t)))
 	b := browser{service: s}
 	_, page := b.get(t, "/sign-up")
@@ -213,6 +217,7 @@ func TestSignUpAtThePage(t *testing.T) {
 
 // TestAttackCrossSiteForms is a page of another site that sends our forms with the user's cookie.
 func TestAttackCrossSiteForms(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t)))
 	h := s.home(t, "Smith")
 	b := browser{service: s, cookie: s.user(t, h, "anna")}
@@ -236,6 +241,7 @@ func TestAttackCrossSiteForms(t *testing.T) {
 
 // TestForeignAtThePages names what another has and what nobody has: one page, to the letter.
 func TestForeignAtThePages(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		own, other := s.house(t, "Own"), s.house(t, "Other")
 		b := browser{service: s, cookie: own.cookie}
@@ -282,6 +288,7 @@ func TestForeignAtThePages(t *testing.T) {
 
 // TestAccountPageEndsThings presses every button of the page and asks the service what became of it.
 func TestAccountPageEndsThings(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		h := s.house(t, "Smith")
 		b := browser{service: s, cookie: h.cookie}
@@ -357,6 +364,7 @@ func TestAccountPageEndsThings(t *testing.T) {
 
 // TestStaleSessionAtThePages lets the session grow old: what is dangerous asks for the password, and goes on where it was.
 func TestStaleSessionAtThePages(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t)))
 	h := s.home(t, "Smith")
 	b := browser{service: s, cookie: s.user(t, h, "anna")}
@@ -387,6 +395,7 @@ func TestStaleSessionAtThePages(t *testing.T) {
 // TestAttackApproveWithAStaleSession is row 3 of the threat model at the page: an approval of what asks from another network, or in an old
 // session, needs the password.
 func TestAttackApproveWithAStaleSession(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t), "--trusted-proxies", "127.0.0.1"))
 	h := s.home(t, "Smith")
 	b := browser{service: s, cookie: s.user(t, h, "anna"), from: "198.51.100.7"}
@@ -439,6 +448,7 @@ func TestAttackApproveWithAStaleSession(t *testing.T) {
 
 // TestAnAppAtTheApprovalPage is something that would act for the person: it has no place, and the page says what it is.
 func TestAnAppAtTheApprovalPage(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t)))
 	s.invited(t, "", "anna")
 	b := browser{service: s, cookie: s.login(t, "anna", goodPassword)}
@@ -472,6 +482,7 @@ func TestAnAppAtTheApprovalPage(t *testing.T) {
 
 // TestAttackGuessingUserCodes is row 5 of the threat model at the page, and that a link can't use up somebody's tries.
 func TestAttackGuessingUserCodes(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, s *service) {
 		h := s.home(t, "Smith")
 		b := browser{service: s, cookie: s.user(t, h, "anna")}
@@ -516,6 +527,7 @@ func TestAttackGuessingUserCodes(t *testing.T) {
 }
 
 func TestPagesAreLimited(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t), "--rate-limit-source", "500", "--rate-limit-principal", "5"))
 	b := browser{service: s, cookie: s.user(t, s.home(t, "Smith"), "anna")}
 	var r *http.Response

@@ -3,9 +3,11 @@ package daemon_test
 import (
 	"bufio"
 	"context"
+	"database/sql"
 	"fmt"
 	"net"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -58,6 +60,7 @@ func (s *service) waitForWaiters(t testing.TB, n int) {
 }
 
 func TestPollOverHTTP(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t)))
 	h := s.home(t, "Smith")
 	groupIP := s.source(t, h, "door")
@@ -120,6 +123,7 @@ func TestPollOverHTTP(t *testing.T) {
 }
 
 func TestAChangeEndsTheWait(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t)))
 	h := s.home(t, "Smith")
 	other := s.home(t, "Jones")
@@ -154,6 +158,7 @@ func TestAChangeEndsTheWait(t *testing.T) {
 // TestAClientThatGoesAwayIsNoWaiter closes the connection under a long poll. Without the engine's fallback to the request's
 // context the waiter would stay until its time is over.
 func TestAClientThatGoesAwayIsNoWaiter(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t)))
 	h := s.home(t, "Smith")
 	etag := s.poll(t, h, "").Header.Get("ETag")
@@ -168,6 +173,7 @@ func TestAClientThatGoesAwayIsNoWaiter(t *testing.T) {
 }
 
 func TestARemovedGatewayIsToldSo(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t)))
 	h := s.home(t, "Smith")
 	etag := s.poll(t, h, "").Header.Get("ETag")
@@ -185,6 +191,7 @@ func TestARemovedGatewayIsToldSo(t *testing.T) {
 // TestTheCursorIsTheAcknowledgement lets an address rest until its gateway has said that it no longer forwards for the old group,
 // as far as HTTP shows it: what the gateway sent is in the database, also after a stop.
 func TestTheCursorIsTheAcknowledgement(t *testing.T) {
+	t.Parallel()
 	dir := dataDir(t)
 	s := start(t, settings(t, dir))
 	h := s.home(t, "Smith")
@@ -201,6 +208,7 @@ func TestTheCursorIsTheAcknowledgement(t *testing.T) {
 }
 
 func TestStopping(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t)))
 	h := s.home(t, "Smith")
 	etag := s.poll(t, h, "").Header.Get("ETag")
@@ -219,6 +227,7 @@ func TestStopping(t *testing.T) {
 }
 
 func TestWhileStoppingTheServiceIsNotReadyButAlive(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t), "--drain-time", "1s"))
 	// Those that wait hold the stop up; together for long enough to look meanwhile.
 	for _, name := range []string{"Smith", "Jones", "Brown"} {
@@ -251,6 +260,7 @@ func TestWhileStoppingTheServiceIsNotReadyButAlive(t *testing.T) {
 
 // A poll that waited is answered as one that didn't: nothing but its time and its name differ. Its connection serves what comes after it.
 func TestAWaitIsAnsweredLikeAnyPoll(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t)))
 	h := s.home(t, "Smith")
 	groupIP := s.source(t, h, "door")
@@ -303,4 +313,47 @@ func TestAWaitIsAnsweredLikeAnyPoll(t *testing.T) {
 	again, _ := read()
 	assert.Equal(t, 401, again.StatusCode)
 	assert.Equal(t, "2", s.metric(t, `groupcast_http_requests_total{operation="getGroupInformation",status="401"}`))
+}
+
+// TestAnErrorIsNeverAnEmptySnapshot takes away each table that the group information is read from, together with news: a gateway that asks, or
+// waits, is told that there was an error, never that there are no groups.
+func TestAnErrorIsNeverAnEmptySnapshot(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, s *service) {
+		h := s.home(t, "Smith")
+		s.source(t, h, "door")
+		driver, dsn := "pgx", s.cfg.DatabaseURL
+		if dsn == "" {
+			driver, dsn = "sqlite3", "file:"+filepath.Join(s.cfg.DataDir, "groupcast.db")+"?_txlock=immediate&_busy_timeout=10000"
+		}
+		db, err := sql.Open(driver, dsn)
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = db.Close() })
+		etag := s.poll(t, h, "").Header.Get("ETag")
+		for _, table := range []string{"groups", "registrations", "gateways", "installation"} {
+			tx, err := db.Begin()
+			require.NoError(t, err)
+			for _, statement := range []string{
+				fmt.Sprint("UPDATE gateways SET revision = revision + 1 WHERE id = ", h.gateway), "ALTER TABLE " + table + " RENAME TO away",
+			} {
+				_, err = tx.Exec(statement)
+				require.NoError(t, err)
+			}
+			require.NoError(t, tx.Commit())
+			for _, query := range []string{"", "?wait=3"} {
+				r := s.poll(t, h, query, "If-None-Match", etag)
+				body := text(t, r)
+				assert.GreaterOrEqual(t, r.StatusCode, 500, "%s is away: %s", table, body)
+				assert.Equal(t, "application/problem+json", r.Header.Get("Content-Type"))
+				assert.Empty(t, r.Header.Get("ETag"), "a cursor would be an acknowledgement later")
+			}
+			_, err = db.Exec("ALTER TABLE away RENAME TO " + table)
+			require.NoError(t, err)
+			r := s.poll(t, h, "", "If-None-Match", etag)
+			body := text(t, r)
+			require.Equal(t, 200, r.StatusCode, body)
+			assert.Contains(t, body, `"groupName":"door"`)
+			etag = r.Header.Get("ETag")
+		}
+	})
 }

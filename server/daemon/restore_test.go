@@ -16,6 +16,7 @@ import (
 // TestAGatewayPollsAcrossARestore: the restored state is older than what the gateway has, and yet it is taken, as a whole and as a
 // life of its own; from then on the gateway goes on as ever.
 func TestAGatewayPollsAcrossARestore(t *testing.T) {
+	t.Parallel()
 	dir := dataDir(t)
 	s := start(t, settings(t, dir))
 	h := s.home(t, "Smith")
@@ -47,6 +48,7 @@ func TestAGatewayPollsAcrossARestore(t *testing.T) {
 // TestRotationReachesWaitingGateways: after pg_restore and `admin epoch rotate` a gateway that waits hears of it without a hint, and
 // doesn't take the empty state for an older one.
 func TestRotationReachesWaitingGateways(t *testing.T) {
+	t.Parallel()
 	for name, more := range map[string][]string{"sqlite": nil, "postgres": {"--migrate", "--database-url", pgtest.URL(t)}} {
 		t.Run(name, func(t *testing.T) {
 			s := start(t, settings(t, dataDir(t), more...))

@@ -70,6 +70,7 @@ func failing(t *testing.T, dir string, args ...string) error {
 }
 
 func TestPagesAndHealth(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t)))
 	for path, want := range map[string]struct{ media, text string }{
 		"/healthz":              {"application/json", `{"status":"ok","version":"v1.2.3"}`},
@@ -95,6 +96,7 @@ func TestPagesAndHealth(t *testing.T) {
 }
 
 func TestFormsOfTheToken(t *testing.T) {
+	t.Parallel()
 	s := start(t, settings(t, dataDir(t)))
 	h := s.home(t, "Smith")
 	for _, value := range []string{"Bearer " + h.cameraToken, "bearer " + h.cameraToken, "BEARER  " + h.cameraToken, h.cameraToken} {
@@ -107,6 +109,7 @@ func TestFormsOfTheToken(t *testing.T) {
 
 // TestATokenEndsWithWhatItStandsFor withdraws tokens in every way there is.
 func TestATokenEndsWithWhatItStandsFor(t *testing.T) {
+	t.Parallel()
 	dir := dataDir(t)
 	s := start(t, settings(t, dir))
 	h := s.home(t, "Smith")
@@ -136,6 +139,7 @@ func TestATokenEndsWithWhatItStandsFor(t *testing.T) {
 }
 
 func TestARestartKeepsTokensAndRegistrations(t *testing.T) {
+	t.Parallel()
 	dir := dataDir(t)
 	s := start(t, settings(t, dir))
 	h := s.home(t, "Smith")
@@ -149,6 +153,7 @@ func TestARestartKeepsTokensAndRegistrations(t *testing.T) {
 }
 
 func TestTheSocketIsTheOperatorsAlone(t *testing.T) {
+	t.Parallel()
 	dir := dataDir(t)
 	s := start(t, settings(t, dir))
 	path := filepath.Join(dir, daemon.SocketName)
@@ -179,6 +184,7 @@ func TestTheSocketIsTheOperatorsAlone(t *testing.T) {
 }
 
 func TestOneProcessPerDataDirectory(t *testing.T) {
+	t.Parallel()
 	dir := dataDir(t)
 	s := start(t, settings(t, dir))
 	assert.Contains(t, failing(t, dir).Error(), "in use by another groupcastd")
@@ -193,6 +199,7 @@ func TestOneProcessPerDataDirectory(t *testing.T) {
 }
 
 func TestReplicasOnPostgres(t *testing.T) {
+	t.Parallel()
 	url := pgtest.URL(t)
 	dir := dataDir(t)
 	err := failing(t, dir, "--database-url", url)
@@ -222,6 +229,7 @@ func TestReplicasOnPostgres(t *testing.T) {
 }
 
 func TestAStartThatFailsLeavesNothingBehind(t *testing.T) {
+	t.Parallel()
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer taken.Close()
@@ -256,6 +264,7 @@ func certify(t *testing.T, dir, name string) (cert, key string) {
 }
 
 func TestARenewedCertificateIsInUseWithoutARestart(t *testing.T) {
+	t.Parallel()
 	dir := dataDir(t)
 	cert, key := certify(t, dir, "first")
 	s := start(t, settings(t, dir, "--tls-cert", cert, "--tls-key", key))
@@ -288,6 +297,7 @@ func TestARenewedCertificateIsInUseWithoutARestart(t *testing.T) {
 
 // TestLongPollsOverHTTP2 waits over TLS, where one connection carries many requests and ends none of them by a deadline of another.
 func TestLongPollsOverHTTP2(t *testing.T) {
+	t.Parallel()
 	dir := dataDir(t)
 	cert, key := certify(t, dir, "groupcast")
 	s := start(t, settings(t, dir, "--tls-cert", cert, "--tls-key", key, "--public-url", "https://localhost:8443"))

@@ -1,6 +1,7 @@
 // A partner's program against a running service: the worked example through a client that was generated from the contract.
 // Its argument is a file that says where the service is and who exists; it exits with 0 only if everything holds.
 import assert from "node:assert/strict";
+import { randomUUID } from "node:crypto";
 import { readFileSync } from "node:fs";
 import createClient, { type Client } from "openapi-fetch";
 import type { paths } from "./build/contract.js";
@@ -135,6 +136,27 @@ const etag = after.response.headers.get("ETag");
 assert(etag);
 const unchanged = await gateway.GET("/v1/gateways/{gatewayId}/groups", { params: { path, header: { "If-None-Match": etag } } });
 assert.equal(unchanged.response.status, 304);
+
+// A create whose answer got lost is sent again with its key: the same answer, and nothing is made twice.
+const create = (key: string, url: string) =>
+  service.POST("/v1/webhooks", { params: { header: { "Idempotency-Key": key } }, body: { url } });
+const key = randomUUID();
+const created = await create(key, "https://localhost/hook");
+assert.equal(created.response.status, 201);
+const again = await create(key, "https://localhost/hook");
+assert.equal(again.response.status, 201);
+assert.deepEqual(good(again), good(created));
+assert(good(created).secret);
+const reused = await create(key, "https://localhost/other");
+assert.equal(reused.response.status, 422);
+assert.equal(reused.error?.type, "/problems/idempotency-key-reused");
+const another = good(await create(randomUUID(), "https://localhost/hook"));
+assert.notEqual(another.webhook.webhookId, good(created).webhook.webhookId);
+const webhooks = good(await service.GET("/v1/webhooks"));
+assert.deepEqual(
+  webhooks.webhooks.map((w) => w.webhookId).sort(),
+  [good(created).webhook.webhookId, another.webhook.webhookId].sort(),
+);
 
 // Leaving, and what a refusal looks like.
 const left = good(

@@ -34,10 +34,14 @@ type Backend struct {
 	Entries func(duplicator.Duplicator) map[string]int
 }
 
-// Run runs every case against the backend, each in a process of its own.
+// Run runs every case against the backend, each in a process and network of its own, and beside others: most of the time they wait for
+// the kernel. Those that send at a pace run alone.
 func Run(t *testing.T, b Backend) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
+			if !c.paced {
+				t.Parallel()
+			}
 			netlab.Isolated(t, func(t *testing.T) { c.run(t, b) })
 		})
 	}

@@ -3,6 +3,7 @@ package relaytest
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -30,7 +31,7 @@ func Received(t testing.TB, conn *nats.Conn) map[string][]api.GroupEvent {
 	info, err := s.Info(ctx)
 	require.NoError(t, err)
 	all := map[string][]api.GroupEvent{}
-	for n := uint64(0); n < info.State.Msgs; {
+	for n, missed := uint64(0), 0; n < info.State.Msgs; {
 		// One asks for no more than there is: a fetch that wants more waits for it.
 		batch, err := c.Fetch(int(min(500, info.State.Msgs-n)), jetstream.FetchMaxWait(2*time.Second))
 		require.NoError(t, err)
@@ -40,7 +41,12 @@ func Received(t testing.TB, conn *nats.Conn) map[string][]api.GroupEvent {
 			all[m.Subject()] = append(all[m.Subject()], e)
 			n++
 		}
-		require.NoError(t, batch.Error())
+		if err := batch.Error(); !errors.Is(err, nats.ErrNoResponders) || missed == 100 { // the cluster may be looking for a leader
+			require.NoError(t, err)
+			continue
+		}
+		missed++
+		time.Sleep(100 * time.Millisecond)
 	}
 	return all
 }
