@@ -74,7 +74,11 @@ type lab struct {
 
 // each runs a test on the queue within the process and on a cluster of three servers that has the configuration an operator would print.
 func each(t *testing.T, test func(t *testing.T, l *lab)) {
-	for _, name := range []string{"embedded", "cluster"} {
+	on(t, []string{"embedded", "cluster"}, test)
+}
+
+func on(t *testing.T, queues []string, test func(t *testing.T, l *lab)) {
+	for _, name := range queues {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			l := &lab{db: storetest.SQLite(t), tokens: map[string]eventqueue.Reader{}, cluster: name == "cluster"}
@@ -468,6 +472,69 @@ func TestAttackReadingWhatIsAnothers(t *testing.T) {
 			}
 		}
 		require.GreaterOrEqual(t, refused, 40, "subscriptions and messages were refused, not just unheard")
+	})
+}
+
+// gate is a network that stops delivering when it is closed.
+type gate struct {
+	mu   sync.Mutex
+	cond *sync.Cond
+	shut bool
+}
+
+func (g *gate) set(shut bool) { g.mu.Lock(); g.shut = shut; g.mu.Unlock(); g.cond.Broadcast() }
+
+// Dial is nats.CustomDialer.
+func (g *gate) Dial(network, address string) (net.Conn, error) {
+	c, err := net.Dial(network, address)
+	return &gated{c, g}, err
+}
+
+type gated struct {
+	net.Conn
+	gate *gate
+}
+
+func (c *gated) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.gate.mu.Lock()
+	defer c.gate.mu.Unlock()
+	for c.gate.shut {
+		c.gate.cond.Wait()
+	}
+	return n, err
+}
+
+// TestDrillAStalledReader: one that doesn't take what is sent delays nobody, and is sent no more than it may leave unacknowledged; when it takes again
+// it has everything.
+func TestDrillAStalledReader(t *testing.T) {
+	on(t, []string{"embedded"}, func(t *testing.T, l *lab) {
+		g := &gate{}
+		g.cond = sync.NewCond(&g.mu)
+		t.Cleanup(func() { g.set(false) })
+		stalled, _ := listen(t, l.connect(t, l.token("svc-upload"), nats.SetCustomDialer(g)), "svc-upload")
+		other, _ := listen(t, l.connect(t, l.token("svc-other")), "svc-other")
+		l.happen(t, 1)
+		both := func(n int) func() bool { return func() bool { return len(stalled.all()) >= n && len(other.all()) >= n } }
+		require.Eventually(t, both(2), patience, 10*time.Millisecond)
+		g.set(true)
+		const events = 1300
+		l.happen(t, events)
+		require.Eventually(t, func() bool { return len(other.all()) == events+2 }, 2*patience, 10*time.Millisecond)
+		require.Equal(t, upTo(events+2), other.all(), "each once, in order, as if the other one weren't there")
+		require.LessOrEqual(t, len(stalled.all()), 3, "else nobody was stalled")
+		js, err := jetstream.New(l.one.queue.Conn())
+		require.NoError(t, err)
+		c, err := js.Consumer(t.Context(), eventqueue.StreamName, "svc-upload")
+		require.NoError(t, err)
+		require.LessOrEqual(t, c.CachedInfo().NumAckPending, 1000)
+		require.Positive(t, c.CachedInfo().NumPending, "the rest waits in the stream, on the disk")
+		g.set(false)
+		require.Eventually(t, func() bool {
+			all := stalled.all()
+			slices.Sort(all)
+			return slices.Equal(upTo(events+2), slices.Compact(all))
+		}, 2*patience, 50*time.Millisecond)
 	})
 }
 
