@@ -283,6 +283,7 @@ func TestAServiceReadsDurably(t *testing.T) {
 		// The replica stops with all that it runs, and another begins; the client comes back by itself.
 		l.one.stop()
 		l.one = l.replica(t, true)
+		require.NoError(t, l.one.Look(t.Context()), "nobody may be back yet")
 		l.happen(t, 3)
 		want := []int32{6, 7, 8, 9, 10, 11, 12, 13}
 		require.Eventually(t, func() bool { return len(h.all()) >= len(want) }, patience, 10*time.Millisecond, "%v", h.all())
