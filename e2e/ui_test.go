@@ -65,7 +65,7 @@ func TestUI(t *testing.T) {
 	}
 	require.NoError(t, cmd.Wait(), "%s", faults.String())
 	assert.Equal(t, []string{
-		"sign-up", "log-in", "approval by keyboard", "refusal", "end", "account", "old session", "phone and dark", "another site",
+		"sign-up", "log-in", "approval by keyboard", "refusal", "end", "account", "old session", "phone and dark", "EventSource", "another site",
 	}, passed)
 	for _, secret := range append(w.secrets, "four words are enough", "not the right words") {
 		assert.NotContains(t, e.Log(), secret)
@@ -79,6 +79,8 @@ type uiWorld struct {
 	// ended gives what the device that asks printed in the end, and deviceFile is where it keeps its credential.
 	ended      <-chan outcome
 	deviceFile string
+	// registration is the camera's of the group that the browser hears of.
+	registration string
 	// secrets are what must not stand in the service's log.
 	secrets []string
 }
@@ -152,6 +154,16 @@ func (w *uiWorld) answer(t *testing.T, name, value string) string {
 		_, err = openRaw(t, w.DataDir, "").ExecContext(t.Context(), fmt.Sprintf(
 			`UPDATE installation SET clock_offset_ms = clock_offset_ms + %[1]d, expiry_ran_at = expiry_ran_at + %[1]d`, seconds*1000))
 		require.NoError(t, err)
+		return "done"
+	case "start":
+		w.registration = w.postCamera(t)
+		return "done"
+	case "end":
+		require.Equal(t, 0, w.leave(t, w.cameraToken, w.registration))
+		return "done"
+	case "restart":
+		require.NoError(t, w.Stop())
+		w.Start(t)
 		return "done"
 	case "phone":
 		r, err := w.Client(t, w.phoneToken).ListGroupsWithResponse(t.Context(), nil)

@@ -37,6 +37,7 @@ func (p *program) admin() *cobra.Command {
 		group("identity", "Whom a user is at an external issuer", o.identityCreate(), o.identityDelete()),
 		o.invite(), o.ticket(), o.approve(), o.token(),
 		group("keys", "The keys that sign tokens", o.keysList(), o.keysRotate()),
+		group("queue", "The queue of events", o.queueConfiguration()),
 		group("epoch", "This life of the database", o.epochRotate()),
 	)
 }

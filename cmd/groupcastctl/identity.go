@@ -219,6 +219,25 @@ func (o *operator) keysList() *cobra.Command {
 		})
 }
 
+func (o *operator) queueConfiguration() *cobra.Command {
+	return o.command("configuration", "Print what nats-server has to know for services to read events in a NATS cluster", cobra.NoArgs,
+		func(ctx context.Context, c *adminclient.ClientWithResponses, _ []string) error {
+			r, err := c.GetQueueConfigurationWithResponse(ctx)
+			if err != nil {
+				return err
+			}
+			q, err := refusal.Value(r.JSON200, r, r.HTTPResponse.Header)
+			if err != nil {
+				return err
+			}
+			if o.json {
+				return report.JSON(o.out, q)
+			}
+			_, err = fmt.Fprint(o.out, q.Configuration)
+			return err
+		})
+}
+
 func (o *operator) keysRotate() *cobra.Command {
 	var force bool
 	cmd := o.command("rotate", "Publish the next key; it signs a day later by itself", cobra.NoArgs,

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -29,6 +30,7 @@ import (
 	"github.com/groupcast/groupcast/openapi/api"
 	"github.com/groupcast/groupcast/server/eventqueue"
 	"github.com/groupcast/groupcast/server/eventrelay/relaytest"
+	"github.com/groupcast/groupcast/server/keys"
 	"github.com/groupcast/groupcast/server/store"
 	"github.com/groupcast/groupcast/server/store/storetest"
 )
@@ -54,18 +56,20 @@ type replica struct {
 
 func install(t *testing.T) *installation {
 	t.Helper()
-	in := &installation{nats: startNATS(t)}
+	file := filepath.Join(t.TempDir(), "kek")
+	kek, err := keys.LoadOrCreateKEK(file)
+	require.NoError(t, err)
+	known, err := eventqueue.NewKeys(kek.Derive)
+	require.NoError(t, err)
+	in := &installation{nats: startNATS(t, known, "svc-smith", "svc-jones")}
 	in.postgres = pgtest.New(t, pgtest.Options{Settings: map[string]string{"synchronous_commit": "on"}})
 	url := in.postgres.URL(t)
 	in.db = storetest.PostgresAt(t, url, store.Options{})
-	for i := range 3 {
+	for range 3 {
 		metrics := harness.FreePort(t)
 		args := []string{
-			"--metrics-listen", metrics, "--nats-url", in.nats.url(), "--nats-replicas", "3", "--event-queue-size", "64", "--drain-time", "100ms",
+			"--metrics-listen", metrics, "--nats-url", in.nats.url(), "--nats-replicas", "3", "--nats-services", "--key-encryption-key-file", file, "--event-queue-size", "64", "--drain-time", "100ms",
 			"--public-url", "http://127.0.0.1:8080", "--rate-limit-source", "0", "--rate-limit-principal", "0", "--log-level", "info",
-		}
-		if i > 0 {
-			args = append(args, "--key-encryption-key-file", filepath.Join(in.replicas[0].DataDir, "kek"))
 		}
 		in.replicas = append(in.replicas, &replica{harness.StartServer(t, harness.Options{DatabaseURL: url, Args: args}), metrics})
 	}
@@ -108,7 +112,8 @@ type tenant struct {
 	phones   []*phone
 
 	accepted atomic.Int64
-	heard    *listener
+	// heard hears the account, and reads is what its service reads.
+	heard, reads *listener
 }
 
 // phone moves from address to address, and so makes an event with each answer.
@@ -212,6 +217,32 @@ func (in *installation) listen(t *testing.T, name, subject string, own func(api.
 		})
 		return err == nil
 	}, patience, 50*time.Millisecond)
+	l.consume(t, name, c, own)
+	return l
+}
+
+// reads is the service itself: a client as anybody would write one, with its access token, and nothing of ours.
+func (in *installation) reads(t *testing.T, service models.ServiceID, own func(api.GroupEventData) bool) *listener {
+	t.Helper()
+	l := &listener{groups: map[models.GroupID]api.GroupEventData{}}
+	token := in.replicas[0].ServiceToken(t, service)
+	conn, err := nats.Connect(in.nats.url(), nats.Token(token), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.ReconnectWait(100*time.Millisecond),
+		nats.IgnoreAuthErrorAbort()) // while every replica is away it is refused
+	require.NoError(t, err)
+	t.Cleanup(conn.Close)
+	js, err := jetstream.New(conn)
+	require.NoError(t, err)
+	var c jetstream.Consumer
+	require.Eventually(t, func() bool {
+		c, err = js.Consumer(t.Context(), eventqueue.StreamName, string(service))
+		return err == nil
+	}, patience, 50*time.Millisecond)
+	l.consume(t, string(service), c, own)
+	return l
+}
+
+func (l *listener) consume(t *testing.T, name string, c jetstream.Consumer, own func(api.GroupEventData) bool) {
+	t.Helper()
 	consuming, err := c.Consume(func(m jetstream.Msg) {
 		var e api.GroupEvent
 		if !assert.NoError(t, json.Unmarshal(m.Data(), &e)) {
@@ -231,7 +262,23 @@ func (in *installation) listen(t *testing.T, name, subject string, own func(api.
 	}, jetstream.PullExpiry(5*time.Second), jetstream.PullHeartbeat(time.Second))
 	require.NoError(t, err)
 	t.Cleanup(consuming.Stop)
-	return l
+}
+
+// isTruth tells whether a listener has the account's groups as they are.
+func (in *installation) isTruth(t *testing.T, v *tenant, l *listener) bool {
+	t.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, row := range in.db.Texts(t, "SELECT id || ' ' || rev || ' ' || (SELECT count(*) FROM registrations r WHERE r.group_id = g.id AND r.role = 'destination') FROM groups g WHERE account_id = '"+string(v.account)+"'") {
+		var id models.GroupID
+		var rev, state int32
+		_, err := fmt.Sscan(row, &id, &rev, &state)
+		require.NoError(t, err)
+		if d := l.groups[id]; d.Rev != rev || d.State != state {
+			return false
+		}
+	}
+	return len(l.groups) == len(groupNames)
 }
 
 // TestDrillEveryProcessDies: three replicas, three NATS servers, Postgres. Each is killed in turn under load, and what the clients were
@@ -241,7 +288,7 @@ func TestDrillEveryProcessDies(t *testing.T) {
 	tenants := []*tenant{in.tenant(t, "smith"), in.tenant(t, "jones")}
 	for _, v := range tenants {
 		v.heard = in.listen(t, "account-"+string(v.service), "gc.a."+string(v.account)+".>", func(d api.GroupEventData) bool { return d.PremisesID == v.premises })
-		in.listen(t, string(v.service), fmt.Sprintf("gc.s.%s.%s.>", v.service, v.link), func(d api.GroupEventData) bool {
+		v.reads = in.reads(t, v.service, func(d api.GroupEventData) bool {
 			return d.PremisesID == v.premises && d.ServiceAccountID != nil && *d.ServiceAccountID == v.link
 		})
 	}
@@ -290,6 +337,11 @@ func TestDrillEveryProcessDies(t *testing.T) {
 			goOn(10)
 			in.db.Outage(t, -time.Hour)
 		}},
+		{"the database's clock, an hour back and ahead", func() {
+			in.db.Outage(t, -time.Hour)
+			goOn(10)
+			in.db.Outage(t, time.Hour)
+		}},
 	}
 	run := func(s step) {
 		began := time.Now()
@@ -312,22 +364,9 @@ func TestDrillEveryProcessDies(t *testing.T) {
 	relaytest.Ledger(t, in.db, in.nats.conn)
 
 	for _, v := range tenants {
-		var again int
-		require.Eventually(t, func() bool {
-			v.heard.mu.Lock()
-			defer v.heard.mu.Unlock()
-			again = v.heard.again
-			for _, row := range in.db.Texts(t, "SELECT id || ' ' || rev || ' ' || (SELECT count(*) FROM registrations r WHERE r.group_id = g.id AND r.role = 'destination') FROM groups g WHERE account_id = '"+string(v.account)+"'") {
-				var id models.GroupID
-				var rev, state int32
-				_, err := fmt.Sscan(row, &id, &rev, &state)
-				require.NoError(t, err)
-				if d := v.heard.groups[id]; d.Rev != rev || d.State != state {
-					return false
-				}
-			}
-			return len(v.heard.groups) == len(groupNames)
-		}, patience, 100*time.Millisecond, "the listener doesn't end with the truth")
+		for _, l := range []*listener{v.heard, v.reads} {
+			require.Eventually(t, func() bool { return in.isTruth(t, v, l) }, patience, 100*time.Millisecond, "a listener doesn't end with the truth")
+		}
 		for _, p := range v.phones {
 			now := in.db.Texts(t, fmt.Sprintf("SELECT public_ipv4 FROM registrations WHERE member_id = %d", int64(p.id)))
 			require.Len(t, now, 1)
@@ -335,6 +374,6 @@ func TestDrillEveryProcessDies(t *testing.T) {
 			events := in.db.Ints(t, fmt.Sprintf("SELECT count(*) FROM events e JOIN groups g ON g.id = e.group_id WHERE g.account_id = '%s' AND g.name = '%s'", v.account, p.group))
 			require.GreaterOrEqual(t, events[0], int64(p.accepted), "each answer had an event")
 		}
-		t.Logf("%s: %d accepted, %d messages came again", v.service, v.accepted.Load(), again)
+		t.Logf("%s: %d accepted, %d and %d messages came again", v.service, v.accepted.Load(), v.heard.again, v.reads.again)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/groupcast/groupcast/e2e/harness"
+	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/eventqueue"
 )
 
@@ -28,7 +29,9 @@ type node struct {
 	Name, Dir  string
 	Port, Peer int
 	Peers      []int
-	process    *harness.Process
+	// Configuration is what an operator gives it for services to read.
+	Configuration string
+	process       *harness.Process
 }
 
 func TestMain(m *testing.M) {
@@ -47,10 +50,12 @@ func runNode(text string) {
 	if err := json.Unmarshal([]byte(text), &n); err != nil {
 		panic(err)
 	}
-	o := &server.Options{
-		ServerName: n.Name, Host: "127.0.0.1", Port: n.Port, JetStream: true, StoreDir: n.Dir, JetStreamMaxStore: 256 << 20,
-		Cluster: server.ClusterOpts{Name: "drill", Host: "127.0.0.1", Port: n.Peer},
+	o := &server.Options{}
+	if err := o.ProcessConfigString(n.Configuration); err != nil {
+		panic(err)
 	}
+	o.ServerName, o.Host, o.Port, o.JetStream, o.StoreDir, o.JetStreamMaxStore = n.Name, "127.0.0.1", n.Port, true, n.Dir, 256<<20
+	o.Cluster = server.ClusterOpts{Name: "drill", Host: "127.0.0.1", Port: n.Peer}
 	for _, p := range n.Peers {
 		o.Routes = append(o.Routes, &url.URL{Scheme: "nats", Host: fmt.Sprint("127.0.0.1:", p)})
 	}
@@ -70,7 +75,7 @@ type natsCluster struct {
 	js    jetstream.JetStream
 }
 
-func startNATS(t testing.TB) *natsCluster {
+func startNATS(t testing.TB, keys *eventqueue.Keys, services ...models.ServiceID) *natsCluster {
 	t.Helper()
 	c := &natsCluster{}
 	var peers []int
@@ -78,11 +83,11 @@ func startNATS(t testing.TB) *natsCluster {
 		peers = append(peers, freePort(t))
 	}
 	for i, peer := range peers {
-		c.nodes = append(c.nodes, &node{Name: fmt.Sprint("n", i), Dir: memory(t), Port: freePort(t), Peer: peer, Peers: peers})
+		c.nodes = append(c.nodes, &node{Name: fmt.Sprint("n", i), Dir: memory(t), Port: freePort(t), Peer: peer, Peers: peers, Configuration: keys.Configuration(services)})
 	}
 	c.start(t)
 	var err error
-	c.conn, err = nats.Connect(c.url(), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.ReconnectWait(100*time.Millisecond))
+	c.conn, err = nats.Connect(c.url(), keys.Login(false), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.ReconnectWait(100*time.Millisecond))
 	require.NoError(t, err)
 	t.Cleanup(c.conn.Close)
 	c.js, err = jetstream.New(c.conn)

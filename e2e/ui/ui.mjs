@@ -312,6 +312,53 @@ await picture(page, 'dark-account')
 assert.deepEqual(faults.flat(), [], 'no complaint, and no request to anybody else')
 passed('phone and dark')
 
+// A page of this origin listens with the browser's own EventSource, over restarts of the service. Ours have no script and may connect to nothing, so it
+// is one of no page of ours: the answer of /healthz.
+const listener = await page.context().newPage()
+const asked = []
+listener.on('request', async (r) => {
+  if (new URL(r.url()).pathname.endsWith('/events')) asked.push({ path: new URL(r.url()).pathname, last: (await r.allHeaders())['last-event-id'] })
+})
+await listener.goto(`${origin}/healthz`)
+const listen = (path) => listener.evaluate((path) => {
+  const heard = []
+  const source = new EventSource(path)
+  for (const name of ['group', 'account', 'resync']) {
+    source.addEventListener(name, (e) => heard.push({ name, last: e.lastEventId, ...JSON.parse(e.data) }))
+  }
+  const opened = new Promise((done, failed) => { source.onopen = done; setTimeout(() => failed(new Error('not open')), 15000) })
+  window.streams = { ...window.streams, [path]: { source, heard } }
+  return opened.then(() => {})
+}, path)
+const heard = async (path, type) => {
+  const found = await listener.waitForFunction(([path, type]) => window.streams[path].heard.find((e) => e.type === type), [path, type], { timeout: 45000 })
+  return found.jsonValue()
+}
+await listen('/v1/events')
+await ask('start')
+const created = await heard('/v1/events', 'groupcast.group.created')
+assert.deepEqual([created.name, created.data.groupName, created.data.rev], ['group', 'groupcast1', 1])
+const ofGroup = `/v1/groups/${created.data.groupId}/events`
+await listen(ofGroup)
+assert.equal((await heard(ofGroup, 'groupcast.group.state')).last, '1', 'how it is comes first')
+const asksBefore = asked.length
+await ask('restart')
+await ask('end')
+for (const path of ['/v1/events', ofGroup]) {
+  assert.equal((await heard(path, 'groupcast.group.ended')).data.rev, 2)
+  const all = await listener.evaluate((path) => window.streams[path].heard, path)
+  assert.ok(!all.some((e) => e.name === 'resync'), 'it went on where it was')
+  const revs = all.filter((e) => e.name === 'group').map((e) => e.data.rev)
+  assert.deepEqual(revs, [1, 2], 'each once')
+}
+for (const [path, last] of [['/v1/events', created.last], [ofGroup, '1']]) {
+  assert.ok(asked.slice(asksBefore).some((a) => a.path === path && a.last === last), `the browser sent Last-Event-ID ${last}: ${JSON.stringify(asked)}`)
+}
+await page.evaluate(() => { window.blocked = new Promise((done) => document.addEventListener('securitypolicyviolation', (e) => done(e.effectiveDirective))); new EventSource('/v1/events') })
+assert.equal(await page.evaluate(() => window.blocked), 'connect-src', 'a script in a page of ours hears nothing')
+await listener.close()
+passed('EventSource')
+
 // A page at another port of this host: the same site, so that the browser sends the cookie, and yet somebody else.
 const evil = http.createServer((_, answer) => {
   answer.setHeader('Content-Type', 'text/html')

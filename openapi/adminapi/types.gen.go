@@ -460,6 +460,12 @@ type PublicKey struct {
 	Y   *string `json:"y,omitempty"`
 }
 
+// QueueConfiguration defines model for QueueConfiguration.
+type QueueConfiguration struct {
+	// Configuration Text for a file that nats-server includes.
+	Configuration string `json:"configuration"`
+}
+
 // Service defines model for Service.
 type Service struct {
 	Name string `json:"name"`

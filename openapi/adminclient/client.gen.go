@@ -321,6 +321,14 @@ type ClientInterface interface {
 	// Corresponds with POST /admin/premises (the `CreatePremises` operationId).
 	CreatePremises(ctx context.Context, params *CreatePremisesParams, body CreatePremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// GetQueueConfiguration Get what the servers of a NATS cluster have to know
+	//
+	// A part of the configuration of nats-server 2.10 or later, for a cluster in which services read events (nats-services). It has an account for each
+	// service that exists now, so it is to be asked for anew when one is created. It holds public keys and no secret.
+	//
+	// Corresponds with GET /admin/queue (the `GetQueueConfiguration` operationId).
+	GetQueueConfiguration(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// CreateServiceWithBody Create a service
 	//
 	// A service is a partner that receives streams of the accounts that link it.
@@ -894,6 +902,24 @@ func (c *Client) CreatePremisesWithBody(ctx context.Context, params *CreatePremi
 // Corresponds with POST /admin/premises (the `CreatePremises` operationId).
 func (c *Client) CreatePremises(ctx context.Context, params *CreatePremisesParams, body CreatePremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewCreatePremisesRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetQueueConfiguration Get what the servers of a NATS cluster have to know
+//
+// A part of the configuration of nats-server 2.10 or later, for a cluster in which services read events (nats-services). It has an account for each
+// service that exists now, so it is to be asked for anew when one is created. It holds public keys and no secret.
+//
+// Corresponds with GET /admin/queue (the `GetQueueConfiguration` operationId).
+func (c *Client) GetQueueConfiguration(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetQueueConfigurationRequest(c.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -1947,6 +1973,33 @@ func NewCreatePremisesRequestWithBody(server string, params *CreatePremisesParam
 	return req, nil
 }
 
+// NewGetQueueConfigurationRequest constructs an http.Request for the GetQueueConfiguration method
+func NewGetQueueConfigurationRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/admin/queue")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewCreateServiceRequest calls the generic CreateService builder with application/json body
 func NewCreateServiceRequest(server string, params *CreateServiceParams, body CreateServiceJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
@@ -2562,6 +2615,16 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /admin/premises (the `CreatePremises` operationId).
 	CreatePremisesWithResponse(ctx context.Context, params *CreatePremisesParams, body CreatePremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*CreatePremisesResponse, error)
+
+	// GetQueueConfigurationWithResponse Get what the servers of a NATS cluster have to know
+	//
+	// A part of the configuration of nats-server 2.10 or later, for a cluster in which services read events (nats-services). It has an account for each
+	// service that exists now, so it is to be asked for anew when one is created. It holds public keys and no secret.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /admin/queue (the `GetQueueConfiguration` operationId).
+	GetQueueConfigurationWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetQueueConfigurationResponse, error)
 
 	// CreateServiceWithBodyWithResponse Create a service
 	//
@@ -3574,6 +3637,61 @@ func (r CreatePremisesResponse) ContentType() string {
 	return ""
 }
 
+type GetQueueConfigurationResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *QueueConfiguration
+	// ApplicationProblemJSON4XX the response for an HTTP 4XX `application/problem+json` response
+	ApplicationProblemJSON4XX *Problem
+	// ApplicationProblemJSON5XX the response for an HTTP 5XX `application/problem+json` response
+	ApplicationProblemJSON5XX *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetQueueConfigurationResponse) GetJSON200() *QueueConfiguration {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON4XX returns the response for an HTTP 4XX `application/problem+json` response
+func (r GetQueueConfigurationResponse) GetApplicationProblemJSON4XX() *Problem {
+	return r.ApplicationProblemJSON4XX
+}
+
+// GetApplicationProblemJSON5XX returns the response for an HTTP 5XX `application/problem+json` response
+func (r GetQueueConfigurationResponse) GetApplicationProblemJSON5XX() *Problem {
+	return r.ApplicationProblemJSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r GetQueueConfigurationResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetQueueConfigurationResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetQueueConfigurationResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetQueueConfigurationResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type CreateServiceResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -4297,6 +4415,22 @@ func (c *ClientWithResponses) CreatePremisesWithResponse(ctx context.Context, pa
 		return nil, err
 	}
 	return ParseCreatePremisesResponse(rsp)
+}
+
+// GetQueueConfigurationWithResponse Get what the servers of a NATS cluster have to know
+//
+// A part of the configuration of nats-server 2.10 or later, for a cluster in which services read events (nats-services). It has an account for each
+// service that exists now, so it is to be asked for anew when one is created. It holds public keys and no secret.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /admin/queue (the `GetQueueConfiguration` operationId).
+func (c *ClientWithResponses) GetQueueConfigurationWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetQueueConfigurationResponse, error) {
+	rsp, err := c.GetQueueConfiguration(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetQueueConfigurationResponse(rsp)
 }
 
 // CreateServiceWithBodyWithResponse Create a service
@@ -5099,6 +5233,46 @@ func ParseCreatePremisesResponse(rsp *http.Response) (*CreatePremisesResponse, e
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest Premises
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON5XX = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetQueueConfigurationResponse parses an HTTP response from a GetQueueConfigurationWithResponse call
+func ParseGetQueueConfigurationResponse(rsp *http.Response) (*GetQueueConfigurationResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetQueueConfigurationResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest QueueConfiguration
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

@@ -69,6 +69,9 @@ type ServerInterface interface {
 	// CreatePremises Create a premises of an account
 	// (POST /admin/premises)
 	CreatePremises(c *gin.Context, params CreatePremisesParams)
+	// GetQueueConfiguration Get what the servers of a NATS cluster have to know
+	// (GET /admin/queue)
+	GetQueueConfiguration(c *gin.Context)
 	// CreateService Create a service
 	// (POST /admin/services)
 	CreateService(c *gin.Context, params CreateServiceParams)
@@ -609,6 +612,19 @@ func (siw *ServerInterfaceWrapper) CreatePremises(c *gin.Context) {
 	siw.Handler.CreatePremises(c, params)
 }
 
+// GetQueueConfiguration operation middleware
+func (siw *ServerInterfaceWrapper) GetQueueConfiguration(c *gin.Context) {
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetQueueConfiguration(c)
+}
+
 // CreateService operation middleware
 func (siw *ServerInterfaceWrapper) CreateService(c *gin.Context) {
 
@@ -873,6 +889,7 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.POST(options.BaseURL+"/admin/links", wrapper.CreateLink)
 	router.DELETE(options.BaseURL+"/admin/links/:serviceId/:accountId", wrapper.DeleteLink)
 	router.POST(options.BaseURL+"/admin/premises", wrapper.CreatePremises)
+	router.GET(options.BaseURL+"/admin/queue", wrapper.GetQueueConfiguration)
 	router.POST(options.BaseURL+"/admin/services", wrapper.CreateService)
 	router.GET(options.BaseURL+"/admin/services/:serviceId/credentials", wrapper.ListServiceCredentials)
 	router.POST(options.BaseURL+"/admin/services/:serviceId/credentials", wrapper.CreateServiceCredential)
@@ -1822,6 +1839,61 @@ func (response CreatePremises5XXApplicationProblemPlusJSONResponse) VisitCreateP
 	return err
 }
 
+type GetQueueConfigurationRequestObject struct {
+}
+
+type GetQueueConfigurationResponseObject interface {
+	VisitGetQueueConfigurationResponse(w http.ResponseWriter) error
+}
+
+type GetQueueConfiguration200JSONResponse QueueConfiguration
+
+func (response GetQueueConfiguration200JSONResponse) VisitGetQueueConfigurationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetQueueConfiguration4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetQueueConfiguration4XXApplicationProblemPlusJSONResponse) VisitGetQueueConfigurationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetQueueConfiguration5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetQueueConfiguration5XXApplicationProblemPlusJSONResponse) VisitGetQueueConfigurationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type CreateServiceRequestObject struct {
 	Params CreateServiceParams
 	Body   *CreateServiceJSONRequestBody
@@ -2211,6 +2283,9 @@ type StrictServerInterface interface {
 	// CreatePremises Create a premises of an account
 	// (POST /admin/premises)
 	CreatePremises(ctx context.Context, request CreatePremisesRequestObject) (CreatePremisesResponseObject, error)
+	// GetQueueConfiguration Get what the servers of a NATS cluster have to know
+	// (GET /admin/queue)
+	GetQueueConfiguration(ctx context.Context, request GetQueueConfigurationRequestObject) (GetQueueConfigurationResponseObject, error)
 	// CreateService Create a service
 	// (POST /admin/services)
 	CreateService(ctx context.Context, request CreateServiceRequestObject) (CreateServiceResponseObject, error)
@@ -2876,6 +2951,30 @@ func (sh *strictHandler) CreatePremises(ctx *gin.Context, params CreatePremisesP
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(CreatePremisesResponseObject); ok {
 		if err := validResponse.VisitCreatePremisesResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetQueueConfiguration operation middleware
+func (sh *strictHandler) GetQueueConfiguration(ctx *gin.Context) {
+	var request GetQueueConfigurationRequestObject
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetQueueConfiguration(ctx, request.(GetQueueConfigurationRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetQueueConfiguration")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(GetQueueConfigurationResponseObject); ok {
+		if err := validResponse.VisitGetQueueConfigurationResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

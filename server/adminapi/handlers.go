@@ -15,6 +15,7 @@ import (
 	"github.com/groupcast/groupcast/server/backup"
 	"github.com/groupcast/groupcast/server/devicegrant"
 	"github.com/groupcast/groupcast/server/enrolment"
+	"github.com/groupcast/groupcast/server/eventqueue"
 	"github.com/groupcast/groupcast/server/keys"
 	"github.com/groupcast/groupcast/server/oauth"
 	"github.com/groupcast/groupcast/server/store"
@@ -41,13 +42,23 @@ type Handlers struct {
 	users    *users.Service
 	store    *store.Store
 	rotator  *backup.Rotator
+	queue    *eventqueue.Keys
 }
 
 var _ adminserver.StrictServerInterface = (*Handlers)(nil)
 
-// New makes the handlers. The store is for the audit log.
-func New(a *accounts.Service, i Identity, u *users.Service, st *store.Store, r *backup.Rotator) *Handlers {
-	return &Handlers{accounts: a, identity: i, users: u, store: st, rotator: r}
+// New makes the handlers. The store is for the audit log and the list of services.
+func New(a *accounts.Service, i Identity, u *users.Service, st *store.Store, r *backup.Rotator, q *eventqueue.Keys) *Handlers {
+	return &Handlers{accounts: a, identity: i, users: u, store: st, rotator: r, queue: q}
+}
+
+// GetQueueConfiguration says what the servers of a NATS cluster have to know.
+func (h *Handlers) GetQueueConfiguration(ctx context.Context, _ adminserver.GetQueueConfigurationRequestObject) (adminserver.GetQueueConfigurationResponseObject, error) {
+	services, err := h.store.ServiceIDs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return adminserver.GetQueueConfiguration200JSONResponse{Configuration: h.queue.Configuration(services)}, nil
 }
 
 // RotateEpoch begins a new life of the database.

@@ -81,7 +81,7 @@ func TestDecisionsOfTheContract(t *testing.T) {
 			"changeDevice": {operator}, "deleteDevice": {operator}, "createService": {operator}, "createLink": {operator},
 			"deleteLink": {operator}, "createToken": {operator}, "decideDeviceGrant": {operator}, "deleteServiceCredential": {operator},
 			"createTicket": {operator}, "listSigningKeys": {operator}, "listServiceCredentials": {operator}, "listAudit": {operator},
-			"verifyAudit": {operator}, "rotateSigningKeys": {operator}, "createServiceCredential": {operator}, "createInvitation": {operator}, "createIdentity": {operator}, "deleteIdentity": {operator}, "rotateEpoch": {operator},
+			"verifyAudit": {operator}, "rotateSigningKeys": {operator}, "createServiceCredential": {operator}, "createInvitation": {operator}, "createIdentity": {operator}, "deleteIdentity": {operator}, "rotateEpoch": {operator}, "getQueueConfiguration": {operator},
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -58,6 +58,24 @@ func (c Config) Check() error {
 	case (c.NATSCert == "") != (c.NATSKey == ""):
 		fault("nats-cert", "a certificate and its private key belong together: set nats-cert and nats-key, or neither")
 	}
+	switch {
+	case c.NATSListen != "" && c.NATSURL != "":
+		fault("nats-listen", "the queue is in the NATS cluster of nats-url, not within this process: services connect there, with nats-services")
+	case c.NATSServices && c.NATSURL == "":
+		fault("nats-services", "it is about the NATS cluster of nats-url; services read the queue within this process at nats-listen")
+	case c.NATSServices && c.NATSCredentials != "":
+		fault("nats-credentials", "with nats-services groupcastd logs in with keys of its own (\"groupcastctl admin queue configuration\"): remove it")
+	}
+	natsHost := "127.0.0.1"
+	if c.NATSListen != "" {
+		var err error
+		if natsHost, err = splitAddress(c.NATSListen); err != nil {
+			fault("nats-listen", "%w", err)
+		} else if c.TLSCert == "" && !loopback(natsHost) && !c.BehindProxy {
+			fault("nats-listen", "%s is not on loopback, and tokens must not cross a network readably: set tls-cert and tls-key, "+
+				"or behind-proxy if a proxy in front terminates TLS", c.NATSListen)
+		}
+	}
 	if c.NATSReplicas != 1 && c.NATSReplicas != 3 && c.NATSReplicas != 5 {
 		fault("nats-replicas", "give 1, 3 or 5")
 	}
@@ -136,8 +154,8 @@ func (c Config) Check() error {
 	if c.SigningAlg != "EdDSA" && c.SigningAlg != "ES256" && c.SigningAlg != "RS256" {
 		fault("signing-alg", "%q is neither EdDSA, ES256 nor RS256", c.SigningAlg)
 	}
-	if c.AllowLoopback && (!loopback(host) || !loopback(metricsHost) || !loopback(mqttHost)) {
-		fault("allow-loopback", "it is for demonstrations on one machine, so listen, mqtt-listen and metrics-listen have to be on loopback")
+	if c.AllowLoopback && (!loopback(host) || !loopback(metricsHost) || !loopback(mqttHost) || !loopback(natsHost)) {
+		fault("allow-loopback", "it is for demonstrations on one machine, so listen, mqtt-listen, nats-listen and metrics-listen have to be on loopback")
 	}
 	if c.MaxStale < minStale || c.MaxStale > maxStale || c.MaxStale%time.Second != 0 {
 		fault("max-stale", "%s is not a whole number of seconds from %s to %s", c.MaxStale, minStale, maxStale)

@@ -49,6 +49,8 @@ type Config struct {
 	NATSCert             string
 	NATSKey              string
 	NATSReplicas         int
+	NATSListen           string
+	NATSServices         bool
 	EventQueueSize       int
 	WebhookPorts         []uint
 	SignUp               string
@@ -96,6 +98,8 @@ func define(fs *pflag.FlagSet, c *Config) {
 	fs.StringVar(&c.NATSCert, "nats-cert", "", "`FILE` with the certificate to show to the NATS cluster (PEM); empty: none")
 	fs.StringVar(&c.NATSKey, "nats-key", "", "`FILE` with the private key of nats-cert (PEM)")
 	fs.IntVar(&c.NATSReplicas, "nats-replicas", 1, "how many servers of the NATS cluster keep each event: 1, 3 or 5")
+	fs.StringVar(&c.NATSListen, "nats-listen", "", "`ADDRESS:PORT` where services read the queue within this process; empty: nowhere")
+	fs.BoolVar(&c.NATSServices, "nats-services", false, "let services read the queue in the NATS cluster, which has to be configured for it")
 	fs.IntVar(&c.EventQueueSize, "event-queue-size", 1024, "how much the queue of events keeps at most, in MiB")
 
 	fs.UintSliceVar(&c.WebhookPorts, "webhook-ports", []uint{443}, "`PORTS` that webhooks may be on")

@@ -77,6 +77,8 @@ nats-ca: /etc/nats-ca.pem
 nats-cert: /etc/nats-cert.pem
 nats-key: /etc/nats-key.pem
 nats-replicas: 3
+nats-services: true
+nats-listen: 127.0.0.1:4222
 event-queue-size: 2048
 webhook-ports: [443, 8443]
 sign-up: open
@@ -109,7 +111,7 @@ func TestFileVariablesAndFlagsMeanTheSame(t *testing.T) {
 		TrustedProxies: []string{"10.0.0.0/8", "192.0.2.1"}, DataDir: "/data", DatabaseURL: "postgres://u:p@h/d", DatabaseMaxConns: 20, Migrate: true,
 		KeyEncryptionKeyFile: "/run/credentials/kek", SigningAlg: "ES256", ExternalIssuers: "/etc/issuers.json",
 		NATSURL: "tls://nats.example:4222", NATSCredentials: "/etc/nats.creds", NATSCA: "/etc/nats-ca.pem", NATSCert: "/etc/nats-cert.pem",
-		NATSKey: "/etc/nats-key.pem", NATSReplicas: 3, EventQueueSize: 2048, WebhookPorts: []uint{443, 8443},
+		NATSKey: "/etc/nats-key.pem", NATSReplicas: 3, NATSServices: true, NATSListen: "127.0.0.1:4222", EventQueueSize: 2048, WebhookPorts: []uint{443, 8443},
 		SignUp: "open", RateLimitSource: 7, RateLimitPrincipal: 8, AuditRetention: 48 * time.Hour,
 		Quotas:   models.Quotas{PremisesPerAccount: 11, DevicesPerAccount: 12, RegistrationsPerAccount: 13, GroupsPerPremises: 14, DestinationsPerGroup: 15},
 		MaxStale: time.Minute, LongPollMaxWaiters: 5, DrainTime: time.Second,
@@ -225,6 +227,16 @@ func TestRules(t *testing.T) {
 		{[]string{"--mqtt-listen", "1883"}, "mqtt-listen"},
 		{[]string{"--mqtt-listen", "0.0.0.0:1883", "--behind-proxy", "--allow-loopback"}, "allow-loopback"},
 		{[]string{"--mqtt-max-per-source", "0"}, "mqtt-max-connections"},
+		{[]string{"--nats-listen", "127.0.0.1:4222"}, ""},
+		{[]string{"--nats-listen", "0.0.0.0:4222"}, "nats-listen"},
+		{[]string{"--nats-listen", "0.0.0.0:4222", "--behind-proxy"}, ""},
+		{[]string{"--nats-listen", "0.0.0.0:4222", "--tls-cert", "c", "--tls-key", "k"}, ""},
+		{[]string{"--nats-listen", "4222"}, "nats-listen"},
+		{[]string{"--nats-listen", "127.0.0.1:4222", "--nats-url", "nats://127.0.0.1:4223"}, "nats-listen"},
+		{[]string{"--nats-listen", "0.0.0.0:4222", "--behind-proxy", "--allow-loopback"}, "allow-loopback"},
+		{[]string{"--nats-services"}, "nats-services"},
+		{[]string{"--nats-services", "--nats-url", "nats://127.0.0.1:4222"}, ""},
+		{[]string{"--nats-services", "--nats-url", "nats://127.0.0.1:4222", "--nats-credentials", "f"}, "nats-credentials"},
 		{[]string{"--max-stale", "1s"}, "max-stale"},
 		{[]string{"--max-stale", "60500ms"}, "max-stale"},
 		{[]string{"--long-poll-max-waiters", "0"}, "long-poll-max-waiters"},

@@ -68,6 +68,7 @@ type Daemon struct {
 	// listeners are those who wait for events, and streams what they hear.
 	listeners *eventhub.Hub
 	queue     *eventqueue.Queue
+	queueKeys *eventqueue.Keys
 	relay     *eventrelay.Relay
 	streams   *eventstreams.Service
 
@@ -125,15 +126,18 @@ func Start(ctx context.Context, cfg config.Config, version string, log *slog.Log
 	if changed {
 		log.InfoContext(ctx, "max-stale has changed: every gateway is told", "max_stale", cfg.MaxStale)
 	}
-	if d.queue, err = d.openQueue(); err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
 	kek, err := keys.LoadOrCreateKEK(cfg.KEKFile())
 	if err != nil {
 		return nil, fmt.Errorf("key-encryption-key-file: %w", err)
 	}
+	if err := d.readCertificate(); err != nil {
+		return nil, err
+	}
+	if d.queue, err = d.openQueue(kek); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
 	ring, err := keys.Load(ctx, d.store, kek, keys.Options{Alg: cfg.SigningAlg})
 	if err != nil {
 		return nil, err
@@ -215,6 +219,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		return edges{}, err
 	}
 	d.newMQTT(id.access, limits, proxies, registry)
+	d.newQueueAccess(id.access, limits, registry)
 	crossOrigin := http.NewCrossOriginProtection()
 	if err := crossOrigin.AddTrustedOrigin(issuer); err != nil {
 		return edges{}, fmt.Errorf("public-url: %w", err)
@@ -265,7 +270,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		return edges{}, fmt.Errorf("admin.yaml: %w", err)
 	}
 	adminserver.RegisterHandlersWithOptions(admin.Contract(),
-		adminserver.NewStrictHandlerWithOptions(adminapi.New(accountService, id.Identity, id.users, d.store, backup.NewRotator(d.store, d.log)),
+		adminserver.NewStrictHandlerWithOptions(adminapi.New(accountService, id.Identity, id.users, d.store, backup.NewRotator(d.store, d.log), d.queueKeys),
 			[]adminserver.StrictMiddlewareFunc{httpapi.Once[adminserver.StrictHandlerFunc](admin)}, adminserver.StrictGinServerOptions{
 				RequestErrorHandlerFunc: admin.RequestError, HandlerErrorFunc: admin.HandlerError, ResponseErrorHandlerFunc: admin.ResponseError,
 			}),
@@ -324,16 +329,6 @@ func (d *Daemon) webhookRules() outbound.Rules {
 		r.Ports = append(r.Ports, uint16(p)) //nolint:gosec // config.Check bounds it
 	}
 	return r
-}
-
-// openQueue opens what events are published to.
-func (d *Daemon) openQueue() (*eventqueue.Queue, error) {
-	return eventqueue.Open(eventqueue.Options{
-		DataDir: d.cfg.DataDir, URL: d.cfg.NATSURL, Credentials: d.cfg.NATSCredentials, CA: d.cfg.NATSCA, Cert: d.cfg.NATSCert, Key: d.cfg.NATSKey,
-		Replicas: d.cfg.NATSReplicas, MaxBytes: int64(d.cfg.EventQueueSize) << 20, Log: d.log,
-		// Hints may have been lost meanwhile. Nobody should read all at the same moment.
-		Back: func() { go d.listeners.WakeAll(wakeSpread) },
-	})
 }
 
 // ready tells whether the service can do its work.
@@ -396,6 +391,9 @@ func (d *Daemon) MQTTAddr() net.Addr {
 	}
 	return d.mqttListener.Addr()
 }
+
+// QueueAddr is where services read the event queue within this process; nil if they don't.
+func (d *Daemon) QueueAddr() net.Addr { return d.queue.Addr() }
 
 // Failed gives the error of a listener that ended by itself: the service doesn't do its work any more.
 func (d *Daemon) Failed() <-chan error { return d.failed }

@@ -35,13 +35,16 @@ type listening struct {
 	parking *parking.Lot
 }
 
+// readCertificate reads the certificate that all listeners show.
+func (d *Daemon) readCertificate() (err error) {
+	if d.cfg.TLSCert != "" {
+		d.public.tls, err = newCertificate(d.cfg.TLSCert, d.cfg.TLSKey, d.log)
+	}
+	return err
+}
+
 // listen opens all listeners before anything is served, so that a start either has them all or fails.
 func (d *Daemon) listen(ctx context.Context) (err error) {
-	if d.cfg.TLSCert != "" {
-		if d.public.tls, err = newCertificate(d.cfg.TLSCert, d.cfg.TLSKey, d.log); err != nil {
-			return err
-		}
-	}
 	var lc net.ListenConfig
 	if d.public.Listener, err = lc.Listen(ctx, "tcp", d.cfg.Listen); err != nil {
 		return fmt.Errorf("listen: %w", err)

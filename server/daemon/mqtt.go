@@ -23,8 +23,8 @@ func (d *Daemon) newMQTT(access httpapi.Access, limits httpapi.Limits, trusted [
 	}
 	read := events.New(d.store)
 	d.mqtt = mqtt.New(mqtt.Options{
-		Authenticate: func(ctx context.Context, token, proof string) (mqtt.Client, error) {
-			p, s, err := access.AuthenticateMQTT(ctx, token, proof)
+		Authenticate: func(ctx context.Context, token, user string) (mqtt.Client, error) {
+			p, s, err := access.AuthenticateConnection(ctx, httpapi.MQTT, token, user)
 			return mqtt.Client{
 				Device: p.Device.ID, Account: p.AccountID, Premises: p.PremisesID, Bound: s.JKT != "", IssuedAt: s.IssuedAt, ExpiresAt: s.ExpiresAt,
 			}, err

@@ -1,17 +1,20 @@
-// Package eventqueue is the queue that events go to: NATS JetStream, as a server within this process that listens on no port, or as a
-// cluster of the operator's (SPEC §7). It owns the connection, the one stream, and what a message looks like in it.
+// Package eventqueue is the queue that events go to: NATS JetStream, as a server within this process, or as a cluster of the operator's
+// (SPEC §7). It owns the connection, the one stream, what a message looks like in it, and the accounts of NATS in which services read it.
 //
-// It knows nothing of the database and decides nothing about order: that is server/eventrelay.
+// It knows nothing of the database and decides nothing about order: that is server/eventrelay. Nor does it know tokens: who may log in to
+// read is decided by server/queueaccess.
 package eventqueue
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -49,6 +52,11 @@ type Options struct {
 	Replicas int
 	// MaxBytes bounds the stream; at most that much of the disk is used. Beyond it nothing is taken any more, and nothing is dropped.
 	MaxBytes int64
+	// Keys let services read: groupcastd logs in with them, and answers for whoever else does. Nil: it logs in with Credentials, and nobody reads.
+	Keys *Keys
+	// Listen is where services reach the queue within this process, as ADDRESS:PORT; empty is nowhere. TLS is for it; nil is plain.
+	Listen string
+	TLS    *tls.Config
 	// Back, if not nil, is called when the connection is there again after it was away; it must not block.
 	Back func()
 	Log  *slog.Logger
@@ -61,11 +69,15 @@ type Queue struct {
 	lock   *os.File       // must stay referenced: a file that the garbage collector closes is a lock that is gone
 	conn   *nats.Conn
 	js     jetstream.JetStream
+
+	system   *nats.Conn // sees all connections and ends them; nil if services don't read
+	mu       sync.Mutex
+	accounts map[models.ServiceID]bool // those that are there, within this process
 }
 
 // Open opens the queue. A cluster that is away is no error: it is tried again for as long as it takes.
 func Open(o Options) (_ *Queue, err error) {
-	q := &Queue{opts: o}
+	q := &Queue{opts: o, accounts: map[models.ServiceID]bool{}}
 	defer func() {
 		if err != nil {
 			q.Close()
@@ -76,8 +88,13 @@ func Open(o Options) (_ *Queue, err error) {
 			return nil, err
 		}
 	}
-	if err := q.connect(); err != nil {
+	if q.conn, err = q.connect(false); err != nil {
 		return nil, err
+	}
+	if q.Readable() {
+		if q.system, err = q.connect(true); err != nil {
+			return nil, err
+		}
 	}
 	if q.js, err = jetstream.New(q.conn, jetstream.WithPublishAsyncTimeout(AckTimeout), jetstream.WithDefaultTimeout(requests)); err != nil {
 		return nil, fmt.Errorf("open the event queue: %w", err)
@@ -94,14 +111,22 @@ func (q *Queue) embed() error {
 	if err := q.takeLock(dir); err != nil {
 		return err
 	}
-	s, err := server.NewServer(&server.Options{
-		ServerName: "groupcastd", DontListen: true, NoSigs: true, NoSystemAccount: true,
-		JetStream: true, StoreDir: dir, JetStreamMaxStore: q.opts.MaxBytes, JetStreamMaxMemory: maxMemory,
-		// The database is told that an event is published; so it must be on the disk by then.
-		SyncAlways: true,
-		// Without it the server takes 1000 consumers, and refuses more without a word to their owners.
-		JetStreamLimits: server.JSLimitOpts{DefaultMaxConsumers: -1},
-	})
+	o := &server.Options{}
+	if q.opts.Keys != nil {
+		if err := o.ProcessConfigString(q.opts.Keys.Configuration(nil)); err != nil {
+			return fmt.Errorf("prepare the accounts of the event queue: %w", err)
+		}
+	}
+	o.ServerName, o.NoSigs, o.NoSystemAccount = "groupcastd", true, q.opts.Keys == nil
+	o.JetStream, o.StoreDir, o.JetStreamMaxStore, o.JetStreamMaxMemory = true, dir, q.opts.MaxBytes, maxMemory
+	// The database is told that an event is published; so it must be on the disk by then.
+	o.SyncAlways = true
+	// Without it the server takes 1000 consumers, and refuses more without a word to their owners.
+	o.JetStreamLimits = server.JSLimitOpts{DefaultMaxConsumers: -1}
+	if err := q.listen(o); err != nil {
+		return err
+	}
+	s, err := server.NewServer(o)
 	if err != nil {
 		return fmt.Errorf("data-dir: start the event queue in %s: %w", dir, err)
 	}
@@ -110,6 +135,9 @@ func (q *Queue) embed() error {
 	go s.Start()
 	if !s.ReadyForConnections(startTimeout) || !s.JetStreamEnabled() {
 		return fmt.Errorf("data-dir: the event queue in %s doesn't start; the lines before this one say why", dir)
+	}
+	if q.opts.Listen != "" && s.Addr() == nil {
+		return fmt.Errorf("nats-listen: can't listen on %s; the lines before this one say why", q.opts.Listen)
 	}
 	return nil
 }
@@ -133,22 +161,29 @@ func (q *Queue) takeLock(dir string) error {
 	return nil
 }
 
-func (q *Queue) connect() (err error) {
+// connect connects as who publishes, or as who sees all connections.
+func (q *Queue) connect(system bool) (*nats.Conn, error) {
 	o := []nats.Option{
 		nats.Name("groupcastd"), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.ReconnectWait(500 * time.Millisecond),
 		nats.ReconnectJitter(500*time.Millisecond, time.Second),
 		nats.ReconnectBufSize(-1), // what can't be sent now fails now; the database remembers it
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			if err != nil {
+			if err != nil && !system {
 				q.opts.Log.Warn("the event queue is away; events wait in the database", "error", err)
 			}
 		}),
 		nats.ReconnectHandler(func(*nats.Conn) {
+			if system {
+				return
+			}
 			q.opts.Log.Info("the event queue is back")
 			if q.opts.Back != nil {
 				q.opts.Back()
 			}
 		}),
+	}
+	if q.opts.Keys != nil {
+		o = append(o, q.opts.Keys.Login(system))
 	}
 	if q.server != nil {
 		o = append(o, nats.InProcessServer(q.server))
@@ -165,10 +200,11 @@ func (q *Queue) connect() (err error) {
 			o = append(o, f.option())
 		}
 	}
-	if q.conn, err = nats.Connect(q.opts.URL, o...); err != nil {
-		return fmt.Errorf("nats-url: connect to the event queue: %w", err)
+	conn, err := nats.Connect(q.opts.URL, o...)
+	if err != nil {
+		return nil, fmt.Errorf("nats-url: connect to the event queue: %w", err)
 	}
-	return nil
+	return conn, nil
 }
 
 // Prepare sees to it that the stream is there as it has to be, and names this stream: one that was lost and made anew has another name.
@@ -227,9 +263,12 @@ func AccountSubject(of models.EventStream) string {
 	return "gc.a." + string(of.AccountID) + "." + string(of.GroupID)
 }
 
+// servicePrefix begins all that a service may read.
+func servicePrefix(service models.ServiceID) string { return "gc.s." + string(service) + "." }
+
 // LinkSubject is below what a service reads about one account: group is empty for the events of the link itself.
 func LinkSubject(service models.ServiceID, serviceAccountID models.ID, group models.GroupID) string {
-	subject := "gc.s." + string(service) + "." + serviceAccountID.String() + "."
+	subject := servicePrefix(service) + serviceAccountID.String() + "."
 	if group == "" {
 		return subject + "link"
 	}
@@ -247,7 +286,7 @@ func (q *Queue) Publish(subject, id string, body []byte) (jetstream.PubAckFuture
 
 // Forget removes all that a service could read about an account by a link that ended.
 func (q *Queue) Forget(ctx context.Context, service models.ServiceID, serviceAccountID models.ID) error {
-	return q.purge(ctx, "gc.s."+string(service)+"."+serviceAccountID.String()+".>")
+	return q.purge(ctx, servicePrefix(service)+serviceAccountID.String()+".>")
 }
 
 func (q *Queue) purge(ctx context.Context, subject string) error {
@@ -288,8 +327,10 @@ func (q *Queue) Conn() *nats.Conn { return q.conn }
 
 // Close ends the connection and the queue within this process.
 func (q *Queue) Close() {
-	if q.conn != nil {
-		q.conn.Close()
+	for _, c := range []*nats.Conn{q.conn, q.system} {
+		if c != nil {
+			c.Close()
+		}
 	}
 	if q.server != nil {
 		q.server.Shutdown()
@@ -299,24 +340,3 @@ func (q *Queue) Close() {
 		_ = q.lock.Close()
 	}
 }
-
-// natsLog passes on what the server within this process has to say: its notices are details to us.
-type natsLog struct{ log *slog.Logger }
-
-func (l natsLog) Noticef(format string, v ...any) {
-	l.log.Debug("event queue", "notice", fmt.Sprintf(format, v...))
-}
-
-func (l natsLog) Warnf(format string, v ...any) {
-	l.log.Warn("event queue", "warning", fmt.Sprintf(format, v...))
-}
-
-func (l natsLog) Errorf(format string, v ...any) {
-	l.log.Error("event queue", "error", fmt.Sprintf(format, v...))
-}
-
-func (l natsLog) Fatalf(format string, v ...any) {
-	l.log.Error("event queue", "error", fmt.Sprintf(format, v...))
-}
-func (l natsLog) Debugf(string, ...any) {}
-func (l natsLog) Tracef(string, ...any) {}

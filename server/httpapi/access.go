@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -54,21 +55,33 @@ func (a Access) Authenticate(r *http.Request) (models.Principal, error) {
 	return p, err
 }
 
-// The method and the path that a proof names for a connection over MQTT.
-const (
-	methodMQTT = "MQTT"
-	pathMQTT   = "/mqtt"
+// Protocol is one over which events are heard besides HTTP. A proof of possession for a connection names it as the method, and where it would be
+// below the service's URL.
+type Protocol struct {
+	method, path string
+	kind         models.Kind
+	scopes       []string // one of them is needed
+	refusal      string
+}
+
+// The protocols.
+var (
+	MQTT = Protocol{"MQTT", "/mqtt", models.KindDevice, []string{models.ScopeNotify}, "MQTT is for devices whose token has the scope gc:notify."}
+	NATS = Protocol{
+		"NATS", "/nats", models.KindService, []string{models.ScopeNotify, models.ScopeEvents}, "The queue is for services whose token has the scope gc:events or gc:notify.",
+	}
 )
 
-// AuthenticateMQTT tells who connects over MQTT with a token, and with a proof of possession unless that is empty. Only devices do.
-func (a Access) AuthenticateMQTT(ctx context.Context, token, proof string) (models.Principal, tokens.Subject, error) {
+// AuthenticateConnection tells who connects with a token under a user name. That is a proof of possession if it has the three parts of one, and else
+// any word.
+func (a Access) AuthenticateConnection(ctx context.Context, to Protocol, token, user string) (models.Principal, tokens.Subject, error) {
 	scheme, proofs := schemeBare, []string(nil)
-	if proof != "" {
-		scheme, proofs = schemeDPoP, []string{proof}
+	if strings.Count(user, ".") == 2 {
+		scheme, proofs = schemeDPoP, []string{user}
 	}
-	p, subject, _, err := a.verify(ctx, scheme, dpop.Request{Proofs: proofs, Method: methodMQTT, Path: pathMQTT, Token: token})
-	if err == nil && (p.Kind != models.KindDevice || !p.HasScope("gc:notify")) {
-		err = models.Errorf(models.CodeForbidden, "MQTT is for devices whose token has the scope gc:notify.")
+	p, subject, _, err := a.verify(ctx, scheme, dpop.Request{Proofs: proofs, Method: to.method, Path: to.path, Token: token})
+	if err == nil && (p.Kind != to.kind || !slices.ContainsFunc(to.scopes, p.HasScope)) {
+		err = models.Errorf(models.CodeForbidden, "%s", to.refusal)
 	}
 	return p, subject, err
 }

@@ -61,8 +61,8 @@ func (c *Client) holds(d models.Device) bool {
 
 // Options say where the edge reads, and what it takes.
 type Options struct {
-	// Authenticate tells who presents a token, with a proof of possession or without ("").
-	Authenticate func(ctx context.Context, token, proof string) (Client, error)
+	// Authenticate tells who presents a token under a user name, which may be a proof of possession.
+	Authenticate func(ctx context.Context, token, user string) (Client, error)
 	// Devices reads those of the devices that exist.
 	Devices func(context.Context, []models.ID) ([]models.Device, error)
 	// State reads a group, and After a part of a stream.
@@ -244,13 +244,9 @@ func (e *Edge) handshake(conn net.Conn) (*session, Reason) {
 	case !e.o.AllowSource(remote(conn)):
 		return refuse(packets.ErrRefusedServerUnavailable, RateLimited)
 	}
-	proof := ""
-	if isProof(c.Username) {
-		proof = c.Username
-	}
 	ctx, cancel := context.WithTimeout(e.life, readTimeout)
 	defer cancel()
-	client, err := e.o.Authenticate(ctx, string(c.Password), proof)
+	client, err := e.o.Authenticate(ctx, string(c.Password), c.Username)
 	if err != nil {
 		known, isKnown := errors.AsType[*models.Error](err)
 		if isKnown && (known.Code == models.CodeUnauthenticated || known.Code == models.CodeForbidden) {

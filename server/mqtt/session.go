@@ -59,9 +59,6 @@ type subscription struct {
 	told  bool  // something was
 }
 
-// isProof tells a proof of possession from a plain user name.
-func isProof(username string) bool { return strings.Count(username, ".") == 2 }
-
 // validText tells whether a text may stand in a packet (§1.5.3).
 func validText(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
 

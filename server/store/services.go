@@ -156,6 +156,15 @@ func (tx *Tx) PlacesBeyond(l models.Link) ([]Place, error) {
 		string(l.ServiceID), int64(l.ServiceAccountID), scopeArg(models.ScopeRegister))
 }
 
+// ServiceIDs reads the names of all services, sorted.
+func (s *Store) ServiceIDs(ctx context.Context) (all []models.ServiceID, err error) {
+	err = s.reading(ctx, func(tx *Tx) error {
+		all, err = list(tx, scanInto[models.ServiceID], "SELECT id FROM services ORDER BY id")
+		return err
+	})
+	return all, err
+}
+
 // LinkPage reads up to limit live links of an account after a service's id, sorted by that.
 func (s *Store) LinkPage(ctx context.Context, account models.AccountID, after string, limit int) (all []models.NamedLink, err error) {
 	err = s.reading(ctx, func(tx *Tx) error {
