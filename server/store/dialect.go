@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/mattn/go-sqlite3"
@@ -28,6 +29,8 @@ type dialect struct {
 	writing, reading *sql.TxOptions
 	// classify tells what kind of failure an error of the driver is.
 	classify func(err error) failureKind
+	// written are the statements by their texts, see text.
+	written sync.Map
 }
 
 type failureKind int

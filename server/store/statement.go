@@ -19,13 +19,22 @@ import (
 //	{among texts}
 func (tx *Tx) text(t string) string {
 	if strings.Contains(t, "{") {
-		d := tx.store.dialect
-		t = strings.NewReplacer("{now}", d.now, "{among bigints}", d.oneOf("bigint"), "{among texts}", d.oneOf("text")).Replace(t)
+		t = tx.store.dialect.write(t)
 	}
 	if tx.store.opts.OnStatement != nil {
 		tx.store.opts.OnStatement(t)
 	}
 	return t
+}
+
+// write writes a statement for the database, and remembers it: there are as many as the program has.
+func (d *dialect) write(t string) string {
+	if known, ok := d.written.Load(t); ok {
+		return known.(string) //nolint:forcetypeassert // nothing else is stored
+	}
+	w := strings.NewReplacer("{now}", d.now, "{among bigints}", d.oneOf("bigint"), "{among texts}", d.oneOf("text")).Replace(t)
+	d.written.Store(t, w)
+	return w
 }
 
 // exec runs a statement and counts the rows it changed.
