@@ -8,18 +8,22 @@ package eventqueue
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nuid"
 	"golang.org/x/sys/unix"
 
 	"github.com/groupcast/groupcast/models"
@@ -32,6 +36,8 @@ const (
 	Retention = 24 * time.Hour
 	// AckTimeout is how long an acknowledgement may take. A message whose acknowledgement got lost is sent again.
 	AckTimeout = 5 * time.Second
+	// MaxTogether is how many messages go in one batch at most: half of what a server takes that wasn't told otherwise.
+	MaxTogether = 500
 
 	// maxMemory is what the server within this process may take for streams in memory, of which there are none.
 	maxMemory    = 64 << 20
@@ -73,6 +79,7 @@ type Queue struct {
 	system   *nats.Conn // sees all connections and ends them; nil if services don't read
 	mu       sync.Mutex
 	accounts map[models.ServiceID]bool // those that are there, within this process
+	old      atomic.Bool               // it takes no batches
 }
 
 // Open opens the queue. A cluster that is away is no error: it is tried again for as long as it takes.
@@ -216,11 +223,12 @@ func (q *Queue) Prepare(ctx context.Context) (identity string, err error) {
 		Name: StreamName, Subjects: []string{"gc.a.>", "gc.s.>"}, Storage: jetstream.FileStorage,
 		// What doesn't fit is refused and waits in the database; nothing is dropped to make room.
 		Retention: jetstream.LimitsPolicy, Discard: jetstream.DiscardNew, MaxAge: Retention, MaxBytes: q.opts.MaxBytes,
-		Replicas: max(q.opts.Replicas, 1), MaxConsumers: -1, AllowDirect: true,
+		Replicas: max(q.opts.Replicas, 1), MaxConsumers: -1, AllowDirect: true, AllowAtomicPublish: true,
 	}
 	s, err := q.js.Stream(ctx, StreamName)
 	if err == nil {
-		if have := s.CachedInfo().Config; have.MaxBytes != want.MaxBytes || have.Replicas != want.Replicas {
+		have := s.CachedInfo().Config
+		if have.MaxBytes != want.MaxBytes || have.Replicas != want.Replicas || !have.AllowAtomicPublish && !q.old.Load() {
 			s, err = q.js.UpdateStream(ctx, want)
 		}
 	} else if errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -229,6 +237,7 @@ func (q *Queue) Prepare(ctx context.Context) (identity string, err error) {
 	if err != nil {
 		return "", fmt.Errorf("prepare the stream %s: %w", StreamName, err)
 	}
+	q.old.Store(!s.CachedInfo().Config.AllowAtomicPublish) // a server before 2.12 leaves out what it doesn't know
 	if q.server != nil {
 		// A write that failed once makes the server refuse all to come, and acknowledges none, until its storage begins anew. A purge of nothing
 		// is how one learns of it.
@@ -275,13 +284,69 @@ func LinkSubject(service models.ServiceID, serviceAccountID models.ID, group mod
 	return subject + string(group)
 }
 
-// Publish sends a message; whether the queue has it, the future tells. The id lets the queue drop what it has already.
-func (q *Queue) Publish(subject, id string, body []byte) (jetstream.PubAckFuture, error) {
-	m := nats.NewMsg(subject)
-	m.Header.Set("content-type", "application/cloudevents+json")
-	m.Data = body
+// Message is what an event is for one of those whom it concerns. The id lets the queue drop what it has already.
+type Message struct {
+	Subject, ID string
+	Body        []byte
+}
+
+func (m Message) nats() *nats.Msg {
+	n := nats.NewMsg(m.Subject)
+	n.Header.Set("content-type", "application/cloudevents+json")
+	n.Header.Set(jetstream.MsgIDHeader, m.ID)
+	n.Header.Set(jetstream.ExpectedStreamHeader, StreamName)
+	n.Data = m.Body
+	return n
+}
+
+// Publish sends a message; whether the queue has it, the future tells.
+func (q *Queue) Publish(m Message) (jetstream.PubAckFuture, error) {
 	// The client's own retries would let a later message overtake this one.
-	return q.js.PublishMsgAsync(m, jetstream.WithMsgID(id), jetstream.WithExpectStream(StreamName), jetstream.WithRetryAttempts(0))
+	return q.js.PublishMsgAsync(m.nats(), jetstream.WithRetryAttempts(0))
+}
+
+// ErrOneByOne says that the queue has none of some messages, and takes them only one by one: one of them is there already, or doesn't fit, or the
+// server is older than batches.
+var ErrOneByOne = errors.New("the queue doesn't take these messages as one batch")
+
+// PublishTogether sends at most MaxTogether messages of which the queue takes all, in this order and one after the other, or none (NATS ADR-50). The
+// server within this process writes them to the disk together, so it costs about as much as a few messages do.
+func (q *Queue) PublishTogether(ctx context.Context, all []Message) error {
+	if q.old.Load() || len(all) > MaxTogether {
+		return ErrOneByOne
+	}
+	id := nuid.Next()
+	for i, m := range all {
+		n := m.nats()
+		n.Header.Set("Nats-Batch-Id", id)
+		n.Header.Set("Nats-Batch-Sequence", strconv.Itoa(i+1))
+		if i < len(all)-1 { // what becomes of it, the answer to the last one tells
+			if err := q.conn.PublishMsg(n); err != nil {
+				return err
+			}
+			continue
+		}
+		n.Header.Set("Nats-Batch-Commit", "1")
+		answer, err := q.conn.RequestMsgWithContext(ctx, n)
+		if err != nil {
+			return err
+		}
+		var ack struct {
+			Error *jetstream.APIError `json:"error"`
+			Batch string              `json:"batch"`
+			Count int                 `json:"count"`
+		}
+		if err := json.Unmarshal(answer.Data, &ack); err != nil {
+			return fmt.Errorf("read the answer to a batch: %w", err)
+		}
+		if ack.Error != nil {
+			return fmt.Errorf("%w: %w", ErrOneByOne, ack.Error)
+		}
+		if ack.Batch != id || ack.Count != len(all) {
+			return fmt.Errorf("the answer to a batch of %d is about %d of another", len(all), ack.Count)
+		}
+	}
+	return nil
 }
 
 // Forget removes all that a service could read about an account by a link that ended.

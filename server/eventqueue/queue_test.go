@@ -178,7 +178,7 @@ func TestAClusterThatAsksWhoCalls(t *testing.T) {
 	defer q.Close()
 	_, err = q.Prepare(ctx)
 	require.NoError(t, err)
-	future, err := q.Publish(eventqueue.AccountSubject(models.EventStream{AccountID: "a_1"}), "1", []byte("{}"))
+	future, err := q.Publish(eventqueue.Message{Subject: eventqueue.AccountSubject(models.EventStream{AccountID: "a_1"}), ID: "1", Body: []byte("{}")})
 	require.NoError(t, err)
 	select {
 	case <-future.Ok():
@@ -218,4 +218,49 @@ func TestAClusterThatAsksWhoCalls(t *testing.T) {
 		})
 	}
 	require.NotContains(t, log.b.String(), "SEED")
+}
+
+// TestMessagesThatGoTogether: all of them are there, one after the other, or none is.
+func TestMessagesThatGoTogether(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	q, err := eventqueue.Open(eventqueue.Options{DataDir: t.TempDir(), MaxBytes: 256 << 10, Log: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	defer q.Close()
+	js, err := jetstream.New(q.Conn())
+	require.NoError(t, err)
+	// A stream of a service that made none of batches yet.
+	_, err = js.CreateStream(ctx, jetstream.StreamConfig{
+		Name: eventqueue.StreamName, Subjects: []string{"gc.a.>", "gc.s.>"}, Discard: jetstream.DiscardNew, MaxBytes: 256 << 10, MaxConsumers: -1,
+	})
+	require.NoError(t, err)
+	_, err = q.Prepare(ctx)
+	require.NoError(t, err)
+	some := func(group string, n, size int) (all []eventqueue.Message) {
+		for i := range n {
+			all = append(all, eventqueue.Message{
+				Subject: eventqueue.AccountSubject(models.EventStream{AccountID: "a_1", GroupID: models.GroupID(group)}),
+				ID:      fmt.Sprint(group, "/", i), Body: bytes.Repeat([]byte{'x'}, size),
+			})
+		}
+		return all
+	}
+	kept := func() (ids []string) {
+		s, err := js.Stream(ctx, eventqueue.StreamName)
+		require.NoError(t, err)
+		for seq := uint64(1); seq <= s.CachedInfo().State.LastSeq; seq++ {
+			m, err := s.GetMsg(ctx, seq)
+			require.NoError(t, err)
+			ids = append(ids, m.Header.Get(jetstream.MsgIDHeader))
+		}
+		return ids
+	}
+	require.NoError(t, q.PublishTogether(ctx, some("g_1", 3, 10)))
+	require.NoError(t, q.PublishTogether(ctx, some("g_2", 2, 10)))
+	there := []string{"g_1/0", "g_1/1", "g_1/2", "g_2/0", "g_2/1"}
+	require.Equal(t, there, kept())
+	require.ErrorIs(t, q.PublishTogether(ctx, append(some("g_3", 2, 10), some("g_1", 1, 10)...)), eventqueue.ErrOneByOne, "one is there already")
+	require.ErrorIs(t, q.PublishTogether(ctx, some("g_4", 10, 64<<10)), eventqueue.ErrOneByOne, "they don't fit")
+	require.ErrorIs(t, q.PublishTogether(ctx, some("g_5", eventqueue.MaxTogether+1, 1)), eventqueue.ErrOneByOne, "too many")
+	require.Equal(t, there, kept())
 }

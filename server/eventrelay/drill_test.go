@@ -34,12 +34,12 @@ type faulty struct {
 
 var errDead = errors.New("the process is dead")
 
-func (f *faulty) Publish(subject, id string, body []byte) (jetstream.PubAckFuture, error) {
+func (f *faulty) Publish(m eventqueue.Message) (jetstream.PubAckFuture, error) {
 	if f.beforePublish != nil && f.beforePublish() {
 		f.die()
 		return nil, errDead
 	}
-	future, err := f.Queue.Publish(subject, id, body)
+	future, err := f.Queue.Publish(m)
 	if err != nil || f.afterAck == nil {
 		return future, err
 	}
@@ -53,6 +53,18 @@ func (f *faulty) Publish(subject, id string, body []byte) (jetstream.PubAckFutur
 	case err := <-future.Err():
 		return nil, err
 	}
+}
+
+func (f *faulty) PublishTogether(ctx context.Context, all []eventqueue.Message) error {
+	if f.beforePublish != nil && f.beforePublish() {
+		f.die()
+		return errDead
+	}
+	if err := f.Queue.PublishTogether(ctx, all); err != nil || f.afterAck == nil || !f.afterAck() {
+		return err
+	}
+	f.die()
+	return errDead
 }
 
 // acknowledged is a future whose acknowledgement came already.
@@ -72,23 +84,27 @@ func crashes(t *testing.T, db *storetest.DB, fault func(f *faulty, now func() bo
 	t.Helper()
 	q := queue(t, eventqueue.Options{})
 	l := newLife(t, db)
-	for range *rounds {
+	for round := range *rounds {
 		l.happen(t, 20)
 		dead := make(chan struct{})
 		running, cancel := context.WithCancel(ctx)
 		var n atomic.Int32
 		var once sync.Once
 		f := &faulty{Queue: q, die: func() { once.Do(func() { cancel(); close(dead) }) }}
-		fault(f, func() bool { return n.Add(1) == 7 })
+		// The first is many events together, later ones are few.
+		fault(f, func() bool { return n.Add(1) == int32(1+2*(round%2)) })
 		r := eventrelay.New(db.Store, f, quiet, nil)
 		ended := make(chan struct{})
 		go func() { defer close(ended); r.Run(running) }()
-		l.happen(t, 5)
-		select {
-		case <-dead:
-		case <-time.After(patience):
-			t.Fatal("the relay published nothing")
-		}
+		require.Eventually(t, func() bool {
+			l.happen(t, 1)
+			select {
+			case <-dead:
+				return true
+			default:
+				return false
+			}
+		}, patience, time.Millisecond, "the relay published nothing")
 		<-ended
 		waits, err := db.EventBacklog(ctx)
 		require.NoError(t, err)

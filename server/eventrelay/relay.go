@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -25,8 +26,15 @@ import (
 const (
 	// lookEvery is how often the relay looks by itself: hints may get lost.
 	lookEvery = time.Second
+	// many is from how many messages on a batch costs less than one after the other: for a batch the server within this process makes files of its
+	// own. Where so many events came since the last look, the next one comes gather after that, so that a batch is worth it. 200 events a
+	// second are not so many.
+	many   = 16
+	gather = 50 * time.Millisecond
 	// batch bounds the events of one look.
 	batch = 500
+	// recordEvery is how long it may take until the database is told what the queue has. Whoever dies before that leaves it to be sent twice.
+	recordEvery = 50 * time.Millisecond
 	// retryAfter is how long it waits after something failed.
 	retryAfter = 500 * time.Millisecond
 	// notifyEvery spreads notifications of other replicas; one always follows the last event.
@@ -41,7 +49,8 @@ const (
 // Queue is what the relay publishes to.
 type Queue interface {
 	Prepare(ctx context.Context) (identity string, err error)
-	Publish(subject, id string, body []byte) (jetstream.PubAckFuture, error)
+	Publish(m eventqueue.Message) (jetstream.PubAckFuture, error)
+	PublishTogether(ctx context.Context, all []eventqueue.Message) error
 	Forget(ctx context.Context, service models.ServiceID, serviceAccountID models.ID) error
 	Kept(ctx context.Context, service models.ServiceID, serviceAccountID models.ID) ([]models.GroupID, error)
 	ForgetGroup(ctx context.Context, service models.ServiceID, serviceAccountID models.ID, group models.GroupID) error
@@ -141,8 +150,18 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
+// leading is what a relay knows while it leads.
+type leading struct {
+	*Relay
+	// published are the events that the queue has and the database hasn't been told of; recording are those that it is being told of, of which
+	// recorded says what became. A look leaves both out.
+	published, recording []int64
+	recorded             chan error // nil while nothing is being told
+	due                  *time.Timer
+}
+
 // lead publishes until the leadership or the context ends, or something fails.
-func (r *Relay) lead(ctx context.Context, l *store.Leadership, working func()) error {
+func (r *Relay) lead(ctx context.Context, l *store.Leadership, working func()) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if l.Lost != nil {
@@ -160,41 +179,112 @@ func (r *Relay) lead(ctx context.Context, l *store.Leadership, working func()) e
 	look, sweep := time.NewTicker(lookEvery), time.NewTicker(sweepEvery)
 	defer look.Stop()
 	defer sweep.Stop()
+	by := &leading{Relay: r, due: time.NewTimer(recordEvery)}
+	defer by.due.Stop()
+	// What was acknowledged is recorded in any case, or it would be sent again for nothing.
+	defer func() { err = errors.Join(err, by.settle(ctx)) }()
 	prepared := false
 	for {
 		if !prepared {
 			if err := r.prepare(ctx); err != nil {
-				return errors.Join(err, r.report(ctx))
+				return errors.Join(err, by.report(ctx))
 			}
 			prepared = true
 		}
-		n, err := r.publishSome(ctx)
+		began := time.Now()
+		n, err := by.publishSome(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
 		if err != nil {
-			return errors.Join(err, r.report(ctx))
+			return errors.Join(err, by.report(ctx))
 		}
 		working()
-		if n == batch {
-			continue
+		for wait := n < batch; wait; {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-r.wake:
+				wait = false
+			case <-l.Woken:
+				wait = false
+			case err := <-by.recorded:
+				if err := by.told(err); err != nil {
+					return err
+				}
+			case <-by.due.C:
+				by.record(ctx)
+			case <-look.C:
+				if err := by.report(ctx); err != nil {
+					return err
+				}
+				wait = false
+			case <-sweep.C:
+				prepared = false // somebody may have removed the stream meanwhile
+				if _, err := r.store.SweepEvents(ctx, sweepBatch); err != nil {
+					return fmt.Errorf("remove old events: %w", err)
+				}
+				wait = false
+			}
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-r.wake:
-		case <-l.Woken:
-		case <-look.C:
-			if err := r.report(ctx); err != nil {
-				return err
-			}
-		case <-sweep.C:
-			prepared = false // somebody may have removed the stream meanwhile
-			if _, err := r.store.SweepEvents(ctx, sweepBatch); err != nil {
-				return fmt.Errorf("remove old events: %w", err)
-			}
+		if n >= many && n < batch {
+			sleep(ctx, gather-time.Since(began))
 		}
 	}
+}
+
+// acknowledged notes that the queue has events. It has the database told of them a little later, for many at once, and beside what is published.
+func (l *leading) acknowledged(ctx context.Context, ids []int64) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	if len(l.published) == 0 {
+		l.due.Reset(recordEvery)
+	}
+	l.published = append(l.published, ids...)
+	l.metrics.published.Add(float64(len(ids)))
+	if len(l.published) < batch {
+		return nil
+	}
+	if l.recorded != nil {
+		if err := l.told(<-l.recorded); err != nil {
+			return err
+		}
+	}
+	l.record(ctx)
+	return nil
+}
+
+// record begins to tell the database, unless that is going on: then it happens again.
+func (l *leading) record(ctx context.Context) {
+	switch {
+	case l.recorded != nil:
+		l.due.Reset(recordEvery)
+	case len(l.published) > 0:
+		l.recording, l.published, l.recorded = l.published, nil, make(chan error, 1)
+		go func(told chan<- error, ids []int64) { told <- l.store.MarkPublished(context.WithoutCancel(ctx), ids) }(l.recorded, l.recording)
+	}
+}
+
+// told takes what became of telling.
+func (l *leading) told(err error) error {
+	if l.recording, l.recorded = nil, nil; err != nil {
+		return fmt.Errorf("record what was published: %w", err)
+	}
+	return nil
+}
+
+// settle tells the database all, and waits for it.
+func (l *leading) settle(ctx context.Context) error {
+	var before error
+	if l.recorded != nil {
+		before = l.told(<-l.recorded)
+	}
+	l.record(ctx)
+	if l.recorded == nil {
+		return before
+	}
+	return errors.Join(before, l.told(<-l.recorded))
 }
 
 // prepare makes sure of the stream, and begins again with all events that are still there if it is a new one.
@@ -214,42 +304,76 @@ func (r *Relay) prepare(ctx context.Context) error {
 }
 
 // report tells how many events wait, and says so aloud if they do for long.
-func (r *Relay) report(ctx context.Context) error {
-	b, err := r.store.EventBacklog(ctx)
+func (l *leading) report(ctx context.Context) error {
+	if err := l.settle(ctx); err != nil {
+		return err
+	}
+	b, err := l.store.EventBacklog(ctx)
 	if err != nil {
 		return fmt.Errorf("count the events that wait: %w", err)
 	}
-	r.metrics.waiting.Set(float64(b.Count))
-	r.metrics.oldest.Set(b.Oldest.Seconds())
+	l.metrics.waiting.Set(float64(b.Count))
+	l.metrics.oldest.Set(b.Oldest.Seconds())
 	late := b.Oldest > lateAfter
-	if late && !r.late {
-		r.log.ErrorContext(ctx, "events have been waiting to be published for too long; is the queue away or full?", "waiting", b.Count, "oldest", b.Oldest)
+	if late && !l.late {
+		l.log.ErrorContext(ctx, "events have been waiting to be published for too long; is the queue away or full?", "waiting", b.Count, "oldest", b.Oldest)
 	}
-	r.late = late
+	l.late = late
 	return nil
 }
 
-// message is one of the messages that an event becomes: one for the account, and one for each service it concerns.
-type message struct {
-	subject, id string
-	body        []byte
+// pending is an event with the messages that it becomes: one for the account, and one for each service that hears it.
+type pending struct {
+	store.WaitingEvent
+	messages []eventqueue.Message
 }
 
 // publishSome publishes the oldest events that wait, at most a batch of them.
-//
-// It goes in waves with at most one event of each stream, so that the next is not on its way before the last was acknowledged: a queue
-// that changes its leader would swap them.
-func (r *Relay) publishSome(ctx context.Context) (int, error) {
-	waiting, err := r.store.UnpublishedEvents(ctx, batch)
-	if err != nil || len(waiting) == 0 {
-		return 0, err
-	}
-	links, err := r.links(ctx, waiting)
+func (l *leading) publishSome(ctx context.Context) (int, error) {
+	waiting, err := l.store.UnpublishedEvents(ctx, batch, slices.Concat(l.recording, l.published))
 	if err != nil {
 		return 0, err
 	}
-	for rest := waiting; len(rest) > 0; {
-		var wave, later []store.StoredEvent
+	var part []pending
+	size := 0
+	for _, e := range waiting {
+		messages, err := l.messages(ctx, e)
+		if err != nil {
+			return 0, err
+		}
+		if len(part) > 0 && size+len(messages) > eventqueue.MaxTogether {
+			if err := l.publish(ctx, part, size); err != nil {
+				return 0, err
+			}
+			part, size = nil, 0
+		}
+		part, size = append(part, pending{e, messages}), size+len(messages)
+	}
+	return len(waiting), l.publish(ctx, part, size)
+}
+
+// publish sends events as one batch, which the queue takes as it is, or else in waves with at most one event of each stream, so that the next is
+// not on its way before the last was acknowledged: a queue that changes its leader would swap them.
+func (l *leading) publish(ctx context.Context, all []pending, messages int) error {
+	if messages >= many {
+		together := make([]eventqueue.Message, 0, messages)
+		ids := make([]int64, len(all))
+		for i, e := range all {
+			ids[i] = e.ID
+			together = append(together, e.messages...)
+		}
+		bounded, cancel := context.WithTimeout(ctx, eventqueue.AckTimeout)
+		err := l.queue.PublishTogether(bounded, together)
+		cancel()
+		if err == nil {
+			return l.acknowledged(ctx, ids)
+		}
+		if !errors.Is(err, eventqueue.ErrOneByOne) {
+			return fmt.Errorf("publish %d events: %w", len(all), err)
+		}
+	}
+	for rest := all; len(rest) > 0; {
+		var wave, later []pending
 		on := map[models.EventStream]bool{}
 		for _, e := range rest {
 			if on[e.EventStream] {
@@ -259,48 +383,21 @@ func (r *Relay) publishSome(ctx context.Context) (int, error) {
 			on[e.EventStream] = true
 			wave = append(wave, e)
 		}
-		acknowledged, err := r.publish(ctx, wave, links)
-		// What was acknowledged is recorded in any case, or it would be sent again for nothing.
-		if e := r.store.MarkPublished(context.WithoutCancel(ctx), acknowledged); e != nil {
-			return 0, errors.Join(err, fmt.Errorf("record what was published: %w", e))
+		ids, err := l.send(ctx, wave)
+		if err := errors.Join(err, l.acknowledged(ctx, ids)); err != nil {
+			return err
 		}
-		if err != nil {
-			return 0, err
-		}
-		r.metrics.published.Add(float64(len(acknowledged)))
 		rest = later
 	}
-	return len(waiting), nil
+	return nil
 }
 
-// links reads who may hear the events. It comes after the events were read: an event that comes after the end of a link is published after that
-// was, to whoever is linked then.
-func (r *Relay) links(ctx context.Context, waiting []store.StoredEvent) (map[models.AccountID][]models.Link, error) {
-	var accounts []models.AccountID
-	of := map[models.AccountID][]models.Link{}
-	for _, e := range waiting {
-		if _, known := of[e.AccountID]; !known {
-			of[e.AccountID] = nil
-			accounts = append(accounts, e.AccountID)
-		}
-	}
-	all, err := r.store.LinksOf(ctx, accounts)
-	for _, l := range all {
-		of[l.AccountID] = append(of[l.AccountID], l)
-	}
-	return of, err
-}
-
-// publish sends the messages of events of different streams, and gives the ids of those whose messages were all acknowledged.
-func (r *Relay) publish(ctx context.Context, wave []store.StoredEvent, links map[models.AccountID][]models.Link) (acknowledged []int64, err error) {
+// send sends the messages of events of different streams, and gives the ids of those whose messages were all acknowledged.
+func (l *leading) send(ctx context.Context, wave []pending) (acknowledged []int64, err error) {
 	futures := make([][]jetstream.PubAckFuture, len(wave))
 	for i, e := range wave {
-		messages, err := r.messages(ctx, e.Event, links[e.AccountID])
-		if err != nil {
-			return nil, err
-		}
-		for _, m := range messages {
-			f, err := r.queue.Publish(m.subject, m.id, m.body)
+		for _, m := range e.messages {
+			f, err := l.queue.Publish(m)
 			if err != nil {
 				return nil, fmt.Errorf("publish event %d: %w", e.ID, err)
 			}
@@ -311,7 +408,7 @@ func (r *Relay) publish(ctx context.Context, wave []store.StoredEvent, links map
 	ctx, cancel := context.WithTimeout(ctx, eventqueue.AckTimeout)
 	defer cancel()
 	for i, e := range wave {
-		if failed := r.await(ctx, futures[i]); failed != nil {
+		if failed := l.await(ctx, futures[i]); failed != nil {
 			err = errors.Join(err, fmt.Errorf("publish event %d: %w", e.ID, failed))
 			continue
 		}
@@ -337,8 +434,8 @@ func (r *Relay) await(ctx context.Context, futures []jetstream.PubAckFuture) err
 }
 
 // messages writes an event for those whom it concerns. When a link ends, what its service could read goes first.
-func (r *Relay) messages(ctx context.Context, e models.Event, links []models.Link) ([]message, error) {
-	body, err := events.JSON(e, events.Listener{})
+func (r *Relay) messages(ctx context.Context, e store.WaitingEvent) ([]eventqueue.Message, error) {
+	body, err := events.JSON(e.Event, events.Listener{})
 	if err != nil {
 		return nil, err
 	}
@@ -346,32 +443,34 @@ func (r *Relay) messages(ctx context.Context, e models.Event, links []models.Lin
 	if stream == "" {
 		stream = "account"
 	}
-	all := []message{{eventqueue.AccountSubject(e.EventStream), fmt.Sprintf("%s/%s/%d", e.AccountID, stream, e.Rev), body}}
+	all := []eventqueue.Message{{Subject: eventqueue.AccountSubject(e.EventStream), ID: fmt.Sprintf("%s/%s/%d", e.AccountID, stream, e.Rev), Body: body}}
+	hearers := e.Hearers
 	if e.Type == models.EventLinkRevoked {
 		if err := r.queue.Forget(ctx, e.Link.ServiceID, e.Link.ServiceAccountID); err != nil {
 			return nil, fmt.Errorf("remove what %s could read: %w", e.Link.ServiceID, err)
 		}
-		links = []models.Link{e.Link.Link}
+		hearers = []models.Link{e.Link.Link}
 	}
 	if e.Type == models.EventLinkGranted {
-		if err := r.forgetUncovered(ctx, e, links); err != nil {
+		if err := r.forgetUncovered(ctx, e.Link.Link); err != nil {
 			return nil, fmt.Errorf("remove what %s may not read any more: %w", e.Link.ServiceID, err)
 		}
 	}
-	for _, l := range links {
-		if !events.Hears(l, e) {
+	for _, l := range hearers {
+		to := events.Listener{ServiceID: l.ServiceID, ServiceAccountID: l.ServiceAccountID}
+		if !to.Concerns(e.Event) {
 			continue
 		}
-		to := events.Listener{ServiceID: l.ServiceID, ServiceAccountID: l.ServiceAccountID}
-		if body, err = events.JSON(e, to); err != nil {
+		if body, err = events.JSON(e.Event, to); err != nil {
 			return nil, err
 		}
 		rev := e.Rev
 		if e.Group == nil {
-			rev, stream = events.LinkPlace(e), "link"
+			rev, stream = events.LinkPlace(e.Event), "link"
 		}
-		all = append(all, message{
-			eventqueue.LinkSubject(l.ServiceID, l.ServiceAccountID, e.GroupID), fmt.Sprintf("%s/%s/%s/%d", l.ServiceID, l.ServiceAccountID, stream, rev), body,
+		all = append(all, eventqueue.Message{
+			Subject: eventqueue.LinkSubject(l.ServiceID, l.ServiceAccountID, e.GroupID),
+			ID:      fmt.Sprintf("%s/%s/%s/%d", l.ServiceID, l.ServiceAccountID, stream, rev), Body: body,
 		})
 	}
 	return all, nil
@@ -379,38 +478,21 @@ func (r *Relay) messages(ctx context.Context, e models.Event, links []models.Lin
 
 // forgetUncovered removes what a service hasn't fetched of groups that its consent, which has changed, doesn't let it hear of any more. It goes
 // by the consent as it is now: if that is another one again, another event follows.
-func (r *Relay) forgetUncovered(ctx context.Context, e models.Event, links []models.Link) error {
-	for _, l := range links {
-		if l.ServiceID != e.Link.ServiceID || l.ServiceAccountID != e.Link.ServiceAccountID || l.Premises == nil && l.Grants(models.ScopeEvents) {
+func (r *Relay) forgetUncovered(ctx context.Context, l models.Link) error {
+	kept, err := r.queue.Kept(ctx, l.ServiceID, l.ServiceAccountID)
+	if err != nil || len(kept) == 0 {
+		return err
+	}
+	heard, err := r.store.HeardGroups(ctx, l, kept)
+	if err != nil {
+		return err
+	}
+	for _, g := range kept {
+		if slices.Contains(heard, g) {
 			continue
 		}
-		kept, err := r.queue.Kept(ctx, l.ServiceID, l.ServiceAccountID)
-		if err != nil {
+		if err := r.queue.ForgetGroup(ctx, l.ServiceID, l.ServiceAccountID, g); err != nil {
 			return err
-		}
-		of := make([]models.EventStream, len(kept))
-		for i, g := range kept {
-			of[i] = models.EventStream{AccountID: e.AccountID, GroupID: g}
-		}
-		newest, err := r.store.NewestEvents(ctx, of)
-		if err != nil {
-			return err
-		}
-		hears := map[models.GroupID]bool{}
-		for _, p := range newest {
-			last, err := r.store.EventsAfter(ctx, p.EventStream, p.Rev-1, 1)
-			if err != nil {
-				return err
-			}
-			hears[p.GroupID] = len(last) == 1 && events.Hears(l, last[0])
-		}
-		for _, g := range kept {
-			if hears[g] {
-				continue
-			}
-			if err := r.queue.ForgetGroup(ctx, l.ServiceID, l.ServiceAccountID, g); err != nil {
-				return err
-			}
 		}
 	}
 	return nil

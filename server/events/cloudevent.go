@@ -3,7 +3,6 @@ package events
 import (
 	"encoding/json"
 	"fmt"
-	"slices"
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
@@ -25,23 +24,6 @@ type Listener struct {
 // Concerns tells whether a listener may hear of an event of its account at all: a service hears of groups and of its own link.
 func (l Listener) Concerns(e models.Event) bool {
 	return l.ServiceID == "" || e.Group != nil || e.Link != nil && e.Link.ServiceID == l.ServiceID && e.Link.ServiceAccountID == l.ServiceAccountID
-}
-
-// Hears tells whether the consent of a link lets its service hear of an event of the account, as things are now: of its own link always; of a
-// group in premises that the consent covers with gc:events, or with gc:notify while it is a member.
-func Hears(l models.Link, e models.Event) bool {
-	to := Listener{ServiceID: l.ServiceID, ServiceAccountID: l.ServiceAccountID}
-	switch {
-	case !to.Concerns(e):
-		return false
-	case e.Group == nil:
-		return true
-	case !l.Live || !l.Covers(e.PremisesID):
-		return false
-	}
-	return l.Grants(models.ScopeEvents) || l.Grants(models.ScopeNotify) && slices.ContainsFunc(e.Group.Members, func(m models.Member) bool {
-		return m.Type == models.MemberService && m.ID == l.ServiceAccountID
-	})
 }
 
 // EventID is the id that the envelope of an event has for a listener that it concerns.

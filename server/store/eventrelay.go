@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -95,15 +96,6 @@ func (s *Store) NotifyEvents(ctx context.Context) error {
 	})
 }
 
-// LinksOf reads the links of several accounts as of now.
-func (s *Store) LinksOf(ctx context.Context, accounts []models.AccountID) (all []models.Link, err error) {
-	err = s.reading(ctx, func(tx *Tx) error {
-		all, err = tx.LinksOf(accounts)
-		return err
-	})
-	return all, err
-}
-
 // PublishTo records which stream of the queue events are published to. If it is another one than before, that has none of the events that are
 // still here: they count as unpublished again.
 func (s *Store) PublishTo(ctx context.Context, stream string) (again int64, err error) {
@@ -119,18 +111,18 @@ func (s *Store) PublishTo(ctx context.Context, stream string) (again int64, err 
 	return again, err
 }
 
-// marking runs a statement whose loss does no harm: on Postgres the commit doesn't wait for the disk.
-func (s *Store) marking(ctx context.Context, f func(tx *Tx) error) error {
-	if s.dialect == sqliteDialect {
-		return s.writing(ctx, f)
+// relayed runs one statement of what publishes. On Postgres it has connections of its own, so requests that wait for one don't hold events up; and
+// their commits don't wait for the disk, as a mark that is lost does no harm. SQLite has the one that it is given.
+func (s *Store) relayed(ctx context.Context, lite *gorm.DB, f func(tx *Tx) error) error {
+	db := s.relay
+	if db == nil {
+		db = lite
 	}
-	return s.attempt(ctx, func(ctx context.Context) error {
-		return f(&Tx{db: s.marks.WithContext(ctx), store: s})
-	})
+	return s.attempt(ctx, func(ctx context.Context) error { return f(&Tx{db: db.WithContext(ctx), store: s}) })
 }
 
-// openMarks opens the small pool for that.
-func (s *Store) openMarks() (*gorm.DB, error) {
+// openRelay opens those: one to read and one to mark.
+func (s *Store) openRelay() (*gorm.DB, error) {
 	pool, err := s.postgresPoolWith(s.opts.Timeout, map[string]string{"synchronous_commit": "off"})
 	if err != nil {
 		return nil, err
@@ -138,4 +130,66 @@ func (s *Store) openMarks() (*gorm.DB, error) {
 	pool.SetMaxOpenConns(2)
 	s.pools = append(s.pools, pool)
 	return s.gormOn(pool)
+}
+
+// WaitingEvent is an event that the queue hasn't acknowledged, with the links whose services hear it: of a link only by what names it.
+type WaitingEvent struct {
+	StoredEvent
+	Hearers []models.Link
+}
+
+// UnpublishedEvents reads up to limit events that the queue has not acknowledged, but for those that the caller knows it has. Those of one stream
+// come in its order. Who hears them is as of the same instant: an event that comes after the end of a link never names it.
+func (s *Store) UnpublishedEvents(ctx context.Context, limit int, but []int64) (all []WaitingEvent, err error) {
+	err = s.relayed(ctx, s.reader, func(tx *Tx) error {
+		all, err = list(tx, func(r row) (e WaitingEvent, err error) {
+			e.StoredEvent, err = scanEvent(scanAlso{r, []any{hearersColumn{&e.Hearers}}})
+			return e, err
+		}, "SELECT "+eventColumns+`, (SELECT string_agg(l.service_id || ' ' || CAST(l.service_account_id AS text), ' ') FROM service_links l
+				WHERE l.account_id = e.account_id AND `+linkHears("e")+`)
+			FROM events e WHERE e.published_at = 0 AND NOT e.id {among bigints} ORDER BY e.id LIMIT ?`, tx.numbers(but), limit)
+		return err
+	})
+	return all, err
+}
+
+// hearersColumn scans names of links: each a service's id and a service account id.
+type hearersColumn struct{ to *[]models.Link }
+
+func (c hearersColumn) Scan(src any) error {
+	var words []string
+	if err := (wordsColumn{&words}).Scan(src); err != nil {
+		return err
+	}
+	for pair := range slices.Chunk(words, 2) {
+		id, err := models.ParseID(pair[len(pair)-1])
+		if err != nil {
+			return err
+		}
+		*c.to = append(*c.to, models.Link{ServiceID: models.ServiceID(pair[0]), ServiceAccountID: id})
+	}
+	return nil
+}
+
+// MarkPublished records that the queue has events, by their ids. A crash may undo it; then they are published again.
+func (s *Store) MarkPublished(ctx context.Context, ids []int64) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	return s.relayed(ctx, s.writer, func(tx *Tx) error {
+		_, err := tx.exec("UPDATE events SET published_at = {now} WHERE id {among bigints}", tx.numbers(ids))
+		return err
+	})
+}
+
+// HeardGroups gives those of the groups whose newest event the service of a link hears now.
+func (s *Store) HeardGroups(ctx context.Context, of models.Link, groups []models.GroupID) (heard []models.GroupID, err error) {
+	err = s.reading(ctx, func(tx *Tx) error {
+		heard, err = list(tx, scanInto[models.GroupID], `
+			SELECT e.group_id FROM service_links l JOIN events e ON e.account_id = l.account_id WHERE l.service_id = ? AND l.service_account_id = ?
+			AND e.group_id {among texts} AND e.rev = (SELECT max(n.rev) FROM events n WHERE n.account_id = e.account_id AND n.group_id = e.group_id)
+			AND `+linkHears("e"), string(of.ServiceID), int64(of.ServiceAccountID), texts(tx, groups))
+		return err
+	})
+	return heard, err
 }

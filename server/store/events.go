@@ -265,26 +265,6 @@ func (s *Store) NewestEvents(ctx context.Context, of []models.EventStream) (all 
 	return slices.DeleteFunc(all, func(p models.EventPlace) bool { return !asked[p.EventStream] }), err
 }
 
-// UnpublishedEvents reads up to limit events that the queue has not acknowledged. Those of one stream come in its order.
-func (s *Store) UnpublishedEvents(ctx context.Context, limit int) (all []StoredEvent, err error) {
-	err = s.reading(ctx, func(tx *Tx) error {
-		all, err = list(tx, scanEvent, "SELECT "+eventColumns+" FROM events e WHERE e.published_at = 0 ORDER BY e.id LIMIT ?", limit)
-		return err
-	})
-	return all, err
-}
-
-// MarkPublished records that the queue has events, by their ids. A crash may undo it; then they are published again.
-func (s *Store) MarkPublished(ctx context.Context, ids []int64) error {
-	if len(ids) == 0 {
-		return nil
-	}
-	return s.marking(ctx, func(tx *Tx) error {
-		_, err := tx.exec("UPDATE events SET published_at = {now} WHERE id {among bigints}", tx.numbers(ids))
-		return err
-	})
-}
-
 // EventBacklog is what waits to be published.
 type EventBacklog struct {
 	Count int

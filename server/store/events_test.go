@@ -105,8 +105,11 @@ func TestPublishedEventsAreSweptAfterADay(t *testing.T) {
 		for range 4 {
 			h.Device(t, models.DevicePhone, "phone")
 		}
-		waiting, err := db.UnpublishedEvents(ctx, 100)
+		waiting, err := db.UnpublishedEvents(ctx, 100, nil)
 		require.NoError(t, err)
+		rest, err := db.UnpublishedEvents(ctx, 2, []int64{waiting[0].ID, waiting[2].ID})
+		require.NoError(t, err)
+		require.Equal(t, []store.WaitingEvent{waiting[1], waiting[3]}, rest, "what the caller knows to be there is left out")
 		require.Len(t, waiting, 5)
 		for i, e := range waiting {
 			require.EqualValues(t, i+1, e.Rev)
@@ -130,7 +133,7 @@ func TestPublishedEventsAreSweptAfterADay(t *testing.T) {
 		n, err = db.SweepEvents(ctx, 100)
 		require.NoError(t, err)
 		require.EqualValues(t, 2, n)
-		waiting, err = db.UnpublishedEvents(ctx, 100)
+		waiting, err = db.UnpublishedEvents(ctx, 100, nil)
 		require.NoError(t, err)
 		require.Len(t, waiting, 2, "what was never published is never swept")
 		require.NoError(t, db.MarkPublished(ctx, []int64{waiting[0].ID, waiting[1].ID}))

@@ -38,24 +38,34 @@ type GroupMatch struct {
 
 // where is the condition on the groups table under an alias.
 func (m GroupMatch) where(alias string) (string, []any) {
-	where, args := alias+".account_id = ?", []any{string(m.AccountID)}
-	if m.ServiceID != "" {
-		// The first part finds the rows by their index, the second looks at their premises.
-		where = alias + ".account_id = (SELECT l.account_id FROM service_links l WHERE l.service_id = ? AND l.service_account_id = ? AND " + linkGrants +
-			") AND EXISTS (SELECT 1 FROM service_links l WHERE l.service_id = ? AND l.service_account_id = ? AND " + linkCovers(alias+".premises_id") + ")"
-		args = []any{string(m.ServiceID), int64(m.ServiceAccountID), scopeArg(models.ScopeRegister), string(m.ServiceID), int64(m.ServiceAccountID)}
+	values := map[string]any{
+		"account_id": string(m.AccountID), "service_id": string(m.ServiceID), "service_account_id": int64(m.ServiceAccountID),
+		"premises_id": string(m.PremisesID), "name": m.Name, "ip": addrText(m.IP),
 	}
-	where += " AND " + alias + ".name = ?"
-	args = append(args, m.Name)
-	if m.PremisesID != "" {
-		where += " AND " + alias + ".premises_id = ?"
-		args = append(args, string(m.PremisesID))
-	}
-	if m.IP.IsValid() {
-		where += " AND " + alias + ".ip = ?"
-		args = append(args, addrText(m.IP))
-	}
+	var args []any
+	where := groupAsked(alias, func(what string) string {
+		args = append(args, values[what])
+		if what == "service_account_id" {
+			return "CAST(? AS bigint)"
+		}
+		return "CAST(? AS text)"
+	})
 	return where, args
+}
+
+// groupAsked is the condition that the group under an alias is the one that a request means, wherever that stands: say gives the expression of each
+// thing that a GroupMatch holds, and is called in the order of the text.
+func groupAsked(alias string, say func(what string) string) string {
+	link := func() string {
+		return "FROM service_links l WHERE l.service_id = " + say("service_id") + " AND l.service_account_id = " + say("service_account_id") + " AND "
+	}
+	// The first part finds the rows by their index, the second looks at their premises.
+	return alias + ".account_id = CASE " + say("service_id") + " WHEN '' THEN " + say("account_id") +
+		" ELSE (SELECT l.account_id " + link() + linkGranting(models.ScopeRegister) + ") END" +
+		" AND (" + say("service_id") + " = '' OR EXISTS (SELECT 1 " + link() + linkCovers(alias+".premises_id") + "))" +
+		" AND " + alias + ".name = " + say("name") +
+		" AND (" + say("premises_id") + " = '' OR " + alias + ".premises_id = " + say("premises_id") + ")" +
+		" AND (" + say("ip") + " = '' OR " + alias + ".ip = " + say("ip") + ")"
 }
 
 // GroupsMatching reads the groups that match, sorted by id.

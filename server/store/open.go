@@ -118,7 +118,7 @@ func (s *Store) openPostgres(ctx context.Context) error {
 		return fmt.Errorf("open Postgres: %w", err)
 	}
 	s.reader = s.writer
-	if s.marks, err = s.openMarks(); err != nil {
+	if s.relay, err = s.openRelay(); err != nil {
 		return fmt.Errorf("open Postgres: %w", err)
 	}
 	s.devices = &gather[deviceKey, *models.Device]{max: 256, run: s.devicesByKey}

@@ -71,10 +71,7 @@ func (s *Store) renew(ctx context.Context, all []renewal) (renewed []*Renewed, e
 	return renewed, err
 }
 
-// askedGroup is the condition of GroupMatch.where with what was asked in columns.
+// askedGroup is GroupMatch.where with what was asked in columns of a.
 func askedGroup(alias string) string {
-	const link = "FROM service_links l WHERE l.service_id = a.service_id AND l.service_account_id = a.service_account_id AND "
-	return alias + `.account_id = CASE a.service_id WHEN '' THEN a.account_id ELSE (SELECT l.account_id ` + link + linkGranting(models.ScopeRegister) + `) END
-		AND (a.service_id = '' OR EXISTS (SELECT 1 ` + link + linkCovers(alias+".premises_id") + `))
-		AND ` + alias + `.name = a.name AND (a.premises_id = '' OR ` + alias + `.premises_id = a.premises_id) AND (a.ip = '' OR ` + alias + `.ip = a.ip)`
+	return groupAsked(alias, func(what string) string { return "a." + what })
 }

@@ -48,7 +48,7 @@ type Store struct {
 
 	// On SQLite the writer is one connection and the reader a pool; on Postgres both are the same pool.
 	writer, reader *gorm.DB
-	marks          *gorm.DB // see marking; nil on SQLite
+	relay          *gorm.DB // see relayed; nil on SQLite
 	pools          []*sql.DB
 	// What Postgres is asked for several requests at once; nil on SQLite, which has no round trips and one writer.
 	devices   *gather[deviceKey, *models.Device]
