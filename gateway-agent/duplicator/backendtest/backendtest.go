@@ -38,6 +38,7 @@ type Backend struct {
 func Run(t *testing.T, b Backend) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			netlab.Isolated(t, func(t *testing.T) { c.run(t, b) })
 		})
 	}

@@ -143,6 +143,7 @@ func home(t *testing.T, open func(t *testing.T, c duplicator.Config) duplicator.
 // A camera's stream goes on, datagram by datagram and from the same port, while the agent ends, while there is none, and
 // while the next one starts and takes over.
 func TestARestartInterruptsNothing(t *testing.T) {
+	t.Parallel()
 	netlab.Isolated(t, func(t *testing.T) {
 		c := ebpf.Config{Interface: backendtest.LAN, PinDir: netlab.BPFFS(t)}
 		var first *ebpf.Backend
@@ -202,6 +203,7 @@ func TestARestartInterruptsNothing(t *testing.T) {
 
 // An agent that is killed and doesn't come back leaves a program that goes silent. The next agent finds it and copies again.
 func TestADeadAgentsProgramGoesSilent(t *testing.T) {
+	t.Parallel()
 	netlab.Isolated(t, func(t *testing.T) {
 		bpf := netlab.BPFFS(t)
 		var agent process
@@ -240,6 +242,7 @@ func TestADeadAgentsProgramGoesSilent(t *testing.T) {
 
 // After Close what is in force ends by itself, so a stop that is no restart ends the copies too.
 func TestAfterCloseTheProgramGoesSilent(t *testing.T) {
+	t.Parallel()
 	netlab.Isolated(t, func(t *testing.T) {
 		var b *ebpf.Backend
 		h := home(t, func(t *testing.T, c duplicator.Config) duplicator.Duplicator {
@@ -266,6 +269,7 @@ func TestAfterCloseTheProgramGoesSilent(t *testing.T) {
 
 // Row 25 of the threat model: after a destination left, nothing goes there, and nothing of the group range is ever on the uplink.
 func TestARemovedReceiverGetsNothing(t *testing.T) {
+	t.Parallel()
 	netlab.Isolated(t, func(t *testing.T) {
 		var b *ebpf.Backend
 		h := home(t, func(t *testing.T, c duplicator.Config) duplicator.Duplicator {
@@ -298,6 +302,7 @@ func TestARemovedReceiverGetsNothing(t *testing.T) {
 
 // Probing beside a running agent takes nothing from the stream and leaves nothing.
 func TestAProbeDisturbsNobody(t *testing.T) {
+	t.Parallel()
 	netlab.Isolated(t, func(t *testing.T) {
 		c := ebpf.Config{Interface: backendtest.LAN, PinDir: netlab.BPFFS(t)}
 		h := home(t, func(t *testing.T, base duplicator.Config) duplicator.Duplicator {
@@ -348,6 +353,7 @@ func programs(t *testing.T) int {
 
 // What an agent of another version left is replaced, whatever its maps look like.
 func TestAnotherLayoutIsReplaced(t *testing.T) {
+	t.Parallel()
 	netlab.Isolated(t, func(t *testing.T) {
 		dir := netlab.BPFFS(t)
 		h := home(t, func(t *testing.T, c duplicator.Config) duplicator.Duplicator {
@@ -379,6 +385,7 @@ func TestAnotherLayoutIsReplaced(t *testing.T) {
 
 // Programs of others on the interface see what passes; ours takes group IPs out before them and leaves everything else alone.
 func TestEverythingElsePasses(t *testing.T) {
+	t.Parallel()
 	netlab.Isolated(t, func(t *testing.T) {
 		h := home(t, func(t *testing.T, c duplicator.Config) duplicator.Duplicator {
 			return open(t, ebpf.Config{Config: c, Interface: backendtest.LAN, PinDir: netlab.BPFFS(t)})
@@ -408,6 +415,7 @@ func TestEverythingElsePasses(t *testing.T) {
 
 // Remove makes room for the socket backend.
 func TestRemove(t *testing.T) {
+	t.Parallel()
 	netlab.Isolated(t, func(t *testing.T) {
 		dir := netlab.BPFFS(t)
 		h := home(t, func(t *testing.T, base duplicator.Config) duplicator.Duplicator {
@@ -441,6 +449,7 @@ func TestRemove(t *testing.T) {
 
 // What is pinned for an interface that is gone doesn't stay for ever.
 func TestAGoneInterfaceLeavesNothing(t *testing.T) {
+	t.Parallel()
 	netlab.Isolated(t, func(t *testing.T) {
 		netlab.NewHome(t, netlab.Current(t, "gateway"))
 		dir := netlab.BPFFS(t)
@@ -476,6 +485,7 @@ func TestAGoneInterfaceLeavesNothing(t *testing.T) {
 
 // The network may change before there is a snapshot.
 func TestANetworkThatChangesBeforeTheFirstSnapshot(t *testing.T) {
+	t.Parallel()
 	netlab.Isolated(t, func(t *testing.T) {
 		var b *ebpf.Backend
 		h := home(t, func(t *testing.T, c duplicator.Config) duplicator.Duplicator {
@@ -495,6 +505,7 @@ func TestANetworkThatChangesBeforeTheFirstSnapshot(t *testing.T) {
 
 // Copies follow the next hop when its address changes, and go on through the kernel's own code while it isn't known.
 func TestTheNextHopChanges(t *testing.T) {
+	t.Parallel()
 	netlab.Isolated(t, func(t *testing.T) {
 		h := home(t, func(t *testing.T, c duplicator.Config) duplicator.Duplicator {
 			return open(t, ebpf.Config{Config: c, Interface: backendtest.LAN, PinDir: netlab.BPFFS(t)})
