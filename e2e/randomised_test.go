@@ -144,7 +144,7 @@ func TestRandomisedRun(t *testing.T) {
 	netlab.Require(t)
 	for _, backend := range []string{"socket", "ebpf"} {
 		t.Run(backend, func(t *testing.T) {
-			t.Parallel()
+			t.Parallel() // it mostly waits
 			seed := *randomisedSeed
 			if seed == 0 {
 				seed = rand.Uint64()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -53,12 +54,17 @@ func finish(t *testing.T, args ...string) (code int, stdout, stderr string) {
 // configured writes a configuration for an agent on loopback whose server has no groups.
 func configured(t *testing.T) (file, stateDir string) {
 	t.Helper()
+	file, stateDir, _ = configuredWith(t)
+	return file, stateDir
+}
+
+// configuredWith gives the server too.
+func configuredWith(t *testing.T) (file, stateDir string, service *scripted.Service) {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "gca-")
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	service := scripted.New(api.GroupInformation{
-		GatewayID: 812345678901234567, Epoch: "e1", Revision: "1", MaxStaleSeconds: 900, Groups: []api.GatewayGroup{},
-	}, "the-token")
+	service = scripted.New(revision(1), "the-token")
 	server := httptest.NewServer(service.Handler())
 	t.Cleanup(server.Close)
 	t.Cleanup(server.CloseClientConnections)
@@ -76,7 +82,11 @@ allow-loopback: true
 state-dir: %s
 metrics-listen: ""
 `, server.URL, token, stateDir), 0o600))
-	return file, stateDir
+	return file, stateDir, service
+}
+
+func revision(n int) api.GroupInformation {
+	return api.GroupInformation{GatewayID: 812345678901234567, Epoch: "e1", Revision: fmt.Sprint(n), MaxStaleSeconds: 900, Groups: []api.GatewayGroup{}}
 }
 
 // start runs an agent until it copies.
@@ -170,6 +180,51 @@ func TestAKilledAgentLeavesNothingInTheWay(t *testing.T) {
 	require.NoError(t, killed.Process.Kill())
 	require.Error(t, killed.Wait())
 	start(t, file, stateDir)
+}
+
+// An agent that is killed never comes back with an older table than it copied by, whatever it was about to write.
+func TestAKilledAgentNeverComesBackWithAnOlderTable(t *testing.T) {
+	file, stateDir, service := configuredWith(t)
+	kill := func(c *exec.Cmd) {
+		t.Helper()
+		require.NoError(t, c.Process.Kill())
+		require.Error(t, c.Wait())
+	}
+	cursor := func() string {
+		s, _ := agent.Ask(t.Context(), stateDir)
+		return s.Cursor
+	}
+	noServer := func(w http.ResponseWriter, _ *http.Request) bool {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return true
+	}
+	for n := 1; n <= 5; n++ {
+		service.SetFault(nil)
+		running := start(t, file, stateDir)
+		service.Set(revision(2 * n))
+		inForce := fmt.Sprint("e1.", 2*n)
+		require.Eventually(t, func() bool { return cursor() == inForce }, 5*time.Second, time.Microsecond)
+		kill(running)
+		service.SetFault(noServer)
+		again := start(t, file, stateDir)
+		assert.Equal(t, inForce, cursor())
+		kill(again)
+	}
+
+	// A disk that hangs: opening a pipe waits for somebody who reads.
+	service.SetFault(nil)
+	running := start(t, file, stateDir)
+	require.Equal(t, "e1.10", cursor())
+	pipe := filepath.Join(stateDir, "snapshot.json.new")
+	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
+	service.Set(revision(11))
+	time.Sleep(500 * time.Millisecond)
+	inForce := cursor()
+	kill(running)
+	require.NoError(t, os.Remove(pipe))
+	service.SetFault(noServer)
+	start(t, file, stateDir)
+	assert.Equal(t, inForce, cursor())
 }
 
 func TestATokenForEverybodyIsAnErrorOfTheConfiguration(t *testing.T) {

@@ -27,22 +27,27 @@ func sendRaw(packet []byte) error {
 	return unix.Sendto(fd, packet, 0, &unix.SockaddrInet4{Addr: [4]byte(packet[16:20])})
 }
 
-// InjectFrame sends a whole Ethernet frame as it stands.
-func (n *Namespace) InjectFrame(iface string, frame []byte) {
+// InjectFrame sends whole Ethernet frames as they stand, one right after the other.
+func (n *Namespace) InjectFrame(iface string, frames ...[]byte) {
 	n.t.Helper()
 	index := n.link(iface).Attrs().Index
 	var err error
-	n.Do(func() { err = sendFrame(index, frame) })
+	n.Do(func() { err = sendFrames(index, frames) })
 	if err != nil {
-		n.t.Fatalf("%s: inject frame: %v", end(n, iface), err)
+		n.t.Fatalf("%s: inject frames: %v", end(n, iface), err)
 	}
 }
 
-func sendFrame(index int, frame []byte) error {
+func sendFrames(index int, frames [][]byte) error {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: index})
+	for _, frame := range frames {
+		if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: index}); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -1,6 +1,7 @@
 package netlab
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -23,6 +24,17 @@ func Require(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skipf("needs root: %s builds network namespaces", t.Name())
+	}
+}
+
+// WaitTogether lets more tests run in parallel than there are processors, unless the command line says how many: those of the lab mostly wait for the
+// kernel to make and remove namespaces, and for clocks. Call it in TestMain.
+func WaitTogether() {
+	flag.Parse()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if !given {
+		_ = flag.Set("test.parallel", "6") // it is a number
 	}
 }
 

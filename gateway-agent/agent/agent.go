@@ -87,6 +87,9 @@ func (a *Agent) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := giveUpTracing(); err != nil {
+		a.log.Warn("CAP_PERFMON is needed no more, but could not be given up", "err", err)
+	}
 	copier, gate := admit(c, backend, a.log)
 	a.duplicator, a.gate = copier, gate
 	a.closers = append(a.closers, copier.Close)

@@ -443,6 +443,17 @@ func TestWhatIsNotKeptIsCopiedButNotAcknowledged(t *testing.T) {
 	require.Eventually(t, func() bool { return h.status().Polls.Failed >= 2 }, soon, patience)
 	assert.NotContains(t, h.service.Cursors(), "e1.2")
 	assert.Contains(t, h.log.String(), "make room in state-dir")
+	assert.Empty(t, h.status().KeptCursor)
+
+	// What was kept before is older than what was copied by: a restart doesn't go back to it.
+	h.stop()
+	h.serverAway()
+	h.start()
+	h.failedClosed()
+	h.send(groupIP, "older")
+	one.getsNothing()
+	h.serverBack()
+	h.inForce("e1.2")
 
 	require.NoError(t, os.Remove(obstacle))
 	h.acknowledged("e1.2")

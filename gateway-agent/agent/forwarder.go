@@ -33,7 +33,8 @@ type forwarder struct {
 	answers chan delivered
 
 	held       *sync.Information // what the table holds; nil: nothing
-	acked      string            // cursor of what is applied and kept; "": nothing
+	kept       string            // cursor of what a restart would begin with, as far as this agent knows; "": nothing
+	acked      string            // cursor of what is applied and kept, also over a power cut; "": nothing
 	heard      hearing
 	forwarding bool
 	fault      string // what the last application could not do
@@ -154,10 +155,11 @@ func (f *forwarder) restore() error {
 	}
 	f.held = info
 	f.heard = hearing{time.Now().Add(-kept.Age), f.uptime() - kept.Age, info.MaxStale}
+	f.kept = info.Cursor()
 	if err := f.apply(); err != nil {
 		return err
 	}
-	f.keeps(info.Cursor())
+	f.acked = f.kept
 	f.log.Info("copying by the kept group information", "cursor", f.acked, "age", kept.Age, "groups", len(info.Groups))
 	return nil
 }
@@ -185,30 +187,35 @@ func (f *forwarder) take(a sync.Answer) error {
 		f.log.Info("group information received", "cursor", info.Cursor(), "groups", len(info.Groups))
 	}
 	f.heard = hearing{time.Now(), f.uptime(), info.MaxStale}
-	if err := f.apply(); err != nil {
-		return err
-	}
 	if f.acked == info.Cursor() {
+		if err := f.apply(); err != nil {
+			return err
+		}
 		if err := f.store.Confirm(f.acked); err != nil {
 			f.log.Warn("a restart will take the group information for older than it is", "err", err)
 		}
 		return nil
 	}
+	// Kept before it is applied, so that an agent that is killed never comes back with an older table than it copied by. Waiting for the disk would
+	// keep the change from destinations that come and go; only a power cut makes a difference, so that comes afterwards.
+	f.kept = ""
+	keepErr := f.store.Save(f.server, info.Cursor(), info.Raw)
+	if keepErr == nil {
+		f.kept = info.Cursor()
+	}
+	if err := f.apply(); err != nil {
+		return errors.Join(err, keepErr)
+	}
+	if keepErr == nil {
+		keepErr = f.store.Flush()
+	}
+	if keepErr != nil {
+		return keepErr
+	}
 	// Only what a restart would find again may be acknowledged: an older snapshot on disk could bring a group back to an address
 	// that the server has given to another since.
-	if err := f.store.Save(f.server, info.Cursor(), info.Raw); err != nil {
-		return err
-	}
-	f.keeps(info.Cursor())
+	f.acked = info.Cursor()
 	return nil
-}
-
-// keeps notes what is applied and kept.
-func (f *forwarder) keeps(cursor string) {
-	f.acked = cursor
-	seen := *f.view.Load()
-	seen.kept = cursor
-	f.view.Store(&seen)
 }
 
 // apply puts the table into force until the server is not heard from for too long. A group that can't be served doesn't keep the others
@@ -245,5 +252,5 @@ func (f *forwarder) settle(snapshot *table.Snapshot, err error) {
 		f.log.Info("everything is in force again")
 	}
 	f.fault = fault
-	f.view.Store(&view{snapshot, f.heard, f.forwarding, fault, f.acked})
+	f.view.Store(&view{snapshot, f.heard, f.forwarding, fault, f.kept})
 }

@@ -34,7 +34,7 @@ type Status struct {
 	// Forwarding is false as long as the server was never heard from, or not for too long.
 	Forwarding bool   `json:"forwarding"`
 	Cursor     string `json:"cursor"`
-	// KeptCursor is what an agent that started now would begin with; empty if that isn't known. It is that of Cursor but for a moment.
+	// KeptCursor is what an agent that started now would begin with: that of Cursor, or empty if the state directory can't be written.
 	KeptCursor string `json:"keptCursor"`
 	// LastSuccessSeconds is how long ago the server was heard from, -1 for never.
 	LastSuccessSeconds float64       `json:"lastSuccessSeconds"`

@@ -118,7 +118,7 @@ func TestAHostWhereAllIsWell(t *testing.T) {
 			assert.Empty(t, f.Do)
 		}
 		for _, check := range []string{
-			"configuration", "kernel", "clock", "lan", "uplink", "mtu", "CAP_NET_ADMIN", "CAP_BPF", "CAP_NET_RAW", "socket", "ebpf",
+			"configuration", "kernel", "clock", "lan", "uplink", "mtu", "CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON", "CAP_NET_RAW", "socket", "ebpf",
 			"receive buffer", "state-dir", "arp", "rp_filter", "ip_forward", "guard", "dhcp", "neighbours", "firewall", "credential", "server", "declaration",
 		} {
 			assert.NotEmpty(t, worst(findings, check).Level, "nothing is said about %s", check)

@@ -62,6 +62,7 @@ const (
 	capNetAdmin       = 12
 	capNetRaw         = 13
 	capSysAdmin       = 21
+	capPerfmon        = 38
 	capBPF            = 39
 )
 
@@ -81,15 +82,20 @@ func (e *examination) capabilities() {
 	default:
 		e.fail("CAP_NET_ADMIN", "run the agent, and this command, as root or give them the capability: the systemd unit of the package does", "this process doesn't have it, so it can't answer ARP for group IPs")
 	}
-	switch wanted := e.config.Backend; {
-	case has(capBPF) || has(capSysAdmin):
-		e.ok("CAP_BPF", "this process has it")
-	case wanted == config.BackendEBPF:
-		e.fail("CAP_BPF", "give the agent the capability, or set backend to auto or socket", "this process doesn't have it, and backend is ebpf")
-	case wanted == config.BackendSocket || onLoopback:
-		e.ok("CAP_BPF", "not needed by the socket backend")
-	default:
-		e.warn("CAP_BPF", "give the agent the capability if it should copy in the kernel", "this process doesn't have it, so the agent copies by sockets")
+	for _, c := range []struct {
+		name string
+		has  bool
+	}{{"CAP_BPF", has(capBPF) || has(capSysAdmin)}, {"CAP_PERFMON", has(capPerfmon) || has(capSysAdmin)}} {
+		switch wanted := e.config.Backend; {
+		case c.has:
+			e.ok(c.name, "this process has it")
+		case wanted == config.BackendEBPF:
+			e.fail(c.name, "give the agent the capability, or set backend to auto or socket", "this process doesn't have it, and backend is ebpf")
+		case wanted == config.BackendSocket || onLoopback:
+			e.ok(c.name, "not needed by the socket backend")
+		default:
+			e.warn(c.name, "give the agent the capability if it should copy in the kernel", "this process doesn't have it, so the agent copies by sockets")
+		}
 	}
 	if has(capNetRaw) {
 		e.ok("CAP_NET_RAW", "this process has it; the agent needs it for nothing")

@@ -1,6 +1,10 @@
 package duplicator_test
 
 import (
+	"os"
+	"regexp"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/groupcast/groupcast/gateway-agent/duplicator"
@@ -8,6 +12,26 @@ import (
 )
 
 func TestBackend(t *testing.T) { backendtest.Run(t, socketBackend()) }
+
+// docs/requirements.md names cases of TestBackend in quotes.
+func TestTheRulesNameCasesThatExist(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/requirements.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rules, _ := strings.Cut(string(doc), "\n## Rules of the data plane\n")
+	rules, _, _ = strings.Cut(rules, "\n## ")
+	named := regexp.MustCompile(`"([^"]+)"`).FindAllStringSubmatch(rules, -1)
+	if len(named) < 10 {
+		t.Fatalf("only %d cases are named", len(named))
+	}
+	cases := backendtest.Cases()
+	for _, m := range named {
+		if !slices.Contains(cases, m[1]) && !slices.Contains(cases, m[1]+", strip") {
+			t.Errorf("TestBackend has no case %q", m[1])
+		}
+	}
+}
 
 func TestSoak(t *testing.T) { backendtest.Soak(t, socketBackend()) }
 

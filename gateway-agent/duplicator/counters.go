@@ -75,10 +75,17 @@ type destinationCounters struct {
 }
 
 func (c *destinationCounters) read() DestinationCounters {
-	return DestinationCounters{Packets: c.packets.Load(), Bytes: c.bytes.Load(), Drops: nonZero(map[string]uint64{
-		DropFull: c.full.Load(), DropRefused: c.refused.Load(), DropUnreachable: c.unreachable.Load(),
-		DropTooBig: c.tooBig.Load(), DropNoSocket: c.noSocket.Load(), DropRate: c.overRate.Load(), DropError: c.failure.Load(),
-	})}
+	d := DestinationCounters{Packets: c.packets.Load(), Bytes: c.bytes.Load()}
+	for _, drop := range [...]struct {
+		reason string
+		n      uint64
+	}{
+		{DropFull, c.full.Load()}, {DropRefused, c.refused.Load()}, {DropUnreachable, c.unreachable.Load()},
+		{DropTooBig, c.tooBig.Load()}, {DropNoSocket, c.noSocket.Load()}, {DropRate, c.overRate.Load()}, {DropError, c.failure.Load()},
+	} {
+		d.Drops = with(d.Drops, drop.reason, drop.n)
+	}
+	return d
 }
 
 type groupCounters struct {
@@ -87,22 +94,25 @@ type groupCounters struct {
 }
 
 func (c *groupCounters) read() GroupCounters {
-	drops := map[string]uint64{DropOverflow: c.overflow.Load(), DropStreams: c.streams.Load()}
+	drops := with(with(nil, DropOverflow, c.overflow.Load()), DropStreams, c.streams.Load())
 	for r := range c.reasons {
 		if reason := packet.Reason(r); reason != packet.Copy {
-			drops[reason.String()] = c.reasons[r].Load()
+			drops = with(drops, reason.String(), c.reasons[r].Load())
 		}
 	}
-	return GroupCounters{Received: c.received.Load(), Drops: nonZero(drops)}
+	return GroupCounters{Received: c.received.Load(), Drops: drops}
 }
 
-func nonZero(m map[string]uint64) map[string]uint64 {
-	for k, v := range m {
-		if v == 0 {
-			delete(m, k)
-		}
+// with makes a map only for what there is: most destinations lose nothing.
+func with(drops map[string]uint64, reason string, n uint64) map[string]uint64 {
+	if n == 0 {
+		return drops
 	}
-	return m
+	if drops == nil {
+		drops = map[string]uint64{}
+	}
+	drops[reason] = n
+	return drops
 }
 
 // registry holds the counters under stable names, so that they survive every swap of the snapshot.

@@ -16,13 +16,17 @@ import (
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
 
+	"github.com/groupcast/groupcast/e2e/netlab"
 	"github.com/groupcast/groupcast/gateway-agent/duplicator"
 	"github.com/groupcast/groupcast/gateway-agent/packet"
 	"github.com/groupcast/groupcast/gateway-agent/table"
 	"github.com/groupcast/groupcast/models"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	netlab.WaitTogether()
+	goleak.VerifyTestMain(m)
+}
 
 const wait = 10 * time.Second
 

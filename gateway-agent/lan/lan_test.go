@@ -74,35 +74,31 @@ func apply(t *testing.T, g *lan.Guard, groupIPs ...string) {
 // answer shows that the others had their chance.
 func (h home) answered(t *testing.T, addrs ...string) string {
 	t.Helper()
-	seen := len(h.lanSide.Frames())
-	for _, a := range append(addrs, "172.168.0.1") {
-		h.Camera.InjectFrame("cam0", arpRequest(t, h.Camera, netip.MustParseAddr(a)))
+	return answeredAt(t, h.Camera, "cam0", h.lanSide, "172.168.0.5", "172.168.0.1", addrs)
+}
+
+func answeredAt(t *testing.T, asker *netlab.Namespace, iface string, capture *netlab.Capture, own, gateway string, addrs []string) string {
+	t.Helper()
+	seen := len(capture.Frames())
+	for _, a := range append(addrs, gateway) {
+		asker.InjectFrame(iface, arpRequest(asker.HardwareAddr(iface), netip.MustParseAddr(own), netip.MustParseAddr(a)))
 	}
 	var got []string
-	h.lanSide.Wait(wait, func(frames []netlab.Frame) bool {
+	capture.Wait(wait, func(frames []netlab.Frame) bool {
 		got = nil
 		for _, f := range frames[seen:] {
 			if arp := f.ARP(); arp != nil && binary.BigEndian.Uint16(arp[6:]) == 2 {
 				got = append(got, netip.AddrFrom4([4]byte(arp[14:18])).String())
 			}
 		}
-		return len(got) > 0 && got[len(got)-1] == "172.168.0.1"
+		return len(got) > 0 && got[len(got)-1] == gateway
 	})
 	return strings.Join(got[:len(got)-1], " ")
 }
 
-func arpRequest(t *testing.T, from *netlab.Namespace, target netip.Addr) []byte {
-	t.Helper()
-	var mac net.HardwareAddr
-	from.Do(func() {
-		if cam0, err := net.InterfaceByName("cam0"); err == nil {
-			mac = cam0.HardwareAddr
-		}
-	})
-	frame := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, mac...)
-	frame = append(frame, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1)
-	frame = append(append(frame, mac...), 172, 168, 0, 5)
-	return append(append(frame, 0, 0, 0, 0, 0, 0), target.AsSlice()...)
+func arpRequest(mac net.HardwareAddr, own, target netip.Addr) []byte {
+	return slices.Concat([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, mac, []byte{8, 6, 0, 1, 8, 0, 6, 4, 0, 1},
+		mac, own.AsSlice(), []byte{0, 0, 0, 0, 0, 0}, target.AsSlice())
 }
 
 // datagram is a UDP datagram from the camera with no checksum.
@@ -133,6 +129,7 @@ func (h home) onUplink(t *testing.T) string {
 }
 
 func TestARPIsAnsweredForAllocatedGroupIPsOnly(t *testing.T) {
+	t.Parallel()
 	netlab.Isolated(t, func(t *testing.T) {
 		h := newHome(t)
 		ask := []string{"172.168.0.233", "172.168.0.235", "172.168.0.240", "172.168.0.254", "172.168.0.7"}
@@ -147,6 +144,9 @@ func TestARPIsAnsweredForAllocatedGroupIPsOnly(t *testing.T) {
 		check("before any group information", "")
 		apply(t, g, "172.168.0.233", "172.168.0.235")
 		check("two groups", "172.168.0.233 172.168.0.235")
+		if got := answeredAt(t, h.WAN, "ext0", h.uplink, "203.0.113.254", "203.0.113.1", ask); got != "" {
+			t.Errorf("answered on the uplink: %q", got)
+		}
 		apply(t, g, "172.168.0.235", "172.168.0.254")
 		check("one left, one came", "172.168.0.235 172.168.0.254")
 		if err := g.Apply(nil); err != nil {
@@ -163,6 +163,7 @@ func TestARPIsAnsweredForAllocatedGroupIPsOnly(t *testing.T) {
 
 // The camera has no static route and no static neighbour: it asks, gets the gateway's answer, and its datagram arrives.
 func TestDatagramsToAGroupIPArrive(t *testing.T) {
+	t.Parallel()
 	netlab.Isolated(t, func(t *testing.T) {
 		h := newHome(t)
 		g := open(t, homeRange)
@@ -203,6 +204,7 @@ func listenAt(t *testing.T, at string) net.PacketConn {
 
 // Whatever is sent to the range, by whomever, stays inside: allocated or not, with an agent or after one.
 func TestTheGroupRangeNeverLeavesTheUplink(t *testing.T) {
+	t.Parallel()
 	netlab.Isolated(t, func(t *testing.T) {
 		h := newHome(t)
 		sendAll := func() {
@@ -252,6 +254,7 @@ func TestTheGroupRangeNeverLeavesTheUplink(t *testing.T) {
 }
 
 func TestASecondAgentStartsFromWhatIsWantedNow(t *testing.T) {
+	t.Parallel()
 	netlab.Isolated(t, func(t *testing.T) {
 		h := newHome(t)
 		rules := func() string { return h.Gateway.Run("ip", "-4", "rule", "show") }
@@ -292,6 +295,7 @@ func TestASecondAgentStartsFromWhatIsWantedNow(t *testing.T) {
 
 // Under these settings the kernel answers no ARP for a group IP. Open says so instead of leaving a silent LAN.
 func TestSettingsThatHideGroupIPsAreRefused(t *testing.T) {
+	t.Parallel()
 	netlab.Isolated(t, func(t *testing.T) {
 		h := newHome(t)
 		g := open(t, homeRange)
@@ -315,6 +319,7 @@ func TestSettingsThatHideGroupIPsAreRefused(t *testing.T) {
 }
 
 func TestAGroupOutsideTheRangeIsRefusedAndTheOthersServed(t *testing.T) {
+	t.Parallel()
 	netlab.Isolated(t, func(t *testing.T) {
 		h := newHome(t)
 		g := open(t, homeRange)

@@ -158,7 +158,8 @@ func (s *Store) Load(server string) (Snapshot, error) {
 	return Snapshot{Cursor: d.Cursor, Information: d.Content, Age: s.clock.since(s.confirmed)}, nil
 }
 
-// Save keeps the group information of which the server says now that it holds. When Save returns it survives a power cut.
+// Save keeps the group information of which the server says now that it holds: when Save returns, whoever starts after this process was killed finds
+// it. What was kept before is gone, also if Save fails: an older one could bring back destinations that left.
 func (s *Store) Save(server, cursor string, information json.RawMessage) error {
 	var compact bytes.Buffer // what the encoder will write, which the checksum is of
 	if err := json.Compact(&compact, information); err != nil {
@@ -174,10 +175,33 @@ func (s *Store) Save(server, cursor string, information json.RawMessage) error {
 	if err != nil {
 		return fmt.Errorf("keep the group information: %w", err)
 	}
-	if err := replace(s.Path(snapshotFile), b.Bytes(), true); err != nil {
-		return fmt.Errorf("keep the group information: %w: make room in state-dir", err)
+	if err := replace(s.Path(snapshotFile), b.Bytes()); err != nil {
+		return fmt.Errorf("keep the group information: %w: make room in state-dir", errors.Join(err, s.forget()))
 	}
 	s.saved, s.confirmed, s.written = cursor, now, now
+	return nil
+}
+
+func (s *Store) forget() error {
+	s.saved = ""
+	if err := os.Remove(s.Path(snapshotFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Flush waits for the disk: when it returns, what Save kept survives a power cut too. After one in between, the older group information may be there,
+// or a damaged file that Load refuses.
+func (s *Store) Flush() error {
+	for _, path := range []string{s.Path(snapshotFile), s.dir} { // the content, then its name
+		f, err := os.Open(path)
+		if err == nil {
+			err = errors.Join(f.Sync(), f.Close())
+		}
+		if err != nil {
+			return fmt.Errorf("keep the group information: %w", err)
+		}
+	}
 	return nil
 }
 
@@ -202,7 +226,7 @@ func (s *Store) writeConfirmed() error {
 	}
 	b, err := json.Marshal(confirmation{s.saved, s.confirmed})
 	if err == nil {
-		err = replace(s.Path(confirmedFile), b, false)
+		err = replace(s.Path(confirmedFile), b)
 	}
 	if err != nil {
 		return fmt.Errorf("note that the server was heard from: %w", err)
@@ -216,27 +240,16 @@ func digest(b []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// replace puts a file in the place of another, so that a reader finds the old content or the new one. A durable one is on the disk
-// when replace returns, its name included.
-func replace(path string, content []byte, durable bool) error {
+// replace puts a file in the place of another, so that a reader finds the old content or the new one.
+func replace(path string, content []byte) error {
 	// One name is enough: the lock keeps others away, and what a crash leaves behind is written over.
 	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(content)
-	if err == nil && durable {
-		err = f.Sync()
-	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	if err = os.Rename(f.Name(), path); err != nil || !durable {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return os.Rename(f.Name(), path)
 }

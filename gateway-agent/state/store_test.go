@@ -231,6 +231,28 @@ func TestWhatCannotBeWrittenIsAnError(t *testing.T) {
 	_ = s.Close()
 }
 
+// Nothing is kept rather than something older.
+func TestWhatIsOlderIsGoneWhenANewerOneCannotBeWritten(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	s := w.open(t, dir)
+	require.NoError(t, s.Save(server, "e1.7", information))
+	require.NoError(t, s.Flush())
+	obstacle := filepath.Join(dir, "snapshot.json.new")
+	require.NoError(t, os.Mkdir(obstacle, 0o700))
+	require.Error(t, s.Save(server, "e1.8", information))
+	require.Error(t, s.Save(server, "e1.8", information))
+	require.NoError(t, s.Confirm("e1.7"))
+	_, err := s.Load(server)
+	require.ErrorIs(t, err, state.ErrNone)
+	require.Error(t, s.Flush())
+	require.NoError(t, os.Remove(obstacle))
+	require.NoError(t, s.Save(server, "e1.8", information))
+	got, err := s.Load(server)
+	require.NoError(t, err)
+	assert.Equal(t, "e1.8", got.Cursor)
+	require.NoError(t, s.Close())
+}
+
 func TestOneAgentPerDirectory(t *testing.T) {
 	dir := t.TempDir()
 	first, err := state.Open(dir, gateway)

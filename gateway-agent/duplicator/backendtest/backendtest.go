@@ -47,6 +47,14 @@ func Run(t *testing.T, b Backend) {
 	}
 }
 
+// Cases gives the names of the cases that Run runs.
+func Cases() (names []string) {
+	for _, c := range cases {
+		names = append(names, c.name)
+	}
+	return names
+}
+
 const (
 	wait      = 10 * time.Second
 	mediaPort = 5004

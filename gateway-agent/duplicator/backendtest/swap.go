@@ -21,7 +21,8 @@ const (
 	setSize    = 4
 )
 
-// While the table is swapped, every datagram goes to exactly the old set of destinations or exactly the new one.
+// While the table is swapped, every datagram goes to exactly the old set of destinations or exactly the new one, and to the new one if it was sent after
+// Apply returned.
 func swapsUnderLoad(t *testing.T, b Backend) {
 	sets := make([]*table.Snapshot, 2)
 	var receivers []*tallyReceiver
@@ -44,19 +45,27 @@ func swapsUnderLoad(t *testing.T, b Backend) {
 
 	var done atomic.Bool
 	var sent atomic.Int64
+	var began, ended [swaps]int64 // numbers of datagrams
 	var swapping sync.WaitGroup
 	swapping.Go(func() {
 		defer done.Store(true)
 		for i := range swaps {
-			for n := sent.Load(); sent.Load() < n+swapWindow/4; time.Sleep(10 * time.Microsecond) {
+			gap := int64(swapWindow / 4)
+			if i%8 == 0 { // long enough that some were sent and received in between
+				gap = 3 * swapWindow
+			}
+			for n := sent.Load(); sent.Load() < n+gap; time.Sleep(10 * time.Microsecond) {
 				if t.Failed() {
 					return
 				}
 			}
+			// The datagram with the number of sent may be on its way already.
+			began[i] = sent.Load()
 			if err := h.Duplicator.Apply(sets[(i+1)%2]); err != nil {
 				t.Error(err)
 				return
 			}
+			ended[i] = sent.Load() + 1
 		}
 	})
 	for end := time.Now().Add(2 * time.Minute); !done.Load() && time.Now().Before(end); {
@@ -83,9 +92,22 @@ func swapsUnderLoad(t *testing.T, b Backend) {
 			t.Errorf("datagram %d went to %08b", n, set)
 		}
 	}
-	t.Logf("%d datagrams, %d to the first set, %d to the second", sent.Load(), counts[first], counts[second])
-	if counts[first] == 0 || counts[second] == 0 {
-		t.Error("one of the sets got nothing: the test shows nothing")
+	sure := 0
+	for i, n := range ended {
+		end := sent.Load()
+		if i+1 < swaps {
+			end = began[i+1] - swapWindow // those are at their receivers, whatever the backend holds back
+		}
+		for ; n < end; n++ {
+			sure++
+			if want := []int{first, second}[(i+1)%2]; got[n] != want {
+				t.Errorf("datagram %d, sent after swap %d and before the next, went to %08b", n, i, got[n])
+			}
+		}
+	}
+	t.Logf("%d datagrams, %d to the first set, %d to the second; %d surely between two swaps", sent.Load(), counts[first], counts[second], sure)
+	if counts[first] == 0 || counts[second] == 0 || sure == 0 {
+		t.Error("one of the sets got nothing, or nothing came between two swaps: the test shows nothing")
 	}
 	for _, r := range receivers {
 		if r.twice {

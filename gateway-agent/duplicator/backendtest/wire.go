@@ -13,13 +13,14 @@ import (
 	"github.com/groupcast/groupcast/gateway-agent/table"
 )
 
-// inject puts packets on the camera's wire as they stand.
+// inject puts packets on the camera's wire as they stand, all at once.
 func (h *Home) inject(packets ...[]byte) {
 	h.t.Helper()
-	header := slices.Concat(h.lanMAC, h.cameraIf, []byte{8, 0})
+	var frames [][]byte
 	for _, p := range packets {
-		h.Home.Camera.InjectFrame("cam0", slices.Concat(header, p))
+		frames = append(frames, slices.Concat(h.lanMAC, h.cameraIf, []byte{8, 0}, p))
 	}
+	h.Home.Camera.InjectFrame("cam0", frames...)
 }
 
 // exchange puts packets on the camera's wire, and fails unless exactly those copies are on the uplink that package packet makes of

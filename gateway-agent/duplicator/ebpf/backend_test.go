@@ -16,6 +16,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(agentEnv) != "" {
 		os.Exit(agentProcess())
 	}
+	netlab.WaitTogether()
 	goleak.VerifyTestMain(m)
 }
 

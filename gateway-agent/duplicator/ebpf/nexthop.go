@@ -33,6 +33,10 @@ const calm = 20 * time.Millisecond
 // refresh is how often the kernel is asked to confirm a neighbour that it knows: nothing of what the program sends does.
 const refresh = 5 * time.Second
 
+// giveUp is how long a neighbour may stay unknown: what the kernel takes to ask three times. As long as datagrams for it go through the kernel's own code
+// they make it ask again at once, so that its own verdict may never be seen.
+const giveUp = 3 * time.Second
+
 // maxIfindex is what fits into the mark of a clone.
 const maxIfindex = 0xffff
 
@@ -57,6 +61,7 @@ type neighbourState struct {
 	fresh  bool // and needs no confirmation
 	failed bool // it didn't answer, and hasn't since
 	asked  time.Time
+	since  time.Time // it isn't known; zero if it is
 }
 
 // Netlink groups whose messages mean that a next hop may have changed.
@@ -111,6 +116,7 @@ func (h *nextHops) resolve(destinations []netip.Addr) (map[netip.Addr]nextHop, e
 	if err != nil {
 		return nil, fmt.Errorf("read routes and neighbours: %w", err)
 	}
+	now := time.Now()
 	hops, inUse := map[netip.Addr]nextHop{}, map[neighbour]*neighbourState{}
 	for _, to := range destinations {
 		n, mtu, ok := h.route(to, links)
@@ -127,12 +133,15 @@ func (h *nextHops) resolve(destinations []netip.Addr) (map[netip.Addr]nextHop, e
 		hop := nextHop{ifindex: n.ifindex, mtu: mtu, kind: kindResolve}
 		entry := macs[n]
 		state.valid, state.fresh = entry.State&valid != 0 && len(entry.HardwareAddr) == 6, entry.State&fresh != 0
+		if state.since.IsZero() {
+			state.since = now
+		}
 		switch {
 		case state.valid:
-			hop.kind, state.failed = kindResolved, false
+			hop.kind, state.failed, state.since = kindResolved, false, time.Time{}
 			copy(hop.mac[:6], entry.HardwareAddr)
 			copy(hop.mac[6:], links[n.ifindex].HardwareAddr)
-		case entry.State&netlink.NUD_FAILED != 0, state.failed: // until it answers, however often it is asked
+		case entry.State&netlink.NUD_FAILED != 0, now.Sub(state.since) >= giveUp, state.failed: // until it answers, however often it is asked
 			hop.kind, state.failed = kindUnreachable, true
 		}
 		hops[to] = hop
@@ -198,6 +207,9 @@ func (h *nextHops) ask() error {
 	var errs []error
 	now := time.Now()
 	for n, state := range h.neighbours {
+		if !state.valid && !state.failed && now.Sub(state.since) >= giveUp {
+			h.dirty()
+		}
 		pause := refresh
 		if !state.valid {
 			pause = time.Second

@@ -46,7 +46,7 @@ func load(c Config, lan *net.Interface) (*kernel, error) {
 	}
 	sweep(c.PinDir)
 	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, fmt.Errorf("%w: %w; run the agent as root or give it CAP_BPF and CAP_NET_ADMIN", ErrUnavailable, err)
+		return nil, fmt.Errorf("%w: %w; run the agent as root or give it CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN", ErrUnavailable, err)
 	}
 	spec, err := loadCopy()
 	if err != nil {
@@ -69,7 +69,7 @@ func load(c Config, lan *net.Interface) (*kernel, error) {
 func advice(err error) string {
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		return "; run the agent as root or give it CAP_BPF and CAP_NET_ADMIN"
+		return "; run the agent as root or give it CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
 	case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.EINVAL):
 		return "; this needs Linux 6.6 or later"
 	}
@@ -227,6 +227,9 @@ func Remove(c Config) error {
 	dir, err := pinPath(c, lan)
 	if err != nil {
 		return err
+	}
+	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil // on a read-only file system os.RemoveAll would not say so
 	}
 	if old, err := link.LoadPinnedLink(filepath.Join(dir, pinnedLink), nil); err == nil {
 		// Removing the last pin would do it too, but later.

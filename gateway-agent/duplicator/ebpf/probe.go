@@ -36,7 +36,7 @@ func Probe(c Config) error {
 	// Only if there is nothing in them.
 	defer func() { _, _ = os.Remove(dir), os.Remove(c.PinDir) }()
 	if err := rlimit.RemoveMemlock(); err != nil {
-		return fmt.Errorf("%w: %w; run the agent as root or give it CAP_BPF and CAP_NET_ADMIN", ErrUnavailable, err)
+		return fmt.Errorf("%w: %w; run the agent as root or give it CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN", ErrUnavailable, err)
 	}
 	spec, err := loadCopy()
 	if err == nil {
