@@ -22,7 +22,12 @@ import (
 	"github.com/groupcast/groupcast/models"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(agentEnv) != "" {
+		os.Exit(agentProcess())
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const wait = 10 * time.Second
 
