@@ -32,7 +32,8 @@ type Config struct {
 	Gateway      models.Gateway
 	LANInterface string
 
-	MediaPorts      []uint16
+	MediaPorts      []uint16 // empty with AnyPort
+	AnyPort         bool
 	CopyOptions     packet.CopyOptions
 	DestinationRate uint64 // bits per second for the copies of one destination; 0: no limit
 	UplinkRate      uint64 // bits per second for all copies; 0: no limit

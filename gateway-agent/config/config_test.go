@@ -51,6 +51,18 @@ func load(t *testing.T, file string, environ, args []string) (config.Config, err
 	return source.Load(environ)
 }
 
+func TestAnyMediaPort(t *testing.T) {
+	for _, file := range []string{"media-ports: any", "media-ports: [any]"} {
+		c, err := load(t, file, nil, nil)
+		require.NoError(t, err)
+		assert.True(t, c.AnyPort)
+		assert.Empty(t, c.MediaPorts)
+	}
+	c, err := load(t, "media-ports: any", []string{"GATEWAY_AGENT_MEDIA_PORTS=6000"}, nil)
+	require.NoError(t, err)
+	assert.False(t, c.AnyPort)
+}
+
 func TestFileVariablesAndFlagsMeanTheSame(t *testing.T) {
 	fromFile, err := load(t, complete, nil, nil)
 	require.NoError(t, err)
@@ -177,6 +189,7 @@ func TestWhatCannotBeReadIsNamed(t *testing.T) {
 		"range too large":   {file: "group-range: 10.0.0.0/16", want: []string{"group-range", "254"}},
 		"port 0":            {file: "media-ports: [0]", want: []string{"media-ports", "65535"}},
 		"port twice":        {file: "media-ports: 5004,5004", want: []string{"media-ports", "twice"}},
+		"any and more":      {file: "media-ports: [any, 5004]", want: []string{"media-ports", "stands alone"}},
 		"no ports":          {file: "media-ports: []", want: []string{"media-ports"}},
 		"copy options":      {file: "copy-options: off", want: []string{"copy-options", "strip, nop"}},
 		"boolean":           {file: "allow-loopback: yes", want: []string{"allow-loopback", "true, false"}},

@@ -67,7 +67,10 @@ var keys = []key{
 		c.Gateway.Range, err = addrRange(s)
 		return err
 	}},
-	{name: "media-ports", def: "5004", list: true, help: "UDP `PORTS` that cameras send to, separated by commas", read: func(c *Config, s string) (err error) {
+	{name: "media-ports", def: "5004", list: true, help: "UDP `PORTS` that cameras send to, separated by commas, or any", read: func(c *Config, s string) (err error) {
+		if c.AnyPort = s == "any"; c.AnyPort {
+			return nil
+		}
 		c.MediaPorts, err = ports(s)
 		return err
 	}},
@@ -190,7 +193,7 @@ func ports(s string) ([]uint16, error) {
 	for item := range strings.SplitSeq(s, ",") {
 		n, err := strconv.ParseUint(strings.TrimSpace(item), 10, 16)
 		if err != nil || n == 0 {
-			return nil, fmt.Errorf("%q is not a UDP port from 1 to 65535", item)
+			return nil, fmt.Errorf("%q is not a UDP port from 1 to 65535, and \"any\" stands alone", item)
 		}
 		if slices.Contains(out, uint16(n)) {
 			return nil, fmt.Errorf("port %d stands twice: keep one", n)
@@ -198,7 +201,7 @@ func ports(s string) ([]uint16, error) {
 		out = append(out, uint16(n))
 	}
 	if len(out) > 16 {
-		return nil, fmt.Errorf("%d ports are too many: give at most 16", len(out))
+		return nil, fmt.Errorf("%d ports are too many: give at most 16, or any", len(out))
 	}
 	return out, nil
 }

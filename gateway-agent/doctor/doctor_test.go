@@ -213,7 +213,11 @@ func TestWhatIsWrongIsFound(t *testing.T) {
 			h.config.BPFDir, h.config.Backend = filepath.Join(h.root, "bpf"), config.BackendEBPF
 		}, "ebpf", doctor.Fail, "the configured ebpf backend can't run"},
 		"no CAP_NET_ADMIN": {func(h *host) { h.dropCapabilities(unix.CAP_NET_ADMIN) }, "CAP_NET_ADMIN", doctor.Fail, "doesn't have it"},
-		"no CAP_BPF":       {func(h *host) { h.dropCapabilities(unix.CAP_BPF, unix.CAP_SYS_ADMIN) }, "CAP_BPF", doctor.Warn, "copies by sockets"},
+		"any port without CAP_BPF": {func(h *host) {
+			h.config.MediaPorts, h.config.AnyPort = nil, true
+			h.dropCapabilities(unix.CAP_BPF, unix.CAP_SYS_ADMIN)
+		}, "socket", doctor.Fail, "CAP_BPF and CAP_NET_ADMIN, or list the ports in media-ports"},
+		"no CAP_BPF": {func(h *host) { h.dropCapabilities(unix.CAP_BPF, unix.CAP_SYS_ADMIN) }, "CAP_BPF", doctor.Warn, "copies by sockets"},
 		"a state-dir that is a file": {func(h *host) {
 			h.write("state", "")
 			h.config.StateDir = filepath.Join(h.root, "state")

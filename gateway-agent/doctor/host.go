@@ -120,13 +120,13 @@ func effective() (uint64, error) {
 // backends tries both, and says which the agent would take.
 func (e *examination) backends() {
 	c := e.config
-	base := duplicator.Config{GroupRange: c.Gateway.Range, Uplink: c.Gateway.Uplink, Ports: c.MediaPorts, CopyOptions: c.CopyOptions, AllowLoopback: c.AllowLoopback}
+	base := duplicator.Config{GroupRange: c.Gateway.Range, Uplink: c.Gateway.Uplink, Ports: c.MediaPorts, AnyPort: c.AnyPort, CopyOptions: c.CopyOptions, AllowLoopback: c.AllowLoopback}
 	socket, err := duplicator.OpenSocket(base)
 	if err == nil {
 		err = socket.Close()
 	}
 	if err != nil {
-		e.fail("socket", "correct the configuration", "the socket backend can't run: %v", err)
+		e.fail("socket", "do what the message says", "the socket backend can't run: %v", err)
 	} else {
 		e.ok("socket", "the socket backend can run%s", chosen(c.Backend == config.BackendSocket))
 	}

@@ -12,7 +12,7 @@ import (
 
 // ancillary is what the kernel says about a received datagram.
 type ancillary struct {
-	destination netip.Addr // as in the IP header
+	destination netip.AddrPort // as in the headers
 	ttl         uint8
 	streamID    netip.Addr // of option 0x88; the zero Addr if it isn't there
 	overflow    uint32     // how many datagrams this socket has lost so far; 0 also if the kernel says nothing
@@ -38,8 +38,8 @@ func readAncillary(oob []byte) (ancillary, error) {
 			options = data
 		case header.Type == unix.IP_TTL && len(data) >= 4:
 			a.ttl = uint8(binary.NativeEndian.Uint32(data))
-		case header.Type == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
-			a.destination = netip.AddrFrom4([4]byte(data[8:12]))
+		case header.Type == unix.IP_ORIGDSTADDR && len(data) >= unix.SizeofSockaddrInet4:
+			a.destination = netip.AddrPortFrom(netip.AddrFrom4([4]byte(data[4:8])), binary.BigEndian.Uint16(data[2:]))
 		}
 	}
 	if !a.destination.IsValid() {

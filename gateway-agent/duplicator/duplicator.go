@@ -34,6 +34,8 @@ type Config struct {
 	Uplink netip.Addr
 	// Ports are the UDP ports of a group IP that cameras send to. Default: 5004.
 	Ports []uint16
+	// AnyPort has every UDP port of a group IP seen, whatever Ports says. The socket backend needs Linux 5.9, CAP_BPF and CAP_NET_ADMIN for it.
+	AnyPort bool
 	// CopyOptions says what the copies carry in place of the camera's options. Default: packet.Strip.
 	CopyOptions packet.CopyOptions
 	// DestinationRate is what the copies for one destination may take, in bits per second with IP headers; 0: no limit. See pace.go.

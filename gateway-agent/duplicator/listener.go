@@ -23,7 +23,10 @@ const (
 	errorPause    = 100 * time.Millisecond
 )
 
-// listener receives what is sent to one port of one group IP. All but close and wake runs on its own goroutine, which also owns
+// anyPort stands for all ports of a group IP where a listener's port does. The kernel binds the socket to a port that is free, which nobody needs to know.
+const anyPort = 0
+
+// listener receives what is sent to one port of one group IP, or to all of them. All but close and wake runs on its own goroutine, which also owns
 // the streams, so the packet path takes no lock.
 type listener struct {
 	owner    *Socket
@@ -32,10 +35,18 @@ type listener struct {
 	raw      syscall.RawConn
 	counters *groupCounters
 	overflow uint32 // what the kernel last said it dropped
-	streams  map[netip.AddrPort]*stream
+	streams  map[flow]*stream
 	log      *slog.Logger
 	done     chan struct{}
 }
+
+// flow is what one camera sends from one port to one port of the group IP.
+type flow struct {
+	camera netip.AddrPort
+	port   uint16
+}
+
+func flowOf(d packet.Datagram) flow { return flow{d.Source, d.Destination.Port()} }
 
 func startListener(s *Socket, at netip.AddrPort) (*listener, error) {
 	control := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
@@ -50,16 +61,22 @@ func startListener(s *Socket, at netip.AddrPort) (*listener, error) {
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
+	if s.steering != nil {
+		var steerErr error
+		if err := errors.Join(raw.Control(func(fd uintptr) { steerErr = s.steering.add(at.Addr(), int(fd)) }), steerErr); err != nil {
+			return nil, errors.Join(err, conn.Close())
+		}
+	}
 	l := &listener{
 		owner: s, at: at, conn: conn, raw: raw, counters: s.counters.group(at.Addr()),
-		streams: map[netip.AddrPort]*stream{}, done: make(chan struct{}),
+		streams: map[flow]*stream{}, done: make(chan struct{}),
 		log: s.config.Log.With("groupIP", at.Addr(), "port", at.Port()),
 	}
 	go l.run()
 	return l, nil
 }
 
-// prepareListener asks for the options, the address and the TTL of each datagram, and for the number of those that were lost.
+// prepareListener asks for the options, the address, the port and the TTL of each datagram, and for the number of those that were lost.
 // A group IP is no address of this host, hence IP_FREEBIND.
 func prepareListener(fd int) error {
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
@@ -69,7 +86,7 @@ func prepareListener(fd int) error {
 	return errors.Join(
 		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_FREEBIND, 1),
 		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVOPTS, 1),
-		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1),
+		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVORIGDSTADDR, 1),
 		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVTTL, 1),
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1),
 	)
@@ -185,7 +202,7 @@ func (l *listener) read(a *arena, i int) (packet.Datagram, error) {
 	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&from.Port))[:])
 	return packet.Datagram{
 		Source:      netip.AddrPortFrom(netip.AddrFrom4(from.Addr), port),
-		Destination: netip.AddrPortFrom(about.destination, l.at.Port()),
+		Destination: about.destination,
 		TTL:         about.ttl,
 		StreamID:    about.streamID,
 	}, err
@@ -205,7 +222,7 @@ func (l *listener) tidy(now time.Time) {
 	_ = l.conn.SetReadDeadline(now.Add(min(tidyInterval, l.owner.config.StreamIdle)))
 	group, ok := l.owner.plan.Load().Group(l.at.Addr())
 	for from, s := range l.streams {
-		if !ok || !s.serves(group, from.Addr()) || now.Sub(s.used) > l.owner.config.StreamIdle {
+		if !ok || !s.serves(group, from.camera.Addr()) || now.Sub(s.used) > l.owner.config.StreamIdle {
 			l.closeStream(from, s)
 			continue
 		}

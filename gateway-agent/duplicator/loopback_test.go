@@ -24,6 +24,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(agentEnv) != "" {
+		os.Exit(agentProcess())
+	}
 	netlab.WaitTogether()
 	goleak.VerifyTestMain(m)
 }

@@ -16,13 +16,14 @@ import (
 //
 // What follows from using the host's own IP stack: the kernel puts fragments together before they are copied; copies
 // have a type of service, an identification and a don't-fragment bit of their own; and only datagrams to the configured ports
-// are seen.
+// are seen, unless the process has the rights for AnyPort.
 type Socket struct {
 	config   Config
 	counters *registry
 	plan     atomic.Pointer[plan] // read once per batch of datagrams
 	streams  atomic.Int64         // camera streams that hold sockets, over all listeners
 	arenas   arenas
+	steering *steering // nil unless every port is seen
 
 	mu        sync.Mutex // one Apply or Close at a time
 	listeners map[netip.AddrPort]*listener
@@ -44,6 +45,13 @@ func OpenSocket(c Config) (*Socket, error) {
 		return nil, fmt.Errorf("duplicator: %w", err)
 	}
 	s := &Socket{config: c, counters: newRegistry(), arenas: arenas, listeners: map[netip.AddrPort]*listener{}}
+	if c.AnyPort {
+		s.config.Ports = []uint16{anyPort}
+		if s.steering, err = openSteering(); err != nil {
+			arenas.free()
+			return nil, fmt.Errorf("duplicator: %w", err)
+		}
+	}
 	empty, _ := newPlan(nil, time.Now(), c, refusals{})
 	s.plan.Store(empty)
 	return s, nil
@@ -122,5 +130,10 @@ func (s *Socket) Close() error {
 		delete(s.listeners, at)
 	}
 	s.arenas.free()
-	return nil
+	if s.steering == nil {
+		return nil
+	}
+	steering := s.steering
+	s.steering = nil
+	return steering.close()
 }

@@ -43,9 +43,10 @@ type outlet struct {
 
 // streamOf finds or makes the stream of a datagram, with the outlets of the verdict's group. It gives nil if there are too many.
 func (l *listener) streamOf(v packet.Verdict, camera packet.Datagram) *stream {
-	s := l.streams[camera.Source]
+	from := flowOf(camera)
+	s := l.streams[from]
 	if s != nil && s.group != v.Group && !s.serves(v.Group, camera.Source.Addr()) {
-		l.closeStream(camera.Source, s)
+		l.closeStream(from, s)
 		s = nil
 	}
 	if s == nil {
@@ -57,13 +58,13 @@ func (l *listener) streamOf(v packet.Verdict, camera packet.Datagram) *stream {
 			trigger: v.Source.Trigger, options: l.owner.config.CopyOptions.For(v.Source),
 			uplink: l.owner.config.Uplink, log: l.log,
 		}
-		l.streams[camera.Source] = s
+		l.streams[from] = s
 	}
 	s.follow(v.Group, l.owner.counters)
 	return s
 }
 
-func (l *listener) closeStream(from netip.AddrPort, s *stream) {
+func (l *listener) closeStream(from flow, s *stream) {
 	s.close()
 	delete(l.streams, from)
 	l.owner.streams.Add(-1)

@@ -62,6 +62,8 @@ var cases = slices.Concat(
 		{name: "two destinations without a way", run: func(t *testing.T, b Backend) { deadDestinations(t, b, "192.0.2.1", "192.0.2.2") }},
 		{name: "destination that refuses", run: refusing},
 		{name: "destination ports", run: destinationPorts},
+		{name: "any port", run: anyPort},
+		{name: "any port, IPv6 and the gateway's own sockets", run: anyPortBeside},
 		{name: "IPv6", run: ipv6},
 		{name: "hairpin", run: hairpin},
 		{name: "the gateway itself", run: gatewayItself},
@@ -662,6 +664,80 @@ func destinationPorts(t *testing.T, b Backend) {
 	// A receiver couldn't tell the fragments for two of its ports apart if they had one identification, so a backend may choose others.
 	h.exchangeDatagrams([][]byte{raw{payload: text(1, 100)}.bytes(), raw{payload: text(2, 100), noChecksum: true}.bytes()})
 	h.exchangeDatagrams(fragments(raw{payload: text(3, 3000), id: 3}, 1464))
+}
+
+// A camera may send to any port, and to several. A copy goes to the destination's own port, else to the camera's; and what the camera sends to two ports is
+// two streams.
+func anyPort(t *testing.T, b Backend) {
+	h := newHome(t, b, duplicator.Config{CopyOptions: packet.Strip, AnyPort: true})
+	h.Wide = h.WAN.Capture("ext0")
+	s := WorkedExample()
+	s.Groups[Groupcast1].Destinations[1].Port = 6000
+	h.Apply(s)
+	var packets [][]byte
+	for i, port := range []uint16{1, 53, 5004, 5006, 33333, 65535} {
+		sport := 4100 + uint16(i)
+		packets = append(packets,
+			raw{payload: text(i, 100), dport: port, sport: sport, id: uint16(i)}.bytes(),
+			raw{payload: text(100+i, 100), dport: port, sport: sport, noChecksum: true}.bytes(),
+			raw{payload: text(200+i, 100), dport: port, sport: sport + 100, to: Groupcast2}.bytes(),
+			raw{payload: []byte("not for copying"), dport: port, sport: sport, noOptions: true}.bytes(),
+			raw{payload: []byte("not for copying"), dport: port, sport: sport, from: Neighbour, options: []byte{0x88, 6, 172, 168, 0, 6}}.bytes())
+		packets = append(packets, fragments(raw{payload: text(300+i, 3000), dport: port, sport: sport, id: 1000 + uint16(i)}, 1464)...)
+	}
+	h.exchangeDatagrams(packets)
+	h.until("counted", func() bool {
+		return h.drops(packet.Unflagged.String()) == 6 && h.drops(packet.Unregistered.String()) == 6 && h.drops(duplicator.DropPort) == 0
+	})
+
+	from := map[uint16]uint16{} // the copies' source port for the port that the camera sends to
+	for range 3 {
+		for _, port := range []uint16{7000, 7001} {
+			before := len(h.onUplink())
+			h.inject(raw{payload: []byte("one camera port, two ports"), sport: 4500, dport: port}.bytes())
+			h.until("copied", func() bool { return len(h.onUplink()) == before+3 })
+			for _, d := range assemble(h.onUplink()[before:]) {
+				if old := from[port]; old != 0 && old != d.from.Port() {
+					t.Errorf("what is sent to port %d leaves from ports %d and %d", port, old, d.from.Port())
+				}
+				from[port] = d.from.Port()
+			}
+		}
+	}
+	if from[7000] == from[7001] {
+		t.Errorf("two streams leave from one port %d", from[7000])
+	}
+}
+
+// What the socket backend serves beside the kernel path comes from any port too, and nothing but groups' datagrams is taken from the sockets of the gateway.
+func anyPortBeside(t *testing.T, b Backend) {
+	h := newHome(t, b, duplicator.Config{CopyOptions: packet.Strip, AnyPort: true})
+	h.Gateway.Address("wan0", "2001:db8:1::1/64")
+	h.WAN.Address("ext0", "2001:db8:1::2/64")
+	s := WorkedExample()
+	s.Groups[Groupcast1].Destinations = append(s.Groups[Groupcast1].Destinations, To("six", "2001:db8:1::2"))
+	h.Apply(s)
+	four, six := h.WAN.ListenUDP(netlab.Upload+":7777"), h.WAN.ListenUDP("[2001:db8:1::2]:7777")
+	wildcard, err := net.ListenUDP("udp", &net.UDPAddr{Port: 7777})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer wildcard.Close()
+	cam := h.Sender(Camera, StreamID)
+	for i := range 3 {
+		for to, at := range map[netip.Addr][]*net.UDPConn{
+			Groupcast1: {four, six}, netip.MustParseAddr("172.168.0.1"): {wildcard}, // which has every address of the gateway, and gets nothing for a group
+		} {
+			payload := string(text(i, 100)) + to.String()
+			if _, err := cam.WriteToUDPAddrPort([]byte(payload), netip.AddrPortFrom(to, 7777)); err != nil {
+				t.Fatal(err)
+			}
+			for _, c := range at {
+				h.expect(c, payload)
+			}
+		}
+	}
+	h.until("counted", func() bool { return h.Duplicator.Counters().Destinations["six"].Packets == 3 })
 }
 
 // An IPv6 destination gets the same payload over IPv6, with one hop less, from one port that stays.

@@ -190,7 +190,7 @@ struct {
 const volatile __u32 range_first, range_last;
 const volatile __be32 uplink;
 const volatile __u16 media_ports[MAX_PORTS];
-const volatile __u32 media_port_count;
+const volatile __u32 media_port_count; // 0: every port is one
 const volatile __u32 nop_options;
 const volatile __u64 pace_per_byte; // 1/1024 ns; 0: no rate
 const volatile __u64 pace_burst;    // ns
@@ -509,7 +509,7 @@ int copy(struct __sk_buff *skb)
 	if (option.bad)
 		goto malformed;
 	bool flagged = option.found;
-	if (first && !media_port(udp.dest)) {
+	if (first && media_port_count && !media_port(udp.dest)) {
 		count(c, G_OTHER_PORT, p.packets);
 		return TCX_DROP;
 	}

@@ -11,7 +11,7 @@
 // port of their own. The two swap one after the other, so for some milliseconds after a change a datagram may go to the old set of
 // the one and the new set of the other.
 //
-// Ports of the group IP other than the configured ones are dropped. A later fragment has no port: as in package packet, its group and source
+// Ports of the group IP other than the configured ones are dropped, unless AnyPort says that there are none but these. A later fragment has no port: as in package packet, its group and source
 // decide.
 package ebpf
 

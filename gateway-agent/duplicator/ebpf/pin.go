@@ -84,8 +84,11 @@ func configure(spec *ebpf.CollectionSpec, c Config) error {
 	spec.Maps[copyMapPorts].MaxEntries = uint32(c.MaxStreams)
 	first, last, uplink := c.GroupRange.First.As4(), c.GroupRange.Last.As4(), c.Uplink.As4()
 	var ports [16]uint16
-	if n := copy(ports[:], c.Ports); n < len(c.Ports) {
-		return fmt.Errorf("%d media ports are more than %d", len(c.Ports), n)
+	count := copy(ports[:], c.Ports)
+	if c.AnyPort {
+		count = 0
+	} else if count < len(c.Ports) {
+		return fmt.Errorf("%d media ports are more than %d", len(c.Ports), count)
 	}
 	var nop uint32
 	if c.CopyOptions == packet.NOP {
@@ -93,7 +96,7 @@ func configure(spec *ebpf.CollectionSpec, c Config) error {
 	}
 	for name, value := range map[string]any{
 		copyVarRangeFirst: binary.BigEndian.Uint32(first[:]), copyVarRangeLast: binary.BigEndian.Uint32(last[:]),
-		copyVarUplink: uplink, copyVarMediaPorts: ports, copyVarMediaPortCount: uint32(len(c.Ports)), copyVarNopOptions: nop,
+		copyVarUplink: uplink, copyVarMediaPorts: ports, copyVarMediaPortCount: uint32(count), copyVarNopOptions: nop,
 		copyVarPacePerByte: duplicator.PerByte(c.DestinationRate), copyVarPaceBurst: duplicator.Burst * duplicator.PerByte(c.DestinationRate) >> 10,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
