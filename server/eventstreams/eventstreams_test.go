@@ -150,7 +150,7 @@ func TestAttackForeignEvent(t *testing.T) {
 			e.hears("group.state 0")
 		}
 		p := l.Join(t, phone, servertest.Destination(phone, "198.51.99.1", "door")) // published
-		require.NoError(t, l.Accounts.DeleteLink(ctx, "svc-upload", l.Account.ID))   // unlinked before it fetches
+		require.NoError(t, l.Accounts.DeleteLink(ctx, "svc-upload", l.Account.ID))  // unlinked before it fetches
 		all.hears("link.revoked 0")
 		all.nothing(l)
 		require.NoError(t, l.streams.Check(ctx))

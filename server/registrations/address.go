@@ -67,10 +67,9 @@ func (s *Service) usable(a netip.Addr) bool {
 // checkTarget refuses an address that copies must not go to, whoever consents: outside the home that is everything but a public host's (SPEC §10). Inside
 // is a host of the LAN that is reached by the home's public address, or that asks from there.
 func (s *Service) checkTarget(g models.Gateway, at netip.Addr, m member) error {
+	inside := g.IsHost(at) && (m.registration.PublicIPv4 == g.Uplink || at == m.remote)
 	switch {
-	case at == m.registration.PrivateIPv4, models.PublicHost(at), s.opts.AllowLoopback && at.Is4() && at.IsLoopback():
-		return nil
-	case at == m.remote && g.IsHost(at):
+	case inside, models.PublicHost(at), s.opts.AllowLoopback && at.Is4() && at.IsLoopback():
 		return nil
 	case at == m.remote:
 		return models.Errorf(models.CodeNoUsableAddress, "The request came from an address that isn't public, so copies can't be sent there. Send the public "+

@@ -66,7 +66,7 @@ func policyAt(g models.Gateway, v models.Registration, at netip.Addr, allowed []
 		mayProbe = mayProbe || entry.Probe
 	}
 	// An unasked check needs a port to go to; and whoever is inside the home is in front of the NAT.
-	return policy, mayProbe && policy != models.PolicyExempt && v.Port != 0 && at != v.PrivateIPv4, true
+	return policy, mayProbe && policy != models.PolicyExempt && v.Port != 0 && !g.IsHost(at), true
 }
 
 // move changes a member. At another address it hasn't consented yet.
@@ -112,7 +112,7 @@ func standing(c store.Consent, r models.Registration) Consent {
 		return Consent{}
 	}
 	at := groups.Reach(c.Gateway, r)
-	inside := at == r.PrivateIPv4
+	inside := c.Gateway.IsHost(at)
 	v := Consent{Policy: c.Policy, State: c.State, Senders: []models.Sender{}}
 	for _, s := range c.Senders {
 		// Without a NAT there is one place for both.

@@ -341,6 +341,8 @@ func TestAddresses(t *testing.T) {
 			// Whatever is set aside for another purpose, in whatever form.
 			{"", "10.1.2.3", "", "198.51.99.7", "bad-address"},
 			{"", "100.64.1.2", "", "198.51.99.7", "bad-address"},
+			{"10.1.2.3", "10.1.2.3", "", "198.51.99.7", "bad-address"},
+			{"10.1.2.3", "10.1.2.3", "", "10.1.2.3", "no-usable-address"},
 			{"", "192.0.2.1", "", "198.51.99.7", "bad-address"},
 			{"", "198.18.0.1", "", "198.51.99.7", "bad-address"},
 			{"", "203.0.113.9", "", "198.51.99.7", "bad-address"},
