@@ -169,7 +169,7 @@ func (v *tenant) move(ctx context.Context, t *testing.T, p *phone, replicas []*r
 	defer client.CloseIdleConnections()
 	for at := rand.IntN(len(replicas)); ctx.Err() == nil; at++ {
 		p.n++
-		address := fmt.Sprintf("198.51.%d.%d", p.n/250%250, 1+p.n%250)
+		address := fmt.Sprintf("96.115.%d.%d", p.n/250%250, 1+p.n%250)
 		body := fmt.Sprintf(`{"type":"Device","id":"%d","destination":true,"privateIPv4":null,"publicIPv4":%q,"IPv6":null,"groupName":%q,"groupIP":null,"TTLs":86400}`, p.id, address, p.group)
 		req, err := http.NewRequest(http.MethodPost, replicas[at%len(replicas)].URL+"/v1/registrations", strings.NewReader(body))
 		if !assert.NoError(t, err) {

@@ -29,7 +29,7 @@ func groupIP(g int) string            { return fmt.Sprintf("192.168.1.%d", 229+g
 func gatewayID(k int) int64           { return 100_000_000_000_000_000 + int64(k) }
 func phoneID(k, j int) int64          { return 200_000_000_000_000_000 + int64(k)*10 + int64(j) }
 func phoneName(k, j int) string       { return fmt.Sprintf("phone %d of %d", j, k) }
-func phoneAddr(j int) string          { return fmt.Sprintf("198.51.100.%d", j) }
+func phoneAddr(j int) string          { return fmt.Sprintf("198.51.99.%d", j) }
 func premisesOf(phone int64) int      { return int((phone - phoneID(0, 0)) / 10) }
 func numberOf(phone int64) int        { return int((phone - phoneID(0, 0)) % 10) }
 func groupNumber(name string) (g int) { _, _ = fmt.Sscanf(name, "groupcast-%d", &g); return g }

@@ -236,6 +236,11 @@ func (a attentive) members(body []byte, declares bool) {
 			Secret("the member "+name, value)
 		}
 	}
+	if consent, ok := object["consent"].(map[string]any); ok {
+		if pwd, ok := consent["pwd"].(string); ok {
+			Secret("a destination's credential", pwd)
+		}
+	}
 	if declares {
 		for _, name := range []string{"gatewayIPv4", "uplinkIPv4", "lanPrefix"} {
 			if address, ok := object[name].(string); ok {
