@@ -17,6 +17,8 @@ import (
 	"slices"
 	"syscall"
 	"time"
+
+	"github.com/groupcast/groupcast/models"
 )
 
 // Rules say what may be connected to.
@@ -33,46 +35,14 @@ type Rules struct {
 // ErrRefused is wrapped by the error of a connection that the rules don't allow. The text names no address.
 var ErrRefused = errors.New("this address or port may not be called")
 
-// special is what IANA's special-purpose registry for IPv4 keeps from being a public host's address, with what was deprecated and multicast
-// (RFC 6890; registry as of 2025-10).
-var special = prefixes("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24",
-	"192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
-	"224.0.0.0/4", "240.0.0.0/4")
-
-// Of IPv6 only global unicast is public, which leaves out loopback, link-local, unique local, multicast, mapped addresses and both NAT64 prefixes
-// (64:ff9b::/96, 64:ff9b:1::/48). specialV6 is what is special within it: Teredo and other protocols, documentation, 6to4, AS112.
-var (
-	globalUnicast = netip.MustParsePrefix("2000::/3")
-	specialV6     = prefixes("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")
-	loopback      = netip.MustParsePrefix("127.0.0.0/8")
-)
-
-func prefixes(texts ...string) (all []netip.Prefix) {
-	for _, t := range texts {
-		all = append(all, netip.MustParsePrefix(t))
-	}
-	return all
-}
-
-// public tells whether an address can be that of a host on the public internet. A mapped IPv4 address can't: nobody writes one in good faith.
-func public(a netip.Addr) bool {
-	holds := func(p netip.Prefix) bool { return p.Contains(a) }
-	switch {
-	case !a.IsValid() || a.Zone() != "":
-		return false
-	case a.Is4():
-		return !slices.ContainsFunc(special, holds)
-	default:
-		return globalUnicast.Contains(a) && !slices.ContainsFunc(specialV6, holds)
-	}
-}
+var loopback = netip.MustParsePrefix("127.0.0.0/8")
 
 // Check gives an error that wraps ErrRefused unless the rules allow to connect to it.
 func (r Rules) Check(to netip.AddrPort) error {
 	if r.AllowLoopback && loopback.Contains(to.Addr()) {
 		return nil
 	}
-	if !public(to.Addr()) || !slices.Contains(r.Ports, to.Port()) {
+	if !models.PublicHost(to.Addr()) || !slices.Contains(r.Ports, to.Port()) {
 		return ErrRefused
 	}
 	return nil
