@@ -11,6 +11,24 @@ import (
 	"github.com/groupcast/groupcast/models"
 )
 
+// Defines values for AllowedCIDRConsent.
+const (
+	Exempt   AllowedCIDRConsent = "exempt"
+	Required AllowedCIDRConsent = "required"
+)
+
+// Valid indicates whether the value is a known member of the AllowedCIDRConsent enum.
+func (e AllowedCIDRConsent) Valid() bool {
+	switch e {
+	case Exempt:
+		return true
+	case Required:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for DeviceGrantStatus.
 const (
 	Approved DeviceGrantStatus = "approved"
@@ -133,6 +151,24 @@ type AccountRequest struct {
 	// Name What people call the account.
 	Name string `json:"name"`
 }
+
+// AllowedCIDR defines model for AllowedCIDR.
+type AllowedCIDR struct {
+	// Cidr An IPv4 or IPv6 prefix, for example 96.114.14.0/24.
+	Cidr string `json:"cidr"`
+
+	// Consent exempt: copies are sent there unasked, which the audit log tells; absent means required.
+	Consent *AllowedCIDRConsent `json:"consent,omitempty"`
+
+	// Probe Whether a gateway may ask first; absent means false. It takes a registered port.
+	Probe *bool `json:"probe,omitempty"`
+}
+
+// AllowedCIDRConsent exempt: copies are sent there unasked, which the audit log tells; absent means required.
+type AllowedCIDRConsent string
+
+// AllowedCIDRs Where a service may receive; the longest prefix that holds an address says how. Absent or empty is anywhere, with consent.
+type AllowedCIDRs = []AllowedCIDR
 
 // AuditPage defines model for AuditPage.
 type AuditPage struct {
@@ -462,12 +498,23 @@ type PublicKey struct {
 
 // Service defines model for Service.
 type Service struct {
-	Name string `json:"name"`
+	// AllowedCIDRs Where a service may receive; the longest prefix that holds an address says how. Absent or empty is anywhere, with consent.
+	AllowedCIDRs *AllowedCIDRs `json:"allowedCIDRs,omitempty"`
+	Name         string        `json:"name"`
 
 	// ServiceID A partner's service.
 	//
 	// Example: svc-upload
 	ServiceID ServiceID `json:"serviceId"`
+}
+
+// ServiceChange defines model for ServiceChange.
+type ServiceChange struct {
+	// AllowedCIDRs Where a service may receive; the longest prefix that holds an address says how. Absent or empty is anywhere, with consent.
+	AllowedCIDRs AllowedCIDRs `json:"allowedCIDRs"`
+
+	// Name What people call the service.
+	Name string `json:"name"`
 }
 
 // ServiceCredential defines model for ServiceCredential.
@@ -511,6 +558,9 @@ type ServiceID = models.ServiceID
 
 // ServiceRequest defines model for ServiceRequest.
 type ServiceRequest struct {
+	// AllowedCIDRs Where a service may receive; the longest prefix that holds an address says how. Absent or empty is anywhere, with consent.
+	AllowedCIDRs *AllowedCIDRs `json:"allowedCIDRs,omitempty"`
+
 	// Name What people call the service.
 	Name string `json:"name"`
 
@@ -764,6 +814,9 @@ type CreatePremisesJSONRequestBody = PremisesRequest
 
 // CreateServiceJSONRequestBody defines body for CreateService for application/json ContentType.
 type CreateServiceJSONRequestBody = ServiceRequest
+
+// ChangeServiceJSONRequestBody defines body for ChangeService for application/json ContentType.
+type ChangeServiceJSONRequestBody = ServiceChange
 
 // CreateServiceCredentialJSONRequestBody defines body for CreateServiceCredential for application/json ContentType.
 type CreateServiceCredentialJSONRequestBody = ServiceCredentialRequest

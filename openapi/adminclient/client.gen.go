@@ -339,6 +339,33 @@ type ClientInterface interface {
 	// Corresponds with POST /admin/services (the `CreateService` operationId).
 	CreateService(ctx context.Context, params *CreateServiceParams, body CreateServiceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// GetService Read a service
+	//
+	// Answers the service with the prefixes that the operator allows it.
+	//
+	// Corresponds with GET /admin/services/{serviceId} (the `GetService` operationId).
+	GetService(ctx context.Context, serviceID ServiceID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ChangeServiceWithBody Name a service and say where it may receive
+	//
+	// Replaces both. A service that has prefixes may only register addresses within them; without any, all that the rules for everybody allow. What was registered
+	// under other prefixes ends, or is asked for consent from then on, at once.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /admin/services/{serviceId} (the `ChangeService` operationId).
+	ChangeServiceWithBody(ctx context.Context, serviceID ServiceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ChangeService Name a service and say where it may receive
+	//
+	// Replaces both. A service that has prefixes may only register addresses within them; without any, all that the rules for everybody allow. What was registered
+	// under other prefixes ends, or is asked for consent from then on, at once.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /admin/services/{serviceId} (the `ChangeService` operationId).
+	ChangeService(ctx context.Context, serviceID ServiceID, body ChangeServiceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListServiceCredentials List the credentials of a service
 	//
 	// Secrets can't be shown again.
@@ -932,6 +959,63 @@ func (c *Client) CreateServiceWithBody(ctx context.Context, params *CreateServic
 // Corresponds with POST /admin/services (the `CreateService` operationId).
 func (c *Client) CreateService(ctx context.Context, params *CreateServiceParams, body CreateServiceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewCreateServiceRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetService Read a service
+//
+// Answers the service with the prefixes that the operator allows it.
+//
+// Corresponds with GET /admin/services/{serviceId} (the `GetService` operationId).
+func (c *Client) GetService(ctx context.Context, serviceID ServiceID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetServiceRequest(c.Server, serviceID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ChangeServiceWithBody Name a service and say where it may receive
+//
+// Replaces both. A service that has prefixes may only register addresses within them; without any, all that the rules for everybody allow. What was registered
+// under other prefixes ends, or is asked for consent from then on, at once.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /admin/services/{serviceId} (the `ChangeService` operationId).
+func (c *Client) ChangeServiceWithBody(ctx context.Context, serviceID ServiceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewChangeServiceRequestWithBody(c.Server, serviceID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ChangeService Name a service and say where it may receive
+//
+// Replaces both. A service that has prefixes may only register addresses within them; without any, all that the rules for everybody allow. What was registered
+// under other prefixes ends, or is asked for consent from then on, at once.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /admin/services/{serviceId} (the `ChangeService` operationId).
+func (c *Client) ChangeService(ctx context.Context, serviceID ServiceID, body ChangeServiceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewChangeServiceRequest(c.Server, serviceID, body)
 	if err != nil {
 		return nil, err
 	}
@@ -2002,6 +2086,87 @@ func NewCreateServiceRequestWithBody(server string, params *CreateServiceParams,
 	return req, nil
 }
 
+// NewGetServiceRequest constructs an http.Request for the GetService method
+func NewGetServiceRequest(server string, serviceID ServiceID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "serviceId", serviceID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/admin/services/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewChangeServiceRequest calls the generic ChangeService builder with application/json body
+func NewChangeServiceRequest(server string, serviceID ServiceID, body ChangeServiceJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewChangeServiceRequestWithBody(server, serviceID, "application/json", bodyReader)
+}
+
+// NewChangeServiceRequestWithBody constructs an http.Request for the ChangeService method, with any body, and a specified content type
+func NewChangeServiceRequestWithBody(server string, serviceID ServiceID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "serviceId", serviceID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/admin/services/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewListServiceCredentialsRequest constructs an http.Request for the ListServiceCredentials method
 func NewListServiceCredentialsRequest(server string, serviceID ServiceID, params *ListServiceCredentialsParams) (*http.Request, error) {
 	var err error
@@ -2580,6 +2745,35 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /admin/services (the `CreateService` operationId).
 	CreateServiceWithResponse(ctx context.Context, params *CreateServiceParams, body CreateServiceJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateServiceResponse, error)
+
+	// GetServiceWithResponse Read a service
+	//
+	// Answers the service with the prefixes that the operator allows it.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /admin/services/{serviceId} (the `GetService` operationId).
+	GetServiceWithResponse(ctx context.Context, serviceID ServiceID, reqEditors ...RequestEditorFn) (*GetServiceResponse, error)
+
+	// ChangeServiceWithBodyWithResponse Name a service and say where it may receive
+	//
+	// Replaces both. A service that has prefixes may only register addresses within them; without any, all that the rules for everybody allow. What was registered
+	// under other prefixes ends, or is asked for consent from then on, at once.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /admin/services/{serviceId} (the `ChangeService` operationId).
+	ChangeServiceWithBodyWithResponse(ctx context.Context, serviceID ServiceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ChangeServiceResponse, error)
+
+	// ChangeServiceWithResponse Name a service and say where it may receive
+	//
+	// Replaces both. A service that has prefixes may only register addresses within them; without any, all that the rules for everybody allow. What was registered
+	// under other prefixes ends, or is asked for consent from then on, at once.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /admin/services/{serviceId} (the `ChangeService` operationId).
+	ChangeServiceWithResponse(ctx context.Context, serviceID ServiceID, body ChangeServiceJSONRequestBody, reqEditors ...RequestEditorFn) (*ChangeServiceResponse, error)
 
 	// ListServiceCredentialsWithResponse List the credentials of a service
 	//
@@ -3629,6 +3823,116 @@ func (r CreateServiceResponse) ContentType() string {
 	return ""
 }
 
+type GetServiceResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Service
+	// ApplicationProblemJSON4XX the response for an HTTP 4XX `application/problem+json` response
+	ApplicationProblemJSON4XX *Problem
+	// ApplicationProblemJSON5XX the response for an HTTP 5XX `application/problem+json` response
+	ApplicationProblemJSON5XX *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetServiceResponse) GetJSON200() *Service {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON4XX returns the response for an HTTP 4XX `application/problem+json` response
+func (r GetServiceResponse) GetApplicationProblemJSON4XX() *Problem {
+	return r.ApplicationProblemJSON4XX
+}
+
+// GetApplicationProblemJSON5XX returns the response for an HTTP 5XX `application/problem+json` response
+func (r GetServiceResponse) GetApplicationProblemJSON5XX() *Problem {
+	return r.ApplicationProblemJSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r GetServiceResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetServiceResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetServiceResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetServiceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ChangeServiceResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Service
+	// ApplicationProblemJSON4XX the response for an HTTP 4XX `application/problem+json` response
+	ApplicationProblemJSON4XX *Problem
+	// ApplicationProblemJSON5XX the response for an HTTP 5XX `application/problem+json` response
+	ApplicationProblemJSON5XX *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ChangeServiceResponse) GetJSON200() *Service {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON4XX returns the response for an HTTP 4XX `application/problem+json` response
+func (r ChangeServiceResponse) GetApplicationProblemJSON4XX() *Problem {
+	return r.ApplicationProblemJSON4XX
+}
+
+// GetApplicationProblemJSON5XX returns the response for an HTTP 5XX `application/problem+json` response
+func (r ChangeServiceResponse) GetApplicationProblemJSON5XX() *Problem {
+	return r.ApplicationProblemJSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r ChangeServiceResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ChangeServiceResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ChangeServiceResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ChangeServiceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ListServiceCredentialsResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -4327,6 +4631,53 @@ func (c *ClientWithResponses) CreateServiceWithResponse(ctx context.Context, par
 		return nil, err
 	}
 	return ParseCreateServiceResponse(rsp)
+}
+
+// GetServiceWithResponse Read a service
+//
+// Answers the service with the prefixes that the operator allows it.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /admin/services/{serviceId} (the `GetService` operationId).
+func (c *ClientWithResponses) GetServiceWithResponse(ctx context.Context, serviceID ServiceID, reqEditors ...RequestEditorFn) (*GetServiceResponse, error) {
+	rsp, err := c.GetService(ctx, serviceID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetServiceResponse(rsp)
+}
+
+// ChangeServiceWithBodyWithResponse Name a service and say where it may receive
+//
+// Replaces both. A service that has prefixes may only register addresses within them; without any, all that the rules for everybody allow. What was registered
+// under other prefixes ends, or is asked for consent from then on, at once.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /admin/services/{serviceId} (the `ChangeService` operationId).
+func (c *ClientWithResponses) ChangeServiceWithBodyWithResponse(ctx context.Context, serviceID ServiceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ChangeServiceResponse, error) {
+	rsp, err := c.ChangeServiceWithBody(ctx, serviceID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseChangeServiceResponse(rsp)
+}
+
+// ChangeServiceWithResponse Name a service and say where it may receive
+//
+// Replaces both. A service that has prefixes may only register addresses within them; without any, all that the rules for everybody allow. What was registered
+// under other prefixes ends, or is asked for consent from then on, at once.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /admin/services/{serviceId} (the `ChangeService` operationId).
+func (c *ClientWithResponses) ChangeServiceWithResponse(ctx context.Context, serviceID ServiceID, body ChangeServiceJSONRequestBody, reqEditors ...RequestEditorFn) (*ChangeServiceResponse, error) {
+	rsp, err := c.ChangeService(ctx, serviceID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseChangeServiceResponse(rsp)
 }
 
 // ListServiceCredentialsWithResponse List the credentials of a service
@@ -5132,6 +5483,86 @@ func ParseCreateServiceResponse(rsp *http.Response) (*CreateServiceResponse, err
 	}
 
 	response := &CreateServiceResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Service
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON5XX = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetServiceResponse parses an HTTP response from a GetServiceWithResponse call
+func ParseGetServiceResponse(rsp *http.Response) (*GetServiceResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetServiceResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Service
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON5XX = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseChangeServiceResponse parses an HTTP response from a ChangeServiceWithResponse call
+func ParseChangeServiceResponse(rsp *http.Response) (*ChangeServiceResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ChangeServiceResponse{
 		Body:         bodyBytes,
 		HTTPResponse: rsp,
 	}

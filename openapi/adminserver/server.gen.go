@@ -72,6 +72,12 @@ type ServerInterface interface {
 	// CreateService Create a service
 	// (POST /admin/services)
 	CreateService(c *gin.Context, params CreateServiceParams)
+	// GetService Read a service
+	// (GET /admin/services/{serviceId})
+	GetService(c *gin.Context, serviceID ServiceID)
+	// ChangeService Name a service and say where it may receive
+	// (PUT /admin/services/{serviceId})
+	ChangeService(c *gin.Context, serviceID ServiceID)
 	// ListServiceCredentials List the credentials of a service
 	// (GET /admin/services/{serviceId}/credentials)
 	ListServiceCredentials(c *gin.Context, serviceID ServiceID, params ListServiceCredentialsParams)
@@ -649,6 +655,56 @@ func (siw *ServerInterfaceWrapper) CreateService(c *gin.Context) {
 	siw.Handler.CreateService(c, params)
 }
 
+// GetService operation middleware
+func (siw *ServerInterfaceWrapper) GetService(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "serviceId" -------------
+	var serviceID ServiceID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "serviceId", c.Param("serviceId"), &serviceID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter serviceId: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetService(c, serviceID)
+}
+
+// ChangeService operation middleware
+func (siw *ServerInterfaceWrapper) ChangeService(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "serviceId" -------------
+	var serviceID ServiceID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "serviceId", c.Param("serviceId"), &serviceID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter serviceId: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ChangeService(c, serviceID)
+}
+
 // ListServiceCredentials operation middleware
 func (siw *ServerInterfaceWrapper) ListServiceCredentials(c *gin.Context) {
 
@@ -874,6 +930,8 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.DELETE(options.BaseURL+"/admin/links/:serviceId/:accountId", wrapper.DeleteLink)
 	router.POST(options.BaseURL+"/admin/premises", wrapper.CreatePremises)
 	router.POST(options.BaseURL+"/admin/services", wrapper.CreateService)
+	router.GET(options.BaseURL+"/admin/services/:serviceId", wrapper.GetService)
+	router.PUT(options.BaseURL+"/admin/services/:serviceId", wrapper.ChangeService)
 	router.GET(options.BaseURL+"/admin/services/:serviceId/credentials", wrapper.ListServiceCredentials)
 	router.POST(options.BaseURL+"/admin/services/:serviceId/credentials", wrapper.CreateServiceCredential)
 	router.DELETE(options.BaseURL+"/admin/services/:serviceId/credentials/:credentialId", wrapper.DeleteServiceCredential)
@@ -1879,6 +1937,119 @@ func (response CreateService5XXApplicationProblemPlusJSONResponse) VisitCreateSe
 	return err
 }
 
+type GetServiceRequestObject struct {
+	ServiceID ServiceID `json:"serviceId"`
+}
+
+type GetServiceResponseObject interface {
+	VisitGetServiceResponse(w http.ResponseWriter) error
+}
+
+type GetService200JSONResponse Service
+
+func (response GetService200JSONResponse) VisitGetServiceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetService4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetService4XXApplicationProblemPlusJSONResponse) VisitGetServiceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetService5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetService5XXApplicationProblemPlusJSONResponse) VisitGetServiceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ChangeServiceRequestObject struct {
+	ServiceID ServiceID `json:"serviceId"`
+	Body      *ChangeServiceJSONRequestBody
+}
+
+type ChangeServiceResponseObject interface {
+	VisitChangeServiceResponse(w http.ResponseWriter) error
+}
+
+type ChangeService200JSONResponse Service
+
+func (response ChangeService200JSONResponse) VisitChangeServiceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ChangeService4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ChangeService4XXApplicationProblemPlusJSONResponse) VisitChangeServiceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ChangeService5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ChangeService5XXApplicationProblemPlusJSONResponse) VisitChangeServiceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListServiceCredentialsRequestObject struct {
 	ServiceID ServiceID `json:"serviceId"`
 	Params    ListServiceCredentialsParams
@@ -2214,6 +2385,12 @@ type StrictServerInterface interface {
 	// CreateService Create a service
 	// (POST /admin/services)
 	CreateService(ctx context.Context, request CreateServiceRequestObject) (CreateServiceResponseObject, error)
+	// GetService Read a service
+	// (GET /admin/services/{serviceId})
+	GetService(ctx context.Context, request GetServiceRequestObject) (GetServiceResponseObject, error)
+	// ChangeService Name a service and say where it may receive
+	// (PUT /admin/services/{serviceId})
+	ChangeService(ctx context.Context, request ChangeServiceRequestObject) (ChangeServiceResponseObject, error)
 	// ListServiceCredentials List the credentials of a service
 	// (GET /admin/services/{serviceId}/credentials)
 	ListServiceCredentials(ctx context.Context, request ListServiceCredentialsRequestObject) (ListServiceCredentialsResponseObject, error)
@@ -2920,6 +3097,76 @@ func (sh *strictHandler) CreateService(ctx *gin.Context, params CreateServicePar
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(CreateServiceResponseObject); ok {
 		if err := validResponse.VisitCreateServiceResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetService operation middleware
+func (sh *strictHandler) GetService(ctx *gin.Context, serviceID ServiceID) {
+	var request GetServiceRequestObject
+
+	request.ServiceID = serviceID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetService(ctx, request.(GetServiceRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetService")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(GetServiceResponseObject); ok {
+		if err := validResponse.VisitGetServiceResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ChangeService operation middleware
+func (sh *strictHandler) ChangeService(ctx *gin.Context, serviceID ServiceID) {
+	var request ChangeServiceRequestObject
+
+	request.ServiceID = serviceID
+
+	var body ChangeServiceJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ChangeService(ctx, request.(ChangeServiceRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ChangeService")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ChangeServiceResponseObject); ok {
+		if err := validResponse.VisitChangeServiceResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

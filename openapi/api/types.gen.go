@@ -188,6 +188,30 @@ func (e MemberRole) Valid() bool {
 	}
 }
 
+// Defines values for ReportedConsentState.
+const (
+	Live        ReportedConsentState = "live"
+	Lost        ReportedConsentState = "lost"
+	Pending     ReportedConsentState = "pending"
+	Unreachable ReportedConsentState = "unreachable"
+)
+
+// Valid indicates whether the value is a known member of the ReportedConsentState enum.
+func (e ReportedConsentState) Valid() bool {
+	switch e {
+	case Live:
+		return true
+	case Lost:
+		return true
+	case Pending:
+		return true
+	case Unreachable:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for ServiceScope.
 const (
 	GcEvents   ServiceScope = "gc:events"
@@ -229,20 +253,23 @@ func (e TokenAnswerTokenType) Valid() bool {
 
 // Defines values for WebhookEventType.
 const (
-	GroupcastGroupChanged  WebhookEventType = "groupcast.group.changed"
-	GroupcastGroupCreated  WebhookEventType = "groupcast.group.created"
-	GroupcastGroupEnded    WebhookEventType = "groupcast.group.ended"
-	GroupcastLinkGranted   WebhookEventType = "groupcast.link.granted"
-	GroupcastLinkRevoked   WebhookEventType = "groupcast.link.revoked"
-	GroupcastMemberExpired WebhookEventType = "groupcast.member.expired"
-	GroupcastMemberJoined  WebhookEventType = "groupcast.member.joined"
-	GroupcastMemberLeft    WebhookEventType = "groupcast.member.left"
-	GroupcastMemberMoved   WebhookEventType = "groupcast.member.moved"
+	GroupcastConsentChanged WebhookEventType = "groupcast.consent.changed"
+	GroupcastGroupChanged   WebhookEventType = "groupcast.group.changed"
+	GroupcastGroupCreated   WebhookEventType = "groupcast.group.created"
+	GroupcastGroupEnded     WebhookEventType = "groupcast.group.ended"
+	GroupcastLinkGranted    WebhookEventType = "groupcast.link.granted"
+	GroupcastLinkRevoked    WebhookEventType = "groupcast.link.revoked"
+	GroupcastMemberExpired  WebhookEventType = "groupcast.member.expired"
+	GroupcastMemberJoined   WebhookEventType = "groupcast.member.joined"
+	GroupcastMemberLeft     WebhookEventType = "groupcast.member.left"
+	GroupcastMemberMoved    WebhookEventType = "groupcast.member.moved"
 )
 
 // Valid indicates whether the value is a known member of the WebhookEventType enum.
 func (e WebhookEventType) Valid() bool {
 	switch e {
+	case GroupcastConsentChanged:
+		return true
 	case GroupcastGroupChanged:
 		return true
 	case GroupcastGroupCreated:
@@ -361,6 +388,34 @@ type Consent struct {
 	// Scopes Absent is all.
 	Scopes *[]ServiceScope `json:"scopes,omitempty"`
 }
+
+// ConsentPolicy Where copies may go to. `learned`: to the address that a check came from and that answered one (devices). `strict`: the same, and it has to be the address that
+// was registered (services). With a registered port, checks come from that port; without one, copies go to the port that they came from.
+// `exempt`: to the registered address, unasked, at the registered port or the camera's.
+type ConsentPolicy = models.ConsentPolicy
+
+// ConsentReport defines model for ConsentReport.
+type ConsentReport struct {
+	Consents *[]ReportedConsent `json:"consents,omitempty"`
+	Senders  *[]ReportedSender  `json:"senders,omitempty"`
+	Sequence int32              `json:"sequence"`
+}
+
+// ConsentReportAnswer defines model for ConsentReportAnswer.
+type ConsentReportAnswer struct {
+	// Applied false if the sequence was not above the newest.
+	Applied bool `json:"applied"`
+
+	// Sequence The newest that was applied.
+	Sequence int32 `json:"sequence"`
+
+	// Unknown Registrations that are none of this gateway's, any more or at all. Always empty if nothing was applied.
+	Unknown []RegistrationID `json:"unknown"`
+}
+
+// ConsentState Whether a destination has proved that it wants the copies where they go: not yet (`pending`), it does (`live`), it did and does no more (`lost`), or
+// nothing got through for ten seconds (`unreachable`). `exempt`: nobody asks it. With several senders it is the worst of them.
+type ConsentState = models.ConsentState
 
 // DecimalID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
 // numbers hold. In a request body a JSON integer is accepted as well.
@@ -557,6 +612,8 @@ type FieldError struct {
 
 // Gateway defines model for Gateway.
 type Gateway struct {
+	BehindNAT *bool `json:"behindNAT,omitempty"`
+
 	// GatewayIPv4 Example: 172.168.0.5
 	GatewayIPv4 IPv4 `json:"gatewayIPv4"`
 
@@ -578,12 +635,42 @@ type Gateway struct {
 	// Revision Rises each time this gateway's group information changes.
 	Revision string `json:"revision"`
 
+	// Stun Host and UDP port that tell by STUN what a NAT makes of an address and a port; absent if the operator has none.
+	Stun *string `json:"stun,omitempty"`
+
 	// UplinkIPv4 Example: 172.168.0.5
 	UplinkIPv4 IPv4 `json:"uplinkIPv4"`
 }
 
+// GatewayConsent How the gateway asks a destination. If it is absent nobody consented.
+type GatewayConsent struct {
+	// Every Seconds between two checks, a fifth more or less.
+	Every *int32 `json:"every,omitempty"`
+
+	// Expires Seconds that a consent lasts.
+	Expires *int32 `json:"expires,omitempty"`
+
+	// Policy Where copies may go to. `learned`: to the address that a check came from and that answered one (devices). `strict`: the same, and it has to be the address that
+	// was registered (services). With a registered port, checks come from that port; without one, copies go to the port that they came from.
+	// `exempt`: to the registered address, unasked, at the registered port or the camera's.
+	Policy ConsentPolicy `json:"policy"`
+
+	// Probes How many checks the gateway may send to the registered address and port, in each sender's name together, before anything came from there; absent is none.
+	Probes *int32 `json:"probes,omitempty"`
+
+	// Pwd The secret, 128 bits as text; the text itself is the key. Absent with ufrag.
+	Pwd *string `json:"pwd,omitempty"`
+
+	// Ufrag Names the registration in a check. Absent if nobody asks.
+	Ufrag *string `json:"ufrag,omitempty"`
+}
+
 // GatewayDeclaration defines model for GatewayDeclaration.
 type GatewayDeclaration struct {
+	// BehindNAT Whether a NAT stands between the uplink and the network that destinations are in; absent means false. Then the gateway reports what its ports are mapped to, and may
+	// send a destination with a registered port a few checks unasked.
+	BehindNAT *bool `json:"behindNAT,omitempty"`
+
 	// GatewayIPv4 The gateway's own address in the LAN.
 	GatewayIPv4 netip.Addr `json:"gatewayIPv4"`
 
@@ -645,6 +732,9 @@ type Group struct {
 
 // GroupDestination defines model for GroupDestination.
 type GroupDestination struct {
+	// Consent How the gateway asks a destination. If it is absent nobody consented.
+	Consent *GatewayConsent `json:"consent,omitempty"`
+
 	// DestinationIPv4 Where the copies go; an address inside the LAN only if the destination is inside the home.
 	DestinationIPv4 nullable.Nullable[netip.Addr] `json:"destinationIPv4"`
 
@@ -679,8 +769,8 @@ type GroupEvent struct {
 	Specversion GroupEventSpecversion `json:"specversion"`
 	Time        time.Time             `json:"time"`
 
-	// Type Known are `groupcast.` with `group.created`, `group.changed`, `group.ended`, `member.joined`, `member.left`, `member.expired` and
-	// `member.moved`, and `group.state`, which is how the group is now. More may come; their data can be applied all the same.
+	// Type Known are `groupcast.` with `group.created`, `group.changed`, `group.ended`, `member.joined`, `member.left`, `member.expired`,
+	// `member.moved` and `consent.changed`, and `group.state`, which is how the group is now. More may come; their data can be applied all the same.
 	Type string `json:"type"`
 }
 
@@ -715,6 +805,9 @@ type GroupEventData struct {
 
 	// Rev The number of the group's newest event. An event with a number that is not higher tells nothing new.
 	Rev int32 `json:"rev"`
+
+	// Senders Where the group's copies come from. A service finds them in the groups that it is a destination of.
+	Senders *[]Sender `json:"senders,omitempty"`
 
 	// ServiceAccountID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
 	// numbers hold. In a request body a JSON integer is accepted as well.
@@ -880,8 +973,12 @@ type LoginRequest struct {
 	UserName UserName `json:"userName"`
 }
 
-// Member A member of a group; never with an address. Only a user sees registrationId, with which the registration can be ended.
+// Member A member of a group; never with an address. Only a user sees registrationId, with which the registration can be ended. Destinations have a consent.
 type Member struct {
+	// Consent Whether a destination has proved that it wants the copies where they go: not yet (`pending`), it does (`live`), it did and does no more (`lost`), or
+	// nothing got through for ten seconds (`unreachable`). `exempt`: nobody asks it. With several senders it is the worst of them.
+	Consent *ConsentState `json:"consent,omitempty"`
+
 	// ID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
 	// numbers hold. In a request body a JSON integer is accepted as well.
 	//
@@ -1007,8 +1104,12 @@ type Registration struct {
 	IPv6 nullable.Nullable[netip.Addr] `json:"IPv6,omitempty"`
 
 	// TTLs Seconds granted at the last renewal.
-	TTLs        int32 `json:"TTLs"`
-	Destination bool  `json:"destination"`
+	TTLs int32 `json:"TTLs"`
+
+	// Consent What a destination proves its consent with: STUN Binding requests (RFC 8489) to each sender, USERNAME `gw:` and `ufrag`, MESSAGE-INTEGRITY with `pwd`, FINGERPRINT. It
+	// answers those of the sender, whose USERNAME is `ufrag` and `:gw`. The secret lives as long as the registration.
+	Consent     *RegistrationConsent `json:"consent,omitempty"`
+	Destination bool                 `json:"destination"`
 
 	// DeviceType What kind of device it is.
 	DeviceType *DeviceType `json:"deviceType,omitempty"`
@@ -1046,7 +1147,10 @@ type Registration struct {
 
 	// RegistrationID One member's lease in a group.
 	RegistrationID RegistrationID `json:"registrationId"`
-	State          int32          `json:"state"`
+
+	// Senders Where this destination's copies come from; absent for a source.
+	Senders *[]Sender `json:"senders,omitempty"`
+	State   int32     `json:"state"`
 
 	// Type Whether the member is a device (JWT) or a service (SAT). Requests may use any case.
 	Type MemberType `json:"type"`
@@ -1056,6 +1160,10 @@ type Registration struct {
 type RegistrationAnswer struct {
 	// TTLs Seconds the lease was granted for, counted from this answer.
 	TTLs *int32 `json:"TTLs,omitempty"`
+
+	// Consent What a destination proves its consent with: STUN Binding requests (RFC 8489) to each sender, USERNAME `gw:` and `ufrag`, MESSAGE-INTEGRITY with `pwd`, FINGERPRINT. It
+	// answers those of the sender, whose USERNAME is `ufrag` and `:gw`. The secret lives as long as the registration.
+	Consent *RegistrationConsent `json:"consent,omitempty"`
 
 	// Generation Rises each time this group IP is handed out anew.
 	Generation *int32 `json:"generation,omitempty"`
@@ -1069,8 +1177,37 @@ type RegistrationAnswer struct {
 	// RenewAfter Seconds after which the member should post again.
 	RenewAfter *int32 `json:"renewAfter,omitempty"`
 
+	// Senders Where this destination's copies come from, and where it sends its checks: one place for each source. Empty until the gateway has reserved its
+	// ports; absent for a source.
+	Senders *[]Sender `json:"senders,omitempty"`
+
 	// State The number of live destinations of the group, this one included.
 	State int32 `json:"state"`
+}
+
+// RegistrationConsent What a destination proves its consent with: STUN Binding requests (RFC 8489) to each sender, USERNAME `gw:` and `ufrag`, MESSAGE-INTEGRITY with `pwd`, FINGERPRINT. It
+// answers those of the sender, whose USERNAME is `ufrag` and `:gw`. The secret lives as long as the registration.
+type RegistrationConsent struct {
+	// Every Seconds between two checks, a fifth more or less.
+	Every *int32 `json:"every,omitempty"`
+
+	// Expires Seconds that a consent lasts.
+	Expires *int32 `json:"expires,omitempty"`
+
+	// Policy Where copies may go to. `learned`: to the address that a check came from and that answered one (devices). `strict`: the same, and it has to be the address that
+	// was registered (services). With a registered port, checks come from that port; without one, copies go to the port that they came from.
+	// `exempt`: to the registered address, unasked, at the registered port or the camera's.
+	Policy ConsentPolicy `json:"policy"`
+
+	// Pwd The secret, 128 bits as text; the text itself is the key. Absent with ufrag.
+	Pwd *string `json:"pwd,omitempty"`
+
+	// State Whether a destination has proved that it wants the copies where they go: not yet (`pending`), it does (`live`), it did and does no more (`lost`), or
+	// nothing got through for ten seconds (`unreachable`). `exempt`: nobody asks it. With several senders it is the worst of them.
+	State ConsentState `json:"state"`
+
+	// Ufrag Names the registration in a check. Absent if nobody asks, and where registrations are read.
+	Ufrag *string `json:"ufrag,omitempty"`
 }
 
 // RegistrationID One member's lease in a group.
@@ -1137,6 +1274,47 @@ type RegistrationRequest struct {
 	Type MemberType `json:"type"`
 }
 
+// ReportedConsent defines model for ReportedConsent.
+type ReportedConsent struct {
+	// IPv4 Where the copies go, unless it is IPv6; absent if the consent isn't live.
+	IPv4 *netip.Addr `json:"IPv4,omitempty"`
+	IPv6 *netip.Addr `json:"IPv6,omitempty"`
+
+	// Port Goes with the address.
+	Port *int32 `json:"port,omitempty"`
+
+	// RegistrationID One member's lease in a group.
+	RegistrationID RegistrationID `json:"registrationId"`
+
+	// Sender One member's lease in a group.
+	Sender RegistrationID       `json:"sender"`
+	State  ReportedConsentState `json:"state"`
+}
+
+// ReportedConsentState defines model for ReportedConsent.State.
+type ReportedConsentState string
+
+// ReportedSender The ports that are reserved for a source. It replaces what was reported of that source before.
+type ReportedSender struct {
+	// IPv6 Where copies to IPv6 destinations come from; absent if there is no IPv6.
+	IPv6 *netip.Addr `json:"IPv6,omitempty"`
+
+	// MappedIPv4 What a NAT in front of the gateway makes of the uplink's address, as the STUN port tells; absent if there is none.
+	MappedIPv4 *netip.Addr `json:"mappedIPv4,omitempty"`
+
+	// MappedPort What it makes of the port; goes with mappedIPv4.
+	MappedPort *int32 `json:"mappedPort,omitempty"`
+
+	// Port At the uplink's IPv4 address.
+	Port int32 `json:"port"`
+
+	// PortIPv6 Goes with IPv6.
+	PortIPv6 *int32 `json:"portIPv6,omitempty"`
+
+	// RegistrationID One member's lease in a group.
+	RegistrationID RegistrationID `json:"registrationId"`
+}
+
 // RevocationRequest defines model for RevocationRequest.
 type RevocationRequest struct {
 	ClientAssertion     *string `json:"client_assertion,omitempty"`
@@ -1158,6 +1336,31 @@ type ScarcePool struct {
 
 	// PremisesID A home or building of an account.
 	PremisesID PremisesID `json:"premisesId"`
+}
+
+// Sender Where the copies of one source come from.
+type Sender struct {
+	// Address The gateway's, as the destination sees it.
+	Address string `json:"address"`
+
+	// Consent Whether a destination has proved that it wants the copies where they go: not yet (`pending`), it does (`live`), it did and does no more (`lost`), or
+	// nothing got through for ten seconds (`unreachable`). `exempt`: nobody asks it. With several senders it is the worst of them.
+	Consent *ConsentState `json:"consent,omitempty"`
+
+	// Inside true if only destinations inside the home get copies from there. Only events tell places of both kinds.
+	Inside *bool `json:"inside,omitempty"`
+
+	// LearnedAddress Where the copies go, as the gateway learned it; absent until consent is live.
+	LearnedAddress *string `json:"learnedAddress,omitempty"`
+	LearnedPort    *int32  `json:"learnedPort,omitempty"`
+	Port           int32   `json:"port"`
+
+	// SourceID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
+	// numbers hold. In a request body a JSON integer is accepted as well.
+	//
+	//
+	// Example: 664123086043511412
+	SourceID DecimalID `json:"sourceId"`
 }
 
 // ServiceID The name that the operator gave the service.
@@ -1581,6 +1784,9 @@ type ChangeDeviceJSONRequestBody = DeviceChange
 
 // DeclareGatewayJSONRequestBody defines body for DeclareGateway for application/json ContentType.
 type DeclareGatewayJSONRequestBody = GatewayDeclaration
+
+// ReportConsentsJSONRequestBody defines body for ReportConsents for application/json ContentType.
+type ReportConsentsJSONRequestBody = ConsentReport
 
 // LoginJSONRequestBody defines body for Login for application/json ContentType.
 type LoginJSONRequestBody = LoginRequest

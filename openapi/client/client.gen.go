@@ -401,6 +401,32 @@ type ClientInterface interface {
 	// Corresponds with PUT /v1/gateways/{gatewayId} (the `DeclareGateway` operationId).
 	DeclareGateway(ctx context.Context, gatewayID GatewayID, body DeclareGatewayJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ReportConsentsWithBody Report which destinations consent, and where copies come from
+	//
+	// A gateway tells, for destinations of its groups, how their consent stands with each sender, and which UDP ports it has reserved to send from. What isn't
+	// named stays as it was; a registration that there is not, or that is in another gateway's group, is ignored and named in `unknown`.
+	//
+	// `sequence` rises from report to report. One that isn't above the newest that was applied changes nothing, so an older report never overwrites a newer
+	// one; the answer tells the newest. A gateway that forgot its own sends 0 first. What changes is told to the members as `groupcast.consent.changed`; it raises no revision.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/gateways/{gatewayId}/consents (the `ReportConsents` operationId).
+	ReportConsentsWithBody(ctx context.Context, gatewayID GatewayID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ReportConsents Report which destinations consent, and where copies come from
+	//
+	// A gateway tells, for destinations of its groups, how their consent stands with each sender, and which UDP ports it has reserved to send from. What isn't
+	// named stays as it was; a registration that there is not, or that is in another gateway's group, is ignored and named in `unknown`.
+	//
+	// `sequence` rises from report to report. One that isn't above the newest that was applied changes nothing, so an older report never overwrites a newer
+	// one; the answer tells the newest. A gateway that forgot its own sends 0 first. What changes is told to the members as `groupcast.consent.changed`; it raises no revision.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/gateways/{gatewayId}/consents (the `ReportConsents` operationId).
+	ReportConsents(ctx context.Context, gatewayID GatewayID, body ReportConsentsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetGroupInformation Fetch or long-poll a gateway's group information
 	//
 	// Always a full snapshot. Send the last ETag in `If-None-Match` and `wait` seconds to be answered on the next change
@@ -549,6 +575,9 @@ type ClientInterface interface {
 	// group, type, id, destination, instance) posting again renews its lease and may move its address; the answer is 200
 	// both times. Account, premises and device come from the token; a body that contradicts the token is refused.
 	//
+	// No copies go to a destination before it proved, to the gateway that sends them, that it wants them there: `consent` has what it proves it with,
+	// `senders` where to. Both are the same at each renewal; an event `groupcast.consent.changed` tells when `senders` has changed.
+	//
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with POST /v1/registrations (the `Register` operationId).
@@ -560,6 +589,9 @@ type ClientInterface interface {
 	// creates the group, or joins it as a further source if its premises has it already. The same member (account,
 	// group, type, id, destination, instance) posting again renews its lease and may move its address; the answer is 200
 	// both times. Account, premises and device come from the token; a body that contradicts the token is refused.
+	//
+	// No copies go to a destination before it proved, to the gateway that sends them, that it wants them there: `consent` has what it proves it with,
+	// `senders` where to. Both are the same at each renewal; an event `groupcast.consent.changed` tells when `senders` has changed.
 	//
 	// Takes a body of the `application/json` content type.
 	//
@@ -1308,6 +1340,52 @@ func (c *Client) DeclareGateway(ctx context.Context, gatewayID GatewayID, body D
 	return c.Client.Do(req)
 }
 
+// ReportConsentsWithBody Report which destinations consent, and where copies come from
+//
+// A gateway tells, for destinations of its groups, how their consent stands with each sender, and which UDP ports it has reserved to send from. What isn't
+// named stays as it was; a registration that there is not, or that is in another gateway's group, is ignored and named in `unknown`.
+//
+// `sequence` rises from report to report. One that isn't above the newest that was applied changes nothing, so an older report never overwrites a newer
+// one; the answer tells the newest. A gateway that forgot its own sends 0 first. What changes is told to the members as `groupcast.consent.changed`; it raises no revision.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/gateways/{gatewayId}/consents (the `ReportConsents` operationId).
+func (c *Client) ReportConsentsWithBody(ctx context.Context, gatewayID GatewayID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewReportConsentsRequestWithBody(c.Server, gatewayID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ReportConsents Report which destinations consent, and where copies come from
+//
+// A gateway tells, for destinations of its groups, how their consent stands with each sender, and which UDP ports it has reserved to send from. What isn't
+// named stays as it was; a registration that there is not, or that is in another gateway's group, is ignored and named in `unknown`.
+//
+// `sequence` rises from report to report. One that isn't above the newest that was applied changes nothing, so an older report never overwrites a newer
+// one; the answer tells the newest. A gateway that forgot its own sends 0 first. What changes is told to the members as `groupcast.consent.changed`; it raises no revision.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/gateways/{gatewayId}/consents (the `ReportConsents` operationId).
+func (c *Client) ReportConsents(ctx context.Context, gatewayID GatewayID, body ReportConsentsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewReportConsentsRequest(c.Server, gatewayID, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetGroupInformation Fetch or long-poll a gateway's group information
 //
 // Always a full snapshot. Send the last ETag in `If-None-Match` and `wait` seconds to be answered on the next change
@@ -1616,6 +1694,9 @@ func (c *Client) ListRegistrations(ctx context.Context, params *ListRegistration
 // group, type, id, destination, instance) posting again renews its lease and may move its address; the answer is 200
 // both times. Account, premises and device come from the token; a body that contradicts the token is refused.
 //
+// No copies go to a destination before it proved, to the gateway that sends them, that it wants them there: `consent` has what it proves it with,
+// `senders` where to. Both are the same at each renewal; an event `groupcast.consent.changed` tells when `senders` has changed.
+//
 // Takes any type of body and a specified content type.
 //
 // Corresponds with POST /v1/registrations (the `Register` operationId).
@@ -1637,6 +1718,9 @@ func (c *Client) RegisterWithBody(ctx context.Context, contentType string, body 
 // creates the group, or joins it as a further source if its premises has it already. The same member (account,
 // group, type, id, destination, instance) posting again renews its lease and may move its address; the answer is 200
 // both times. Account, premises and device come from the token; a body that contradicts the token is refused.
+//
+// No copies go to a destination before it proved, to the gateway that sends them, that it wants them there: `consent` has what it proves it with,
+// `senders` where to. Both are the same at each renewal; an event `groupcast.consent.changed` tells when `senders` has changed.
 //
 // Takes a body of the `application/json` content type.
 //
@@ -2872,6 +2956,53 @@ func NewDeclareGatewayRequestWithBody(server string, gatewayID GatewayID, conten
 	}
 
 	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewReportConsentsRequest calls the generic ReportConsents builder with application/json body
+func NewReportConsentsRequest(server string, gatewayID GatewayID, body ReportConsentsJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewReportConsentsRequestWithBody(server, gatewayID, "application/json", bodyReader)
+}
+
+// NewReportConsentsRequestWithBody constructs an http.Request for the ReportConsents method, with any body, and a specified content type
+func NewReportConsentsRequestWithBody(server string, gatewayID GatewayID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "gatewayId", gatewayID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "decimal-id"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/gateways/%s/consents", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
 	if err != nil {
 		return nil, err
 	}
@@ -4379,6 +4510,32 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with PUT /v1/gateways/{gatewayId} (the `DeclareGateway` operationId).
 	DeclareGatewayWithResponse(ctx context.Context, gatewayID GatewayID, body DeclareGatewayJSONRequestBody, reqEditors ...RequestEditorFn) (*DeclareGatewayResponse, error)
 
+	// ReportConsentsWithBodyWithResponse Report which destinations consent, and where copies come from
+	//
+	// A gateway tells, for destinations of its groups, how their consent stands with each sender, and which UDP ports it has reserved to send from. What isn't
+	// named stays as it was; a registration that there is not, or that is in another gateway's group, is ignored and named in `unknown`.
+	//
+	// `sequence` rises from report to report. One that isn't above the newest that was applied changes nothing, so an older report never overwrites a newer
+	// one; the answer tells the newest. A gateway that forgot its own sends 0 first. What changes is told to the members as `groupcast.consent.changed`; it raises no revision.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/gateways/{gatewayId}/consents (the `ReportConsents` operationId).
+	ReportConsentsWithBodyWithResponse(ctx context.Context, gatewayID GatewayID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ReportConsentsResponse, error)
+
+	// ReportConsentsWithResponse Report which destinations consent, and where copies come from
+	//
+	// A gateway tells, for destinations of its groups, how their consent stands with each sender, and which UDP ports it has reserved to send from. What isn't
+	// named stays as it was; a registration that there is not, or that is in another gateway's group, is ignored and named in `unknown`.
+	//
+	// `sequence` rises from report to report. One that isn't above the newest that was applied changes nothing, so an older report never overwrites a newer
+	// one; the answer tells the newest. A gateway that forgot its own sends 0 first. What changes is told to the members as `groupcast.consent.changed`; it raises no revision.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/gateways/{gatewayId}/consents (the `ReportConsents` operationId).
+	ReportConsentsWithResponse(ctx context.Context, gatewayID GatewayID, body ReportConsentsJSONRequestBody, reqEditors ...RequestEditorFn) (*ReportConsentsResponse, error)
+
 	// GetGroupInformationWithResponse Fetch or long-poll a gateway's group information
 	//
 	// Always a full snapshot. Send the last ETag in `If-None-Match` and `wait` seconds to be answered on the next change
@@ -4543,6 +4700,9 @@ type ClientWithResponsesInterface interface {
 	// group, type, id, destination, instance) posting again renews its lease and may move its address; the answer is 200
 	// both times. Account, premises and device come from the token; a body that contradicts the token is refused.
 	//
+	// No copies go to a destination before it proved, to the gateway that sends them, that it wants them there: `consent` has what it proves it with,
+	// `senders` where to. Both are the same at each renewal; an event `groupcast.consent.changed` tells when `senders` has changed.
+	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/registrations (the `Register` operationId).
@@ -4554,6 +4714,9 @@ type ClientWithResponsesInterface interface {
 	// creates the group, or joins it as a further source if its premises has it already. The same member (account,
 	// group, type, id, destination, instance) posting again renews its lease and may move its address; the answer is 200
 	// both times. Account, premises and device come from the token; a body that contradicts the token is refused.
+	//
+	// No copies go to a destination before it proved, to the gateway that sends them, that it wants them there: `consent` has what it proves it with,
+	// `senders` where to. Both are the same at each renewal; an event `groupcast.consent.changed` tells when `senders` has changed.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
@@ -5925,6 +6088,61 @@ func (r DeclareGatewayResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r DeclareGatewayResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ReportConsentsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ConsentReportAnswer
+	// ApplicationProblemJSON4XX the response for an HTTP 4XX `application/problem+json` response
+	ApplicationProblemJSON4XX *Problem
+	// ApplicationProblemJSON5XX the response for an HTTP 5XX `application/problem+json` response
+	ApplicationProblemJSON5XX *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ReportConsentsResponse) GetJSON200() *ConsentReportAnswer {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON4XX returns the response for an HTTP 4XX `application/problem+json` response
+func (r ReportConsentsResponse) GetApplicationProblemJSON4XX() *Problem {
+	return r.ApplicationProblemJSON4XX
+}
+
+// GetApplicationProblemJSON5XX returns the response for an HTTP 5XX `application/problem+json` response
+func (r ReportConsentsResponse) GetApplicationProblemJSON5XX() *Problem {
+	return r.ApplicationProblemJSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r ReportConsentsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ReportConsentsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ReportConsentsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ReportConsentsResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -7710,6 +7928,44 @@ func (c *ClientWithResponses) DeclareGatewayWithResponse(ctx context.Context, ga
 	return ParseDeclareGatewayResponse(rsp)
 }
 
+// ReportConsentsWithBodyWithResponse Report which destinations consent, and where copies come from
+//
+// A gateway tells, for destinations of its groups, how their consent stands with each sender, and which UDP ports it has reserved to send from. What isn't
+// named stays as it was; a registration that there is not, or that is in another gateway's group, is ignored and named in `unknown`.
+//
+// `sequence` rises from report to report. One that isn't above the newest that was applied changes nothing, so an older report never overwrites a newer
+// one; the answer tells the newest. A gateway that forgot its own sends 0 first. What changes is told to the members as `groupcast.consent.changed`; it raises no revision.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/gateways/{gatewayId}/consents (the `ReportConsents` operationId).
+func (c *ClientWithResponses) ReportConsentsWithBodyWithResponse(ctx context.Context, gatewayID GatewayID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ReportConsentsResponse, error) {
+	rsp, err := c.ReportConsentsWithBody(ctx, gatewayID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseReportConsentsResponse(rsp)
+}
+
+// ReportConsentsWithResponse Report which destinations consent, and where copies come from
+//
+// A gateway tells, for destinations of its groups, how their consent stands with each sender, and which UDP ports it has reserved to send from. What isn't
+// named stays as it was; a registration that there is not, or that is in another gateway's group, is ignored and named in `unknown`.
+//
+// `sequence` rises from report to report. One that isn't above the newest that was applied changes nothing, so an older report never overwrites a newer
+// one; the answer tells the newest. A gateway that forgot its own sends 0 first. What changes is told to the members as `groupcast.consent.changed`; it raises no revision.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/gateways/{gatewayId}/consents (the `ReportConsents` operationId).
+func (c *ClientWithResponses) ReportConsentsWithResponse(ctx context.Context, gatewayID GatewayID, body ReportConsentsJSONRequestBody, reqEditors ...RequestEditorFn) (*ReportConsentsResponse, error) {
+	rsp, err := c.ReportConsents(ctx, gatewayID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseReportConsentsResponse(rsp)
+}
+
 // GetGroupInformationWithResponse Fetch or long-poll a gateway's group information
 //
 // Always a full snapshot. Send the last ETag in `If-None-Match` and `wait` seconds to be answered on the next change
@@ -7970,6 +8226,9 @@ func (c *ClientWithResponses) ListRegistrationsWithResponse(ctx context.Context,
 // group, type, id, destination, instance) posting again renews its lease and may move its address; the answer is 200
 // both times. Account, premises and device come from the token; a body that contradicts the token is refused.
 //
+// No copies go to a destination before it proved, to the gateway that sends them, that it wants them there: `consent` has what it proves it with,
+// `senders` where to. Both are the same at each renewal; an event `groupcast.consent.changed` tells when `senders` has changed.
+//
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/registrations (the `Register` operationId).
@@ -7987,6 +8246,9 @@ func (c *ClientWithResponses) RegisterWithBodyWithResponse(ctx context.Context, 
 // creates the group, or joins it as a further source if its premises has it already. The same member (account,
 // group, type, id, destination, instance) posting again renews its lease and may move its address; the answer is 200
 // both times. Account, premises and device come from the token; a body that contradicts the token is refused.
+//
+// No copies go to a destination before it proved, to the gateway that sends them, that it wants them there: `consent` has what it proves it with,
+// `senders` where to. Both are the same at each renewal; an event `groupcast.consent.changed` tells when `senders` has changed.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
@@ -9114,6 +9376,46 @@ func ParseDeclareGatewayResponse(rsp *http.Response) (*DeclareGatewayResponse, e
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest Gateway
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON5XX = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseReportConsentsResponse parses an HTTP response from a ReportConsentsWithResponse call
+func ParseReportConsentsResponse(rsp *http.Response) (*ReportConsentsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ReportConsentsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ConsentReportAnswer
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

@@ -89,6 +89,9 @@ type ServerInterface interface {
 	// DeclareGateway Declare LAN prefix, uplink and group range
 	// (PUT /v1/gateways/{gatewayId})
 	DeclareGateway(c *gin.Context, gatewayID GatewayID)
+	// ReportConsents Report which destinations consent, and where copies come from
+	// (POST /v1/gateways/{gatewayId}/consents)
+	ReportConsents(c *gin.Context, gatewayID GatewayID)
 	// GetGroupInformation Fetch or long-poll a gateway's group information
 	// (GET /v1/gateways/{gatewayId}/groups)
 	GetGroupInformation(c *gin.Context, gatewayID GatewayID, params GetGroupInformationParams)
@@ -780,6 +783,31 @@ func (siw *ServerInterfaceWrapper) DeclareGateway(c *gin.Context) {
 	}
 
 	siw.Handler.DeclareGateway(c, gatewayID)
+}
+
+// ReportConsents operation middleware
+func (siw *ServerInterfaceWrapper) ReportConsents(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "gatewayId" -------------
+	var gatewayID GatewayID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "gatewayId", c.Param("gatewayId"), &gatewayID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "decimal-id", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter gatewayId: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ReportConsents(c, gatewayID)
 }
 
 // GetGroupInformation operation middleware
@@ -1555,6 +1583,7 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.GET(options.BaseURL+"/v1/events", wrapper.Listen)
 	router.GET(options.BaseURL+"/v1/gateways/:gatewayId", wrapper.GetGateway)
 	router.PUT(options.BaseURL+"/v1/gateways/:gatewayId", wrapper.DeclareGateway)
+	router.POST(options.BaseURL+"/v1/gateways/:gatewayId/consents", wrapper.ReportConsents)
 	router.GET(options.BaseURL+"/v1/gateways/:gatewayId/groups", wrapper.GetGroupInformation)
 	router.GET(options.BaseURL+"/v1/groups", wrapper.ListGroups)
 	router.GET(options.BaseURL+"/v1/groups/:groupId", wrapper.GetGroup)
@@ -2915,6 +2944,63 @@ type DeclareGateway5XXApplicationProblemPlusJSONResponse struct {
 }
 
 func (response DeclareGateway5XXApplicationProblemPlusJSONResponse) VisitDeclareGatewayResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReportConsentsRequestObject struct {
+	GatewayID GatewayID `json:"gatewayId"`
+	Body      *ReportConsentsJSONRequestBody
+}
+
+type ReportConsentsResponseObject interface {
+	VisitReportConsentsResponse(w http.ResponseWriter) error
+}
+
+type ReportConsents200JSONResponse ConsentReportAnswer
+
+func (response ReportConsents200JSONResponse) VisitReportConsentsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReportConsents4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ReportConsents4XXApplicationProblemPlusJSONResponse) VisitReportConsentsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReportConsents5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ReportConsents5XXApplicationProblemPlusJSONResponse) VisitReportConsentsResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -4333,6 +4419,9 @@ type StrictServerInterface interface {
 	// DeclareGateway Declare LAN prefix, uplink and group range
 	// (PUT /v1/gateways/{gatewayId})
 	DeclareGateway(ctx context.Context, request DeclareGatewayRequestObject) (DeclareGatewayResponseObject, error)
+	// ReportConsents Report which destinations consent, and where copies come from
+	// (POST /v1/gateways/{gatewayId}/consents)
+	ReportConsents(ctx context.Context, request ReportConsentsRequestObject) (ReportConsentsResponseObject, error)
 	// GetGroupInformation Fetch or long-poll a gateway's group information
 	// (GET /v1/gateways/{gatewayId}/groups)
 	GetGroupInformation(ctx context.Context, request GetGroupInformationRequestObject) (GetGroupInformationResponseObject, error)
@@ -5211,6 +5300,50 @@ func (sh *strictHandler) DeclareGateway(ctx *gin.Context, gatewayID GatewayID) {
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(DeclareGatewayResponseObject); ok {
 		if err := validResponse.VisitDeclareGatewayResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ReportConsents operation middleware
+func (sh *strictHandler) ReportConsents(ctx *gin.Context, gatewayID GatewayID) {
+	var request ReportConsentsRequestObject
+
+	request.GatewayID = gatewayID
+
+	var body ReportConsentsJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ReportConsents(ctx, request.(ReportConsentsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ReportConsents")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ReportConsentsResponseObject); ok {
+		if err := validResponse.VisitReportConsentsResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

@@ -266,3 +266,17 @@ func value[T any](p *T) (v T) {
 	}
 	return v
 }
+
+// GetService reads a service.
+func (h *Handlers) GetService(ctx context.Context, r adminserver.GetServiceRequestObject) (adminserver.GetServiceResponseObject, error) {
+	s, err := h.accounts.Service(ctx, r.ServiceID)
+	if err != nil {
+		return nil, err
+	}
+	return adminserver.GetService200JSONResponse{ServiceID: s.ID, Name: s.Name}, nil
+}
+
+// ChangeService names a service and says where it may receive.
+func (h *Handlers) ChangeService(context.Context, adminserver.ChangeServiceRequestObject) (adminserver.ChangeServiceResponseObject, error) {
+	return nil, models.Errorf(models.CodeUnavailable, "This version doesn't change services yet.")
+}

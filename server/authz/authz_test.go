@@ -41,6 +41,7 @@ func TestDecisionsOfTheContract(t *testing.T) {
 			"declareGateway":      {gateway},
 			"getGateway":          {gateway},
 			"getGroupInformation": {gateway},
+			"reportConsents":      {gateway},
 			"getHealth":           nil,
 			"getReadiness":        nil,
 			"requestToken":        nil,
@@ -78,7 +79,7 @@ func TestDecisionsOfTheContract(t *testing.T) {
 		}},
 		"admin": {openapi.Admin, map[string][]models.Kind{
 			"createAccount": {operator}, "listAccounts": {operator}, "createPremises": {operator}, "createDevice": {operator},
-			"changeDevice": {operator}, "deleteDevice": {operator}, "createService": {operator}, "createLink": {operator},
+			"changeDevice": {operator}, "deleteDevice": {operator}, "createService": {operator}, "getService": {operator}, "changeService": {operator}, "createLink": {operator},
 			"deleteLink": {operator}, "createToken": {operator}, "decideDeviceGrant": {operator}, "deleteServiceCredential": {operator},
 			"createTicket": {operator}, "listSigningKeys": {operator}, "listServiceCredentials": {operator}, "listAudit": {operator},
 			"verifyAudit": {operator}, "rotateSigningKeys": {operator}, "createServiceCredential": {operator}, "createInvitation": {operator}, "createIdentity": {operator}, "deleteIdentity": {operator}, "rotateEpoch": {operator},
