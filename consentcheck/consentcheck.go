@@ -10,15 +10,13 @@ import (
 	"net/netip"
 
 	"github.com/pion/stun/v3"
+
+	"github.com/groupcast/groupcast/models"
 )
 
-// Credential is what a registration and the node that sends to it share.
-type Credential struct {
-	// Ufrag names the registration; printable ASCII without a colon.
-	Ufrag string
-	// Password is the key of the message integrity.
-	Password string
-}
+// Credential is what a registration and the node that sends to it share: Ufrag names the registration and has no colon, Password is the key of the
+// message integrity as it stands.
+type Credential = models.ConsentCredential
 
 // agent is the agent's part of a user name (RFC 8445 §7.2.2: the other side's fragment, a colon, one's own).
 const agent = "gw"
@@ -32,12 +30,12 @@ const (
 	ToReceiver
 )
 
-// Username is that of a request in this direction.
-func (c Credential) Username(d Direction) string {
+// Username is that of a request in this direction about a registration.
+func (d Direction) Username(ufrag string) string {
 	if d == ToAgent {
-		return agent + ":" + c.Ufrag
+		return agent + ":" + ufrag
 	}
-	return c.Ufrag + ":" + agent
+	return ufrag + ":" + agent
 }
 
 // Ufrag gives the registration that a request's user name is about, if the request goes in this direction.
@@ -143,7 +141,7 @@ func (m Message) Authentic(password string) bool {
 
 // NewRequest makes a request under a new transaction id, which it also gives.
 func NewRequest(c Credential, d Direction) ([]byte, ID) {
-	m := stun.MustBuild(stun.TransactionID, stun.BindingRequest, stun.NewUsername(c.Username(d)),
+	m := stun.MustBuild(stun.TransactionID, stun.BindingRequest, stun.NewUsername(d.Username(c.Ufrag)),
 		stun.NewShortTermIntegrity(c.Password), stun.Fingerprint)
 	return m.Raw, m.TransactionID
 }

@@ -17,21 +17,22 @@ import (
 	"time"
 
 	"github.com/groupcast/groupcast/consentcheck"
+	"github.com/groupcast/groupcast/models"
 )
 
 // How long and how often (RFC 7675 §5.1, SPEC §10).
 const (
 	// Life is how long media may go on after the last right answer.
-	Life = 30 * time.Second
+	Life = models.ConsentExpires
 	// Every is the time between two requests to a live destination, ± 20 %.
-	Every = 5 * time.Second
+	Every = models.ConsentEvery
 	// Patience is how long a destination may be pending before it counts as unreachable.
 	Patience = 10 * time.Second
 )
 
 // What goes at most to addresses that have proved nothing.
 const (
-	maxRequests   = 5                      // to one address and port for one destination and sender, per slotLife; as probes in all
+	maxRequests   = models.MaxProbes       // to one address and port for one destination and sender, per slotLife; as probes in all
 	firstProbe    = 500 * time.Millisecond // between the first two probes; then doubling
 	slotLife      = 60 * time.Second       // how long an address that doesn't answer counts
 	maxPerTarget  = 4                      // addresses and ports of one host, over all groups
@@ -65,17 +66,6 @@ type Wanted struct {
 	// Probes is how many requests may go to Addr and Port before anything came from there, at all its senders together; 5 at most.
 	Probes int
 }
-
-// State of a destination at a sender.
-type State string
-
-// The states, in the words of the contract.
-const (
-	Pending     State = "pending"     // it has not consented yet
-	Live        State = "live"        // it gets media
-	Lost        State = "lost"        // it consented once and is silent now
-	Unreachable State = "unreachable" // nothing got through within Patience
-)
 
 // Lease is where and until when media may go.
 type Lease struct {
@@ -432,18 +422,18 @@ func (m *Machine) Leases(now time.Time) map[Key]Lease {
 }
 
 // States gives how each destination stands at each sender.
-func (m *Machine) States(now time.Time) map[Key]State {
-	states := map[Key]State{}
+func (m *Machine) States(now time.Time) map[Key]models.ConsentState {
+	states := map[Key]models.ConsentState{}
 	for key, c := range m.checks {
 		switch {
 		case c.lease.At.IsValid() && now.Before(c.lease.Until):
-			states[key] = Live
+			states[key] = models.ConsentLive
 		case c.lived:
-			states[key] = Lost
+			states[key] = models.ConsentLost
 		case now.Sub(c.since) >= Patience:
-			states[key] = Unreachable
+			states[key] = models.ConsentUnreachable
 		default:
-			states[key] = Pending
+			states[key] = models.ConsentPending
 		}
 	}
 	return states

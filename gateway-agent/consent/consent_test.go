@@ -103,7 +103,7 @@ func (w *world) consents(at netip.AddrPort) {
 func (w *world) lives(at netip.AddrPort) {
 	w.Helper()
 	assert.Equal(w, at, w.Leases(w.now)[phone].At)
-	assert.Equal(w, Live, w.States(w.now)[phone])
+	assert.Equal(w, models.ConsentLive, w.States(w.now)[phone])
 }
 
 func (w *world) nobody() {
@@ -115,9 +115,9 @@ func TestConsentReceiverSpeaksFirst(t *testing.T) {
 	w := newWorld(t, learned())
 	w.pass(9*time.Second, nil)
 	assert.Empty(t, w.sent, "nothing is sent unasked")
-	assert.Equal(t, Pending, w.States(w.now)[phone])
+	assert.Equal(t, models.ConsentPending, w.States(w.now)[phone])
 	w.pass(time.Second, nil)
-	assert.Equal(t, Unreachable, w.States(w.now)[phone])
+	assert.Equal(t, models.ConsentUnreachable, w.States(w.now)[phone])
 	w.consents(home)
 
 	asked := 0
@@ -131,7 +131,7 @@ func TestConsentReceiverSpeaksFirst(t *testing.T) {
 	w.pass(Life-time.Millisecond, nil)
 	w.pass(2*time.Millisecond, nil)
 	w.nobody()
-	assert.Equal(t, Lost, w.States(w.now)[phone])
+	assert.Equal(t, models.ConsentLost, w.States(w.now)[phone])
 	before := w.n[home]
 	w.pass(time.Hour, nil)
 	assert.Equal(t, before, w.n[home], "who is silent hears nothing more")
@@ -144,7 +144,7 @@ func TestConsentTheLeaseEndsAtItsTime(t *testing.T) {
 	assert.Equal(t, w.now.Add(30*time.Second), w.Leases(w.now)[phone].Until)
 	w.now = w.now.Add(30 * time.Second) // without a tick
 	w.nobody()
-	assert.Equal(t, Lost, w.States(w.now)[phone])
+	assert.Equal(t, models.ConsentLost, w.States(w.now)[phone])
 	assert.NotEmpty(t, w.receive(home, request(secret)))
 	w.nobody()
 }
@@ -159,7 +159,7 @@ func TestConsentSilentVictim(t *testing.T) {
 	assert.Equal(t, []time.Duration{0, 500 * time.Millisecond, 1500 * time.Millisecond, 3500 * time.Millisecond, 7500 * time.Millisecond}, at)
 	assert.Less(t, w.sent[away], 5*128)
 	w.nobody()
-	assert.Equal(t, Unreachable, w.States(w.now)[phone])
+	assert.Equal(t, models.ConsentUnreachable, w.States(w.now)[phone])
 
 	// The same wish again has no more; neither has a second camera.
 	w.Want(w.now, []Wanted{wanted})
@@ -346,7 +346,7 @@ func TestConsentFollowsWhatIsWanted(t *testing.T) {
 	changed.Credential.Password = "new"
 	w.Want(w.now, []Wanted{changed})
 	w.nobody()
-	assert.Equal(t, Pending, w.States(w.now)[phone])
+	assert.Equal(t, models.ConsentPending, w.States(w.now)[phone])
 	w.Want(w.now, nil)
 	assert.Empty(t, w.States(w.now))
 	assert.Empty(t, w.receive(home, request(secret)))
