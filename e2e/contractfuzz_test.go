@@ -234,7 +234,7 @@ func (w *world) known(c caller, name string) []any {
 	case "publicIPv4":
 		return []any{nil, uploadAddr, phoneAddr, uplinkAddr}
 	case "IPv6":
-		return []any{nil, "2001:db8::7"}
+		return []any{nil, "2001:db9::7"}
 	case "deviceType":
 		if c.device != "" {
 			return []any{string(c.device)}

@@ -307,7 +307,7 @@ func (r *recorder) member(ctx context.Context, h *historyHome, m historyMember, 
 			}
 		default:
 			in.Kind = "join"
-			body := fmt.Sprintf(`{"type":"Device","id":"%s","destination":%t,"groupName":%q,"TTLs":%d,"privateIPv4":%q,"publicIPv4":"198.51.100.9"}`,
+			body := fmt.Sprintf(`{"type":"Device","id":"%s","destination":%t,"groupName":%q,"TTLs":%d,"privateIPv4":%q,"publicIPv4":"198.51.99.9"}`,
 				m.id, !m.source, group, m.ttl, m.ip)
 			out := r.ask(ctx, client, random, in, http.MethodPost, "/v1/registrations", m.token, body)
 			for out.Status == 0 && ctx.Err() == nil { // so that it knows all that it is in

@@ -848,7 +848,7 @@ func TestAnAppActsForAUser(t *testing.T) {
 		assert.NotContains(t, body, string(other.premises))
 		status, _, body = get(t, app, "/v1/registrations")
 		assert.Equal(t, 403, status, "a user has no registrations: %s", body)
-		status, body = sendJSON(t, app, http.MethodPost, "/v1/registrations", `{"type":"Device","id":"1","destination":true,"groupName":"door","publicIPv4":"198.51.100.9"}`)
+		status, body = sendJSON(t, app, http.MethodPost, "/v1/registrations", `{"type":"Device","id":"1","destination":true,"groupName":"door","publicIPv4":"198.51.99.9"}`)
 		assert.Equal(t, 403, status, "users never register: %s", body)
 		status, body = sendJSON(t, app, http.MethodPatch, "/v1/account", `{"name":"Mine"}`)
 		assert.Equal(t, 403, status)

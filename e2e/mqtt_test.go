@@ -111,7 +111,7 @@ func TestMosquittoSubHears(t *testing.T) {
 		require.True(t, strings.HasPrefix(lines.Text(), qos+" 1 {"), lines.Text())
 		phone, phoneToken := device(models.DevicePhone)
 		status, answer = h.Post(t, "/v1/registrations", "Bearer "+phoneToken,
-			`{"type":"Device","id":"`+phone.String()+`","destination":true,"publicIPv4":"198.51.100.9","groupName":"door"}`)
+			`{"type":"Device","id":"`+phone.String()+`","destination":true,"publicIPv4":"198.51.99.9","groupName":"door"}`)
 		require.Equal(t, 200, status, answer)
 		require.True(t, lines.Scan(), "the change")
 		require.True(t, strings.HasPrefix(lines.Text(), qos+" 0 {"), lines.Text())

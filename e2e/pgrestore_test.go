@@ -36,7 +36,7 @@ func TestPostgresIsRestored(t *testing.T) {
 		t.Helper()
 		m := h.members[camera]
 		status, body := call(t.Context(), s, http.MethodPost, "/v1/registrations", m.token, "", fmt.Sprintf(
-			`{"type":"Device","id":"%s","destination":false,"groupName":%q,"privateIPv4":%q,"publicIPv4":"198.51.100.9"}`, m.id, group, m.ip), nil)
+			`{"type":"Device","id":"%s","destination":false,"groupName":%q,"privateIPv4":%q,"publicIPv4":"198.51.99.9"}`, m.id, group, m.ip), nil)
 		var a answer
 		require.NoError(t, json.Unmarshal(body, &a), "%s", body)
 		if status == http.StatusOK {

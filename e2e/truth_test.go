@@ -169,7 +169,7 @@ func (p *polling) ask(server int, group string, m historyMember, in bool) (statu
 		return status
 	}
 	status, body := call(p.t.Context(), s, http.MethodPost, "/v1/registrations", m.token, "",
-		fmt.Sprintf(`{"type":"Device","id":"%s","destination":%t,"groupName":%q,"TTLs":86400,"privateIPv4":%q,"publicIPv4":"198.51.100.9"}`,
+		fmt.Sprintf(`{"type":"Device","id":"%s","destination":%t,"groupName":%q,"TTLs":86400,"privateIPv4":%q,"publicIPv4":"198.51.99.9"}`,
 			m.id, !m.source, group, m.ip), nil)
 	var answer struct {
 		RegistrationID string `json:"registrationId"`

@@ -55,6 +55,39 @@ type ConsentCredential struct {
 	Password string
 }
 
+// SenderPorts are what a gateway reserved to send the copies of one source from; addresses are zero where there is none.
+type SenderPorts struct {
+	// RegistrationID is the source's.
+	RegistrationID RegistrationID
+	// Port is at the uplink's address.
+	Port uint16
+	// Mapped is what a NAT makes of that.
+	Mapped netip.AddrPort
+	IPv6   netip.AddrPort
+}
+
+// Places are where the copies of a source come from, as destinations see it.
+func (p SenderPorts) Places(source ID, uplink netip.Addr) []Sender {
+	at := netip.AddrPortFrom(uplink, p.Port)
+	all := []Sender{{SourceID: source, At: at}}
+	if p.Mapped.IsValid() && p.Mapped != at {
+		all = []Sender{{SourceID: source, At: p.Mapped}, {SourceID: source, At: at, Inside: true}}
+	}
+	if p.IPv6.IsValid() {
+		all = append(all, Sender{SourceID: source, At: p.IPv6})
+	}
+	return all
+}
+
+// SenderConsent is how a destination's consent stands with one sender.
+type SenderConsent struct {
+	// RegistrationID is the destination's, SenderID the source's.
+	RegistrationID, SenderID RegistrationID
+	State                    ConsentState
+	// Learned is where the copies go; zero unless it is live.
+	Learned netip.AddrPort
+}
+
 // Sender is where the copies of one source come from.
 type Sender struct {
 	SourceID ID

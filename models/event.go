@@ -15,6 +15,8 @@ const (
 	EventMemberLeft    EventType = "member.left" // by itself, or because its device, its link or its registration was ended
 	EventMemberExpired EventType = "member.expired"
 	EventMemberMoved   EventType = "member.moved" // its address changed, which no event shows
+	// EventConsentChanged: a destination's consent, or where the group's copies come from.
+	EventConsentChanged EventType = "consent.changed"
 )
 
 // EventGroupState is how a group is now. Nothing happened, and it is never recorded: a listener who has nothing begins with it.
@@ -63,6 +65,8 @@ type Event struct {
 type GroupState struct {
 	Group
 	Members []Member
+	// Senders are where the group's copies come from; only events have them.
+	Senders []Sender
 }
 
 // NamedLink is a link with the name of its service.

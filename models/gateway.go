@@ -57,6 +57,8 @@ type Gateway struct {
 	LANAddr netip.Addr
 	Uplink  netip.Addr
 	Range   AddrRange
+	// BehindNAT says that a NAT stands between the uplink and the destinations.
+	BehindNAT bool
 	// Revision rises, from 1, each time the gateway's group information changes (SPEC §6).
 	Revision int64
 	// AckedRevision is the newest revision the gateway has said it holds, in the epoch that is current.

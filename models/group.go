@@ -72,6 +72,10 @@ type Registration struct {
 	TTL time.Duration
 	// ExpiresAt is when the lease ends by the database's clock, grace not counted.
 	ExpiresAt time.Time
+	// Policy says where copies for a destination may go; empty for a source. Probes is how many checks its gateway may send to the registered address before
+	// anything came from there.
+	Policy ConsentPolicy
+	Probes int
 }
 
 // Member is what everybody who sees a group may know of one of its members: no address (SPEC §4).
@@ -80,6 +84,8 @@ type Member struct {
 	ID   ID
 	Role Role
 	Name string
+	// Consent is that of a destination; empty for a source.
+	Consent ConsentState
 	// RegistrationID is known to the account holder only.
 	RegistrationID RegistrationID
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -31,7 +32,7 @@ func (p *program) admin() *cobra.Command {
 		group("account", "Accounts, the tenants", o.accountCreate(), o.accountList()),
 		group("premises", "Homes and buildings", o.premisesCreate()),
 		group("device", "Cameras, gateways, receivers, phones", o.deviceCreate(), o.deviceSet(), o.deviceDelete()),
-		group("service", "Partners that receive streams", o.serviceCreate(),
+		group("service", "Partners that receive streams", o.serviceCreate(), o.serviceShow(), o.serviceChange(),
 			group("credential", "What a service gets its tokens with", o.credentialCreate(), o.credentialList(), o.credentialDelete())),
 		group("link", "An account's consent for a service", o.linkCreate(), o.linkDelete()),
 		group("identity", "Whom a user is at an external issuer", o.identityCreate(), o.identityDelete()),
@@ -218,6 +219,90 @@ func (o *operator) deviceDelete() *cobra.Command {
 			}
 			return refusal.Check(r, r.HTTPResponse.Header)
 		})
+}
+
+func (o *operator) serviceShow() *cobra.Command {
+	return o.command("show SERVICE", "Show a service and where it may receive", oneArgument("service id"),
+		func(ctx context.Context, c *adminclient.ClientWithResponses, args []string) error {
+			r, err := c.GetServiceWithResponse(ctx, models.ServiceID(args[0]))
+			if err != nil {
+				return err
+			}
+			s, err := refusal.Value(r.JSON200, r, r.HTTPResponse.Header)
+			if err != nil {
+				return err
+			}
+			return o.showService(s)
+		})
+}
+
+func (o *operator) serviceChange() *cobra.Command {
+	var name string
+	var allowed []string
+	cmd := o.command("change SERVICE", "Name a service and say where it may receive", oneArgument("service id"),
+		func(ctx context.Context, c *adminclient.ClientWithResponses, args []string) error {
+			list, err := allowedCIDRs(allowed)
+			if err != nil {
+				return err
+			}
+			if name == "" {
+				name = args[0]
+			}
+			r, err := c.ChangeServiceWithResponse(ctx, models.ServiceID(args[0]), adminapi.ServiceChange{Name: name, AllowedCIDRs: list})
+			if err != nil {
+				return err
+			}
+			s, err := refusal.Value(r.JSON200, r, r.HTTPResponse.Header)
+			if err != nil {
+				return err
+			}
+			return o.showService(s)
+		})
+	cmd.Long = `Name a service and say where it may receive. Both are replaced; without --allow it may receive anywhere, with the consent of each address.
+What is registered elsewhere ends at once.`
+	cmd.Flags().StringVar(&name, "name", "", "what people call the service (default: its id)")
+	cmd.Flags().StringArrayVar(&allowed, "allow", nil, "`PREFIX[,probe][,exempt]` where it may receive; probe: gateways may ask first, exempt: copies are sent there unasked (repeat for more)")
+	return cmd
+}
+
+// allowedCIDRs reads PREFIX[,probe][,exempt].
+func allowedCIDRs(texts []string) (adminapi.AllowedCIDRs, error) {
+	list := adminapi.AllowedCIDRs{}
+	for _, text := range texts {
+		words := strings.Split(text, ",")
+		entry := adminapi.AllowedCIDR{Cidr: words[0]}
+		for _, w := range words[1:] {
+			switch w {
+			case "probe":
+				entry.Probe = new(true)
+			case "exempt":
+				entry.Consent = new(adminapi.Exempt)
+			default:
+				return nil, fmt.Errorf("--allow %s: %q is neither probe nor exempt", text, w)
+			}
+		}
+		list = append(list, entry)
+	}
+	return list, nil
+}
+
+func (o *operator) showService(s *adminapi.Service) error {
+	return o.show(s, func() error {
+		var allowed []string
+		if s.AllowedCIDRs != nil {
+			for _, a := range *s.AllowedCIDRs {
+				text := a.Cidr
+				if a.Probe != nil && *a.Probe {
+					text += ",probe"
+				}
+				if a.Consent != nil && *a.Consent == adminapi.Exempt {
+					text += ",exempt"
+				}
+				allowed = append(allowed, text)
+			}
+		}
+		return report.Fields(o.out, "serviceId", string(s.ServiceID), "name", s.Name, "allowed", strings.Join(allowed, " "))
+	})
 }
 
 func (o *operator) serviceCreate() *cobra.Command {

@@ -160,7 +160,7 @@ func TestDeletedDeviceLeaves(t *testing.T) {
 		h := servertest.On(db, db.Store).NewHome(t)
 		camera, phone := h.Device(t, models.DeviceCamera, "camera"), h.Device(t, models.DevicePhone, "phone")
 		h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g"))
-		h.Join(t, phone, servertest.Destination(phone, "198.51.100.9", "g"))
+		h.Join(t, phone, servertest.Destination(phone, "198.51.99.9", "g"))
 		before := h.Information(t).Revision
 		h.Woken.Take()
 		require.NoError(t, h.Accounts.DeleteDevice(ctx, "", phone.Device.ID))
@@ -184,7 +184,7 @@ func TestDeletedGatewayEndsItsGroups(t *testing.T) {
 		h := servertest.On(db, db.Store).NewHome(t)
 		camera, phone := h.Device(t, models.DeviceCamera, "camera"), h.Device(t, models.DevicePhone, "phone")
 		h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g"))
-		d := h.Join(t, phone, servertest.Destination(phone, "198.51.100.9", "g"))
+		d := h.Join(t, phone, servertest.Destination(phone, "198.51.99.9", "g"))
 		h.Woken.Take()
 		require.NoError(t, h.Accounts.DeleteDevice(ctx, "", h.Gateway.Device.ID))
 		require.Equal(t, []models.ID{h.Gateway.Device.ID}, h.Woken.Take())

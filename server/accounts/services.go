@@ -2,21 +2,30 @@ package accounts
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/audit"
+	"github.com/groupcast/groupcast/server/consents"
 	"github.com/groupcast/groupcast/server/registrations"
 	"github.com/groupcast/groupcast/server/store"
 )
 
 // CreateService creates a service. CodeAlreadyExists is an id that is taken.
-func (s *Service) CreateService(ctx context.Context, id models.ServiceID, name string) (models.Service, error) {
+func (s *Service) CreateService(ctx context.Context, id models.ServiceID, name string, allowed ...models.AllowedCIDR) (models.Service, error) {
 	var v models.Service
-	err := s.store.Write(ctx, func(tx *store.Tx) (err error) {
+	allowed, err := consents.NormalAllowed(allowed)
+	if err != nil {
+		return v, err
+	}
+	err = s.store.Write(ctx, func(tx *store.Tx) (err error) {
 		if v, err = tx.InsertService(models.Service{ID: id, Name: name}); err != nil {
+			return err
+		}
+		if _, err := tx.SetService(v, allowed); err != nil {
 			return err
 		}
 		return audit.Note(ctx, tx, audit.Entry{Action: audit.ServiceCreate, Object: audit.OfService(id)})
@@ -27,11 +36,77 @@ func (s *Service) CreateService(ctx context.Context, id models.ServiceID, name s
 	return v, err
 }
 
+// ChangeService names a service and says where it may receive, and makes its registrations what that allows: those elsewhere end. CodeNotFound is no service,
+// CodeBadRequest a prefix that is none.
+func (s *Service) ChangeService(ctx context.Context, v models.Service, allowed []models.AllowedCIDR) error {
+	allowed, err := consents.NormalAllowed(allowed)
+	if err != nil {
+		return err
+	}
+	err = s.store.Write(ctx, func(tx *store.Tx) error {
+		there, err := tx.SetService(v, allowed)
+		if err != nil {
+			return err
+		}
+		if !there {
+			return noService(v.ID)
+		}
+		return audit.Note(ctx, tx, audit.Entry{Action: audit.ServiceChange, Object: audit.OfService(v.ID)})
+	})
+	if err != nil {
+		return err
+	}
+	// Whoever registered by the former prefixes has committed by now, and is found. A crash in between leaves what the same request again makes good.
+	return s.store.Write(ctx, func(tx *store.Tx) error { return applyAllowed(ctx, tx, v.ID) })
+}
+
+// applyAllowed makes all registrations of a service what the operator allows it, gateway by gateway.
+func applyAllowed(ctx context.Context, tx *store.Tx, id models.ServiceID) error {
+	places, err := tx.PlacesOf(store.Owner{Service: id})
+	if err != nil {
+		return err
+	}
+	for _, gateway := range slices.Sorted(maps.Keys(store.ByGateway(places))) {
+		g, found, err := tx.LockGateway(gateway)
+		if err != nil {
+			return err
+		}
+		if !found {
+			continue
+		}
+		allowed, err := tx.HoldAllowedCIDRs(id)
+		if err != nil {
+			return err
+		}
+		beyond, err := registrations.ApplyAllowed(tx, g, id, allowed)
+		if err != nil {
+			return err
+		}
+		if _, err := registrations.End(ctx, tx, g, beyond, models.EventMemberLeft); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// AllowedCIDRs reads where the operator lets a service receive.
+func (s *Service) AllowedCIDRs(ctx context.Context, id models.ServiceID) (all []models.AllowedCIDR, err error) {
+	err = s.store.Read(ctx, func(tx *store.Tx) error {
+		all, err = tx.AllowedCIDRs(id)
+		return err
+	})
+	return all, err
+}
+
+func noService(id models.ServiceID) error {
+	return models.Errorf(models.CodeNotFound, "There is no service %s. Create it first.", id)
+}
+
 // Service reads a service.
 func (s *Service) Service(ctx context.Context, id models.ServiceID) (models.Service, error) {
 	v, found, err := s.store.Service(ctx, id)
 	if err == nil && !found {
-		err = models.Errorf(models.CodeNotFound, "There is no service %s. Create it first.", id)
+		err = noService(id)
 	}
 	return v, err
 }

@@ -5,6 +5,7 @@ package adminapi
 
 import (
 	"context"
+	"net/netip"
 	"time"
 
 	"github.com/groupcast/groupcast/models"
@@ -127,7 +128,11 @@ func (h *Handlers) DeleteDevice(ctx context.Context, r adminserver.DeleteDeviceR
 
 // CreateService creates a service.
 func (h *Handlers) CreateService(ctx context.Context, r adminserver.CreateServiceRequestObject) (adminserver.CreateServiceResponseObject, error) {
-	s, err := h.accounts.CreateService(ctx, r.Body.ServiceID, r.Body.Name)
+	allowed, err := allowedCIDRs(value(r.Body.AllowedCIDRs))
+	if err != nil {
+		return nil, err
+	}
+	s, err := h.accounts.CreateService(ctx, r.Body.ServiceID, r.Body.Name, allowed...)
 	if err != nil {
 		return nil, err
 	}
@@ -269,14 +274,47 @@ func value[T any](p *T) (v T) {
 
 // GetService reads a service.
 func (h *Handlers) GetService(ctx context.Context, r adminserver.GetServiceRequestObject) (adminserver.GetServiceResponseObject, error) {
-	s, err := h.accounts.Service(ctx, r.ServiceID)
-	if err != nil {
-		return nil, err
-	}
-	return adminserver.GetService200JSONResponse{ServiceID: s.ID, Name: s.Name}, nil
+	s, err := h.service(ctx, r.ServiceID)
+	return adminserver.GetService200JSONResponse(s), err
 }
 
 // ChangeService names a service and says where it may receive.
-func (h *Handlers) ChangeService(context.Context, adminserver.ChangeServiceRequestObject) (adminserver.ChangeServiceResponseObject, error) {
-	return nil, models.Errorf(models.CodeUnavailable, "This version doesn't change services yet.")
+func (h *Handlers) ChangeService(ctx context.Context, r adminserver.ChangeServiceRequestObject) (adminserver.ChangeServiceResponseObject, error) {
+	allowed, err := allowedCIDRs(r.Body.AllowedCIDRs)
+	if err != nil {
+		return nil, err
+	}
+	if err := h.accounts.ChangeService(ctx, models.Service{ID: r.ServiceID, Name: r.Body.Name}, allowed); err != nil {
+		return nil, err
+	}
+	s, err := h.service(ctx, r.ServiceID)
+	return adminserver.ChangeService200JSONResponse(s), err
+}
+
+func (h *Handlers) service(ctx context.Context, id models.ServiceID) (adminapi.Service, error) {
+	s, err := h.accounts.Service(ctx, id)
+	if err != nil {
+		return adminapi.Service{}, err
+	}
+	allowed, err := h.accounts.AllowedCIDRs(ctx, id)
+	list := convert(allowed, func(a models.AllowedCIDR) adminapi.AllowedCIDR {
+		consent := adminapi.Required
+		if a.Exempt {
+			consent = adminapi.Exempt
+		}
+		return adminapi.AllowedCIDR{Cidr: a.Prefix.String(), Probe: &a.Probe, Consent: &consent}
+	})
+	return adminapi.Service{ServiceID: s.ID, Name: s.Name, AllowedCIDRs: &list}, err
+}
+
+func allowedCIDRs(all []adminapi.AllowedCIDR) ([]models.AllowedCIDR, error) {
+	allowed := make([]models.AllowedCIDR, len(all))
+	for i, a := range all {
+		p, err := netip.ParsePrefix(a.Cidr)
+		if err != nil {
+			return nil, models.Errorf(models.CodeBadRequest, "%q is no prefix. Write one like 96.114.14.0/24.", a.Cidr)
+		}
+		allowed[i] = models.AllowedCIDR{Prefix: p, Probe: value(a.Probe), Exempt: value(a.Consent) == adminapi.Exempt}
+	}
+	return allowed, nil
 }

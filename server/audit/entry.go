@@ -121,6 +121,8 @@ var (
 	WebhookRotate    = Action{"webhook.rotate"}
 	WebhookDelete    = Action{"webhook.delete"}
 	WebhookDisable   = Action{"webhook.disable"} // by groupcast: it answered 410, or failed for days
+	ServiceChange    = Action{"service.change"}
+	ConsentExempt    = Action{"consent.exempt"} // copies go to this registration unasked
 	GatewayDeclare   = Action{"gateway.declare"}
 	GroupCreate      = Action{"group.create"}
 	GroupJoin        = Action{"group.join"}

@@ -73,7 +73,7 @@ func TestAStaleCameraNeverFeedsAnotherGroup(t *testing.T) {
 	h.Declare(t, "172.168.0.233-172.168.0.240")
 	lost := h.Join(t, three, servertest.Source(three, "172.168.0.7", "lost"))
 	for range 3 {
-		h.Leave(t, one, h.Join(t, one, servertest.Destination(one, "198.51.100.9", "kept")).RegistrationID)
+		h.Leave(t, one, h.Join(t, one, servertest.Destination(one, "198.51.99.9", "kept")).RegistrationID)
 	}
 	heard := newest(t, h)
 

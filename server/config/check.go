@@ -88,6 +88,17 @@ func (c Config) Check() error {
 				"or behind-proxy if a proxy in front terminates TLS", c.MQTTListen)
 		}
 	}
+	stunHost := "127.0.0.1"
+	if c.STUNListen != "" {
+		if stunHost, err = splitAddress(c.STUNListen); err != nil {
+			fault("stun-listen", "%w", err)
+		}
+	}
+	if c.STUNAddress != "" {
+		if host, err := splitAddress(c.STUNAddress); err != nil || host == "" || c.STUNListen == "" {
+			fault("stun-address", "give a host and a port like groupcast.example:3478, and set stun-listen too")
+		}
+	}
 	if c.MQTTMaxConns < 1 || c.MQTTMaxPerAccount < 1 || c.MQTTMaxPerSource < 1 {
 		fault("mqtt-max-connections", "give at least 1, as for mqtt-max-per-account and mqtt-max-per-source")
 	}
@@ -136,8 +147,8 @@ func (c Config) Check() error {
 	if c.SigningAlg != "EdDSA" && c.SigningAlg != "ES256" && c.SigningAlg != "RS256" {
 		fault("signing-alg", "%q is neither EdDSA, ES256 nor RS256", c.SigningAlg)
 	}
-	if c.AllowLoopback && (!loopback(host) || !loopback(metricsHost) || !loopback(mqttHost)) {
-		fault("allow-loopback", "it is for demonstrations on one machine, so listen, mqtt-listen and metrics-listen have to be on loopback")
+	if c.AllowLoopback && (!loopback(host) || !loopback(metricsHost) || !loopback(mqttHost) || !loopback(stunHost)) {
+		fault("allow-loopback", "it is for demonstrations on one machine, so listen, mqtt-listen, stun-listen and metrics-listen have to be on loopback")
 	}
 	if c.MaxStale < minStale || c.MaxStale > maxStale || c.MaxStale%time.Second != 0 {
 		fault("max-stale", "%s is not a whole number of seconds from %s to %s", c.MaxStale, minStale, maxStale)

@@ -62,6 +62,9 @@ type Config struct {
 	DrainTime          time.Duration
 	AllowLoopback      bool
 
+	STUNListen  string
+	STUNAddress string
+
 	MQTTListen        string
 	MQTTMaxConns      int
 	MQTTMaxPerAccount int
@@ -116,6 +119,8 @@ func define(fs *pflag.FlagSet, c *Config) {
 	fs.DurationVar(&c.DrainTime, "drain-time", 5*time.Second, "time over which waiting long polls and MQTT connections are ended at a stop")
 	fs.BoolVar(&c.AllowLoopback, "allow-loopback", false, "allow members and gateways in 127.0.0.0/8, for demonstrations on one machine")
 
+	fs.StringVar(&c.STUNListen, "stun-listen", "", "`ADDRESS:PORT` (UDP) that tells gateways behind a NAT what their ports are mapped to; empty: off")
+	fs.StringVar(&c.STUNAddress, "stun-address", "", "`HOST:PORT` that gateways reach stun-listen at; empty: the host of public-url and the port of stun-listen")
 	fs.StringVar(&c.MQTTListen, "mqtt-listen", "", "`ADDRESS:PORT` for devices that hear events over MQTT 3.1.1; empty: off")
 	fs.IntVar(&c.MQTTMaxConns, "mqtt-max-connections", 20000, "how many devices may be connected over MQTT at once")
 	fs.IntVar(&c.MQTTMaxPerAccount, "mqtt-max-per-account", 1000, "how many of one account")

@@ -92,6 +92,8 @@ max-stale: 60s
 long-poll-max-waiters: 5
 drain-time: 1s
 allow-loopback: true
+stun-listen: 127.0.0.1:3478
+stun-address: groupcast.example:3478
 mqtt-listen: 127.0.0.1:8883
 mqtt-max-connections: 100
 mqtt-max-per-account: 10
@@ -113,7 +115,7 @@ func TestFileVariablesAndFlagsMeanTheSame(t *testing.T) {
 		SignUp: "open", RateLimitSource: 7, RateLimitPrincipal: 8, AuditRetention: 48 * time.Hour,
 		Quotas:   models.Quotas{PremisesPerAccount: 11, DevicesPerAccount: 12, RegistrationsPerAccount: 13, GroupsPerPremises: 14, DestinationsPerGroup: 15},
 		MaxStale: time.Minute, LongPollMaxWaiters: 5, DrainTime: time.Second,
-		AllowLoopback: true, MQTTListen: "127.0.0.1:8883", MQTTMaxConns: 100, MQTTMaxPerAccount: 10, MQTTMaxPerSource: 20, MetricsListen: "", LogLevel: slog.LevelWarn, LogFormat: "json",
+		AllowLoopback: true, STUNListen: "127.0.0.1:3478", STUNAddress: "groupcast.example:3478", MQTTListen: "127.0.0.1:8883", MQTTMaxConns: 100, MQTTMaxPerAccount: 10, MQTTMaxPerSource: 20, MetricsListen: "", LogLevel: slog.LevelWarn, LogFormat: "json",
 	}, fromFile)
 
 	var values map[string]any
@@ -223,6 +225,11 @@ func TestRules(t *testing.T) {
 		{[]string{"--mqtt-listen", "0.0.0.0:1883", "--behind-proxy"}, ""},
 		{[]string{"--mqtt-listen", "0.0.0.0:8883", "--tls-cert", "c", "--tls-key", "k"}, ""},
 		{[]string{"--mqtt-listen", "1883"}, "mqtt-listen"},
+		{[]string{"--stun-listen", "0.0.0.0:3478"}, ""},
+		{[]string{"--stun-listen", "3478"}, "stun-listen"},
+		{[]string{"--stun-listen", "0.0.0.0:3478", "--allow-loopback"}, "allow-loopback"},
+		{[]string{"--stun-address", "groupcast.example:3478"}, "stun-address"},
+		{[]string{"--stun-listen", "0.0.0.0:3478", "--stun-address", "groupcast.example"}, "stun-address"},
 		{[]string{"--mqtt-listen", "0.0.0.0:1883", "--behind-proxy", "--allow-loopback"}, "allow-loopback"},
 		{[]string{"--mqtt-max-per-source", "0"}, "mqtt-max-connections"},
 		{[]string{"--max-stale", "1s"}, "max-stale"},

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -27,6 +28,7 @@ import (
 	"github.com/groupcast/groupcast/server/apidocs"
 	"github.com/groupcast/groupcast/server/backup"
 	"github.com/groupcast/groupcast/server/config"
+	"github.com/groupcast/groupcast/server/consents"
 	"github.com/groupcast/groupcast/server/eventhub"
 	"github.com/groupcast/groupcast/server/eventqueue"
 	"github.com/groupcast/groupcast/server/eventrelay"
@@ -44,6 +46,7 @@ import (
 	"github.com/groupcast/groupcast/server/pages"
 	"github.com/groupcast/groupcast/server/registrations"
 	"github.com/groupcast/groupcast/server/store"
+	"github.com/groupcast/groupcast/server/stunport"
 	"github.com/groupcast/groupcast/server/telemetry"
 	"github.com/groupcast/groupcast/server/webhooks"
 )
@@ -72,6 +75,9 @@ type Daemon struct {
 	streams   *eventstreams.Service
 
 	public, admin, metrics listening
+
+	// stun is nil if it is off.
+	stun *net.UDPConn
 
 	// mqtt is nil if it is off.
 	mqtt         *mqtt.Edge
@@ -165,7 +171,12 @@ type edges struct{ public, admin http.Handler }
 
 // assemble wires the services to each other and to the edges. ctx is that of the start, life that of the service.
 func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.KEK, registry *prometheus.Registry, version string) (edges, error) {
-	groupService := groups.New(d.store)
+	consentKey, err := kek.Derive("consent of destinations")
+	if err != nil {
+		return edges{}, err
+	}
+	credentials := consents.NewCredentials(consentKey)
+	groupService := groups.New(d.store, credentials)
 	d.hub = longpoll.New(longpoll.Options{
 		Epoch:       d.store.Epoch,
 		Standings:   d.store.StandingsOf,
@@ -215,6 +226,13 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		return edges{}, err
 	}
 	d.newMQTT(id.access, limits, proxies, registry)
+	if d.stun != nil {
+		port, err := stunport.New(time.Now, d.log, registry)
+		if err != nil {
+			return edges{}, err
+		}
+		d.background = append(d.background, func(ctx context.Context) { port.Serve(ctx, d.stun) })
+	}
 	crossOrigin := http.NewCrossOriginProtection()
 	if err := crossOrigin.AddTrustedOrigin(issuer); err != nil {
 		return edges{}, fmt.Errorf("public-url: %w", err)
@@ -233,13 +251,17 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 	if err != nil {
 		return edges{}, fmt.Errorf("openapi.yaml: %w", err)
 	}
-	registrationService := registrations.New(d.store, registrations.Options{AllowLoopback: d.cfg.AllowLoopback, Quotas: d.cfg.Quotas})
+	registrationService := registrations.New(d.store, registrations.Options{
+		AllowLoopback: d.cfg.AllowLoopback, Quotas: d.cfg.Quotas, Credentials: credentials,
+	})
 	httpapi.Mount(public, httpapi.Services{ //nolint:contextcheck // each request has its own
 		Registrations: registrationService,
 		Accounts:      accountService,
 		Users:         id.users,
 		Enrolment:     id.Enrolment,
 		Groups:        groupService,
+		Consents:      consents.New(d.store),
+		STUN:          d.stunAddress(),
 		Gateways:      gateways.New(d.store, gateways.Options{AllowLoopback: d.cfg.AllowLoopback}),
 		Polls:         d.hub,
 		Webhooks:      hooks,
@@ -389,6 +411,16 @@ func (d *Daemon) MetricsAddr() net.Addr {
 // Wake tells a waiting gateway of a change that was made in the database beside the service, at once instead of within two seconds.
 func (d *Daemon) Wake(gateway models.ID) { d.hub.Wake(gateway) }
 
+// stunAddress is what gateways reach the STUN port at; empty if there is none.
+func (d *Daemon) stunAddress() string {
+	if d.stun == nil || d.cfg.STUNAddress != "" {
+		return d.cfg.STUNAddress
+	}
+	_, port, _ := net.SplitHostPort(d.stun.LocalAddr().String()) // which is made of both
+	u, _ := url.Parse(d.URL())                                   // config.Check has seen it
+	return net.JoinHostPort(u.Hostname(), port)
+}
+
 // MQTTAddr is where devices connect over MQTT; nil if that is off.
 func (d *Daemon) MQTTAddr() net.Addr {
 	if d.mqttListener == nil {
@@ -446,6 +478,9 @@ func (d *Daemon) close() {
 	}
 	if d.mqttListener != nil {
 		_ = d.mqttListener.Close()
+	}
+	if d.stun != nil {
+		_ = d.stun.Close()
 	}
 	if d.store != nil {
 		_ = d.store.Close()

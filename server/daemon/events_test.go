@@ -169,7 +169,7 @@ func TestAttackStalledConsumer(t *testing.T) {
 	for n := 0; streams() != "1"; n++ { // until it was cut off
 		require.True(t, time.Now().Before(deadline), "it is still there after %d events", n*50)
 		for i := range 50 {
-			status, body := s.post(t, h.phoneToken, `{"type":"Device","id":"%s","destination":true,"publicIPv4":"198.51.100.9","port":%d,"name":%q,"groupName":"door"}`,
+			status, body := s.post(t, h.phoneToken, `{"type":"Device","id":"%s","destination":true,"publicIPv4":"198.51.99.9","port":%d,"name":%q,"groupName":"door"}`,
 				h.home.phone, 5000+(n*50+i)%1000, long)
 			require.Equal(t, http.StatusOK, status, "%v", body)
 			rev++

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/groupcast/groupcast/server/parking"
+	"github.com/groupcast/groupcast/server/stunport"
 )
 
 // SocketName is the operator's socket in the data directory.
@@ -52,6 +53,11 @@ func (d *Daemon) listen(ctx context.Context) (err error) {
 	if d.cfg.MQTTListen != "" {
 		if d.mqttListener, err = lc.Listen(ctx, "tcp", d.cfg.MQTTListen); err != nil {
 			return fmt.Errorf("mqtt-listen: %w", err)
+		}
+	}
+	if d.cfg.STUNListen != "" {
+		if d.stun, err = stunport.Listen(ctx, d.cfg.STUNListen); err != nil {
+			return fmt.Errorf("stun-listen: %w", err)
 		}
 	}
 	if d.cfg.MetricsListen != "" {

@@ -54,7 +54,7 @@ func (s *service) house(t testing.TB, name string) house {
 	h.cookie = s.user(t, h.home, strings.ToLower(name))
 	h.groupIP = s.source(t, h.home, "door")
 	upload := s.join(t, h.home, "door", h.groupIP, "")
-	status, body := s.post(t, h.phoneToken, `{"type":"Device","id":"%s","destination":true,"publicIPv4":"198.51.100.9","groupName":"door"}`, h.home.phone)
+	status, body := s.post(t, h.phoneToken, `{"type":"Device","id":"%s","destination":true,"publicIPv4":"198.51.99.9","groupName":"door"}`, h.home.phone)
 	require.Equal(t, http.StatusOK, status, "%v", body)
 	h.registration = map[models.Kind]string{models.KindDevice: body["registrationId"].(string), models.KindService: upload, models.KindUser: upload, models.KindGateway: upload}
 	r := s.do(t, http.MethodGet, "/v1/groups", "", "Cookie", h.cookie)
@@ -104,9 +104,11 @@ func body(operation string, kind models.Kind, o objects) string {
 		if kind == models.KindService {
 			return fmt.Sprintf(`{"type":"Service","id":"%s","destination":true,"publicIPv4":"96.114.14.140","groupName":"door","groupIP":%q}`, o.upload, o.groupIP)
 		}
-		return fmt.Sprintf(`{"type":"Device","id":"%s","destination":true,"publicIPv4":"198.51.100.9","groupName":"door"}`, o.phone)
+		return fmt.Sprintf(`{"type":"Device","id":"%s","destination":true,"publicIPv4":"198.51.99.9","groupName":"door"}`, o.phone)
 	case "declareGateway":
 		return declaration
+	case "reportConsents":
+		return fmt.Sprintf(`{"sequence":1,"consents":[{"registrationId":%q,"sender":%[1]q,"state":"live"}]}`, o.registration)
 	case "changePassword":
 		return fmt.Sprintf(`{"oldPassword":%q,"newPassword":"four other words it is"}`, goodPassword)
 	case "confirm":

@@ -115,7 +115,7 @@ func writers(t testing.TB, db *storetest.DB, n int) (all []*writer) {
 
 func (w *writer) move() error {
 	w.n++
-	_, err := w.Registrations.Join(ctx, w.phone, servertest.Destination(w.phone, fmt.Sprintf("198.51.100.%d", 1+w.n%250), fmt.Sprint("g", w.n%4)))
+	_, err := w.Registrations.Join(ctx, w.phone, servertest.Destination(w.phone, fmt.Sprintf("198.51.99.%d", 1+w.n%250), fmt.Sprint("g", w.n%4)))
 	return err
 }
 

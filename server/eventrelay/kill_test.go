@@ -106,7 +106,7 @@ func TestDrillDatabaseKilled(t *testing.T) {
 		busy.Go(func() {
 			defer close(failed)
 			for n := 0; ; n++ {
-				r := servertest.Destination(l.phones[0], fmt.Sprintf("198.51.100.%d", 1+n%200), "g0")
+				r := servertest.Destination(l.phones[0], fmt.Sprintf("198.51.99.%d", 1+n%200), "g0")
 				if _, err := l.Registrations.Join(ctx, l.phones[0], r); err != nil {
 					return
 				}

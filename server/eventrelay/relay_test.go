@@ -91,7 +91,7 @@ func (l *life) happen(t *testing.T, n int) {
 	for range n {
 		l.n++
 		phone := l.phones[l.n%len(l.phones)]
-		l.Join(t, phone, servertest.Destination(phone, fmt.Sprintf("198.51.100.%d", 1+l.n%200), fmt.Sprint("g", l.n%4)))
+		l.Join(t, phone, servertest.Destination(phone, fmt.Sprintf("198.51.99.%d", 1+l.n%200), fmt.Sprint("g", l.n%4)))
 	}
 }
 

@@ -77,6 +77,12 @@ func groupEvent(e models.Event, to Listener) api.GroupEvent {
 	}
 	for i, m := range g.Members {
 		data.Members[i] = api.Member{Type: m.Type, ID: m.ID, Role: api.MemberRole(m.Role), Name: m.Name}
+		if m.Consent != "" {
+			data.Members[i].Consent = &m.Consent
+		}
+	}
+	if senders := sendersFor(g, to); len(senders) > 0 {
+		data.Senders = &senders
 	}
 	if to.ServiceID != "" {
 		data.ServiceAccountID = &to.ServiceAccountID
@@ -88,6 +94,23 @@ func groupEvent(e models.Event, to Listener) api.GroupEvent {
 		Specversion: api.GroupEventSpecversionN10, ID: to.EventID(e), Source: "/v1/groups/" + string(g.ID),
 		Type: TypePrefix + string(e.Type), Time: e.At, Datacontenttype: api.GroupEventDatacontenttypeApplicationJSON, Sequence: sequence(e.Rev), Data: data,
 	}
+}
+
+// sendersFor are where the group's copies come from. That is the home's address, so a service learns it only of groups that it is a destination of.
+func sendersFor(g *models.GroupState, to Listener) (senders []api.Sender) {
+	if to.ServiceID != "" && !slices.ContainsFunc(g.Members, func(m models.Member) bool {
+		return m.Type == models.MemberService && m.ID == to.ServiceAccountID && m.Role == models.RoleDestination
+	}) {
+		return nil
+	}
+	for _, s := range g.Senders {
+		sender := api.Sender{SourceID: s.SourceID, Address: s.At.Addr().String(), Port: int32(s.At.Port())}
+		if s.Inside {
+			sender.Inside = &s.Inside
+		}
+		senders = append(senders, sender)
+	}
+	return senders
 }
 
 func joinPolicy(p models.JoinPolicy, to Listener) *api.JoinPolicy {

@@ -19,6 +19,7 @@ import (
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi"
 	"github.com/groupcast/groupcast/server/accounts"
+	consentservice "github.com/groupcast/groupcast/server/consents"
 	"github.com/groupcast/groupcast/server/events"
 	"github.com/groupcast/groupcast/server/expiry"
 	"github.com/groupcast/groupcast/server/groups"
@@ -64,6 +65,9 @@ type heard struct {
 	types    map[models.EventType]bool
 }
 
+// uplink is the gateway's, which copies come from.
+const uplink = "203.0.113.1"
+
 // address finds anything in an event that looks like an address but the group IP.
 var address = regexp.MustCompile(`\d+\.\d+\.\d+\.\d+`)
 
@@ -100,7 +104,7 @@ func (h *heard) check(e models.Event, to events.Listener) map[string]any {
 	require.Equal(h.t, "groupcast."+string(e.Type), value["type"])
 	for _, found := range address.FindAllString(string(text), -1) {
 		require.NotNil(h.t, e.Group, "%s", text)
-		require.Equal(h.t, e.Group.IP.String(), found, "no address but the group IP: %s", text)
+		require.Contains(h.t, []string{e.Group.IP.String(), uplink}, found, "no address but the group IP and what copies come from: %s", text)
 	}
 	if to.ServiceID != "" {
 		require.NotContains(h.t, string(text), h.account, "a service never learns the account's id")
@@ -136,11 +140,17 @@ func TestEveryEventIsOfTheContract(t *testing.T) {
 		at.Name = "hers"
 		h.Join(t, phone, at)
 		h.Join(t, phone, at) // a renewal says nothing
+		report := func(sequence int64, senders []models.SenderPorts, consents []models.SenderConsent) {
+			_, err := s.Consents.Report(ctx, h.Gateway, consentservice.Report{GatewayID: h.Gateway.Device.ID, Sequence: sequence, Senders: senders, Consents: consents})
+			require.NoError(t, err)
+		}
+		report(1, []models.SenderPorts{{RegistrationID: a.RegistrationID, Port: 40000}},
+			[]models.SenderConsent{{RegistrationID: p.RegistrationID, SenderID: a.RegistrationID, State: models.ConsentLive}})
 		b := h.Join(t, second, servertest.Source(second, "172.168.0.6", "groupcast1"))
 		h.Leave(t, second, b.RegistrationID)
 		h.Leave(t, upload.Principal, u.RegistrationID)
 		require.NoError(t, s.Accounts.DeleteLink(ctx, "svc-thumbnail", h.Account.ID))
-		short := servertest.Destination(tablet, "198.51.100.20", "groupcast1")
+		short := servertest.Destination(tablet, "198.51.99.20", "groupcast1")
 		ttl := 30
 		short.TTL = &ttl
 		h.Join(t, tablet, short)
@@ -152,14 +162,14 @@ func TestEveryEventIsOfTheContract(t *testing.T) {
 		group, _, err := s.Groups.List(ctx, phone, groups.Filter{}, models.Page{})
 		require.NoError(t, err)
 		require.Len(t, group, 1)
-		require.EqualValues(t, 13, group[0].Rev, "whoever missed something reads what there is, and as of which event")
+		require.EqualValues(t, 14, group[0].Rev, "whoever missed something reads what there is, and as of which event")
 		h.Leave(t, phone, p.RegistrationID)
 		h.Leave(t, camera, a.RegistrationID)
 
 		all, told := hear.stream(group[0].ID)
 		require.Equal(t, []string{
 			"group.created", "member.joined", "member.joined", "member.joined", "member.moved", "member.moved", "group.changed",
-			"member.joined", "member.left", "member.left", "member.left", "member.joined", "member.expired", "member.left", "group.ended",
+			"consent.changed", "member.joined", "member.left", "member.left", "member.left", "member.joined", "member.expired", "member.left", "group.ended",
 		}, told)
 		var states []int
 		for _, e := range all {
@@ -167,14 +177,22 @@ func TestEveryEventIsOfTheContract(t *testing.T) {
 			require.Equal(t, group[0].IP, e.Group.IP)
 			require.Equal(t, h.Premises.ID, e.PremisesID)
 		}
-		require.Equal(t, []int{0, 1, 2, 3, 3, 3, 3, 3, 3, 2, 1, 2, 1, 0, 0}, states)
+		require.Equal(t, []int{0, 1, 2, 3, 3, 3, 3, 3, 3, 3, 2, 1, 2, 1, 0, 0}, states)
 		require.Equal(t, []models.Member{
 			{Type: models.MemberDevice, ID: camera.Device.ID, Role: models.RoleSource, Name: `the "front" door's camera`},
-			{Type: models.MemberService, ID: 2908757376510572177, Role: models.RoleDestination, Name: "svc-upload"},
-			{Type: models.MemberService, ID: thumbnail.Link.ServiceAccountID, Role: models.RoleDestination, Name: "svc-thumbnail"},
-			{Type: models.MemberDevice, ID: phone.Device.ID, Role: models.RoleDestination, Name: "hers"},
-		}, all[6].Group.Members)
-		require.Empty(t, all[14].Group.Members)
+			{Type: models.MemberService, ID: 2908757376510572177, Role: models.RoleDestination, Name: "svc-upload", Consent: models.ConsentPending},
+			{Type: models.MemberService, ID: thumbnail.Link.ServiceAccountID, Role: models.RoleDestination, Name: "svc-thumbnail", Consent: models.ConsentPending},
+			{Type: models.MemberDevice, ID: phone.Device.ID, Role: models.RoleDestination, Name: "hers", Consent: models.ConsentLive},
+		}, all[7].Group.Members)
+		require.Empty(t, all[15].Group.Members)
+
+		// Where the copies come from: for the account, and for a service while it is a destination.
+		place := []any{map[string]any{"sourceId": camera.Device.ID.String(), "address": uplink, "port": float64(40000)}}
+		require.NotContains(t, hear.check(all[6], events.Listener{}), "senders")
+		require.Equal(t, place, hear.check(all[7], events.Listener{})["senders"])
+		require.Equal(t, place, hear.check(all[7], events.Listener{ServiceID: "svc-upload", ServiceAccountID: 2908757376510572177})["senders"])
+		require.NotContains(t, hear.check(all[7], events.Listener{ServiceID: "svc-live", ServiceAccountID: 7}), "senders")
+		require.NotContains(t, hear.check(all[11], events.Listener{ServiceID: "svc-upload", ServiceAccountID: 2908757376510572177}), "senders", "it left")
 
 		// What creates a group carries the policy; a service sees whether it is meant, and nobody else.
 		require.Equal(t, map[string]any{
@@ -215,7 +233,7 @@ func TestEveryEventIsOfTheContract(t *testing.T) {
 			}
 		}
 		require.Equal(t, []models.EventType{
-			models.EventDeviceAdded, models.EventGroupChanged, models.EventGroupCreated, models.EventGroupEnded, models.EventLinkGranted, models.EventLinkRevoked,
+			models.EventConsentChanged, models.EventDeviceAdded, models.EventGroupChanged, models.EventGroupCreated, models.EventGroupEnded, models.EventLinkGranted, models.EventLinkRevoked,
 			models.EventMemberExpired, models.EventMemberJoined, models.EventMemberLeft, models.EventMemberMoved, models.EventPoolNearlyExhausted,
 		}, slices.Sorted(maps.Keys(hear.types)), "all there is was checked")
 	})
@@ -229,7 +247,7 @@ func TestAReaderHearsOfAGap(t *testing.T) {
 		camera, phone := h.Device(t, models.DeviceCamera, "camera"), h.Device(t, models.DevicePhone, "phone")
 		h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g"))
 		for range 3 {
-			h.Leave(t, phone, h.Join(t, phone, servertest.Destination(phone, "198.51.100.9", "g")).RegistrationID)
+			h.Leave(t, phone, h.Join(t, phone, servertest.Destination(phone, "198.51.99.9", "g")).RegistrationID)
 		}
 		all, _, err := s.Groups.List(ctx, phone, groups.Filter{}, models.Page{})
 		require.NoError(t, err)

@@ -54,7 +54,11 @@ func (s *Service) quiet(ctx context.Context, of models.EventStream) (state State
 		if err != nil {
 			return err
 		}
-		g := models.GroupState{Group: groups[0], Members: members[of.GroupID]}
+		senders, err := tx.SendersOf(of.GroupID)
+		if err != nil {
+			return err
+		}
+		g := models.GroupState{Group: groups[0], Members: members[of.GroupID], Senders: senders}
 		for _, m := range g.Members {
 			if m.Role == models.RoleDestination {
 				g.State++

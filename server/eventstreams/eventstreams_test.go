@@ -32,19 +32,19 @@ func TestBroadcast(t *testing.T) {
 		g := l.group("door")
 		source := l.listen(l.as(camera), g, nil)
 		source.hears("group.state 0")
-		l.Join(t, first, servertest.Destination(first, "198.51.100.1", "door"))
-		l.Join(t, second, servertest.Destination(second, "198.51.100.2", "door"))
+		l.Join(t, first, servertest.Destination(first, "198.51.99.1", "door"))
+		l.Join(t, second, servertest.Destination(second, "198.51.99.2", "door"))
 		one, two := l.listen(l.as(first), g, nil), l.listen(l.as(second), "", nil)
 		source.hears("member.joined 1", "member.joined 2")
 		one.hears("group.state 2")
 		two.hears("group.state 2")
 
-		joined := l.Join(t, phone, servertest.Destination(phone, "198.51.100.3", "door"))
-		moved := servertest.Destination(phone, "198.51.100.4", "door")
+		joined := l.Join(t, phone, servertest.Destination(phone, "198.51.99.3", "door"))
+		moved := servertest.Destination(phone, "198.51.99.4", "door")
 		l.Join(t, phone, moved)
 		l.Join(t, phone, moved) // a renewal
 		l.Leave(t, phone, joined.RegistrationID)
-		short, ttl := servertest.Destination(tablet, "198.51.100.5", "door"), 30
+		short, ttl := servertest.Destination(tablet, "198.51.99.5", "door"), 30
 		short.TTL = &ttl
 		l.Join(t, tablet, short)
 		reaper := expiry.New(l.db.Store, slog.New(slog.DiscardHandler))
@@ -68,10 +68,10 @@ func TestAttackNotificationLeaksAddresses(t *testing.T) {
 		a := l.Join(t, camera, servertest.Source(camera, "172.168.0.5", "door"))
 		g := l.group("door")
 		ears := []*ear{l.listen(l.as(camera), g, nil), l.listen(l.user(), "", nil), l.listen(l.as(upload.Principal), "", nil)}
-		at := servertest.Destination(phone, "198.51.100.77", "door")
-		at.IPv6 = servertest.Addr("2001:db8::77")
+		at := servertest.Destination(phone, "198.51.99.77", "door")
+		at.IPv6 = servertest.Addr("2001:db9::77")
 		l.Join(t, phone, at)
-		at.PublicIPv4 = servertest.Addr("198.51.100.78")
+		at.PublicIPv4 = servertest.Addr("198.51.99.78")
 		b := l.Join(t, phone, at)
 		l.Leave(t, phone, b.RegistrationID)
 		var all []string
@@ -81,7 +81,7 @@ func TestAttackNotificationLeaksAddresses(t *testing.T) {
 			}
 		}
 		for _, text := range all {
-			require.NotContains(t, text, "2001:db8")
+			require.NotContains(t, text, "2001:db9")
 			for _, found := range regexp.MustCompile(`\d+\.\d+\.\d+\.\d+`).FindAllString(text, -1) {
 				require.Equal(t, a.GroupIP.String(), found, "%s", text)
 			}
@@ -108,7 +108,7 @@ func TestWhoHearsWhat(t *testing.T) {
 			"stranger": l.listen(l.as(stranger), "", nil),
 		}
 		a := l.Join(t, camera, servertest.Source(camera, "172.168.0.5", "door"))
-		p := l.Join(t, phone, servertest.Destination(phone, "198.51.100.1", "door"))
+		p := l.Join(t, phone, servertest.Destination(phone, "198.51.99.1", "door"))
 		l.Device(t, models.DeviceTablet, "tablet")
 		all["phone"].hears("group.created 0", "member.joined 1", "device.added 0")
 		all["camera"].hears("group.created 0", "member.joined 1", "device.added 0")
@@ -149,7 +149,7 @@ func TestAttackForeignEvent(t *testing.T) {
 		for _, e := range []*ear{all, of, stays} {
 			e.hears("group.state 0")
 		}
-		p := l.Join(t, phone, servertest.Destination(phone, "198.51.100.1", "door")) // published
+		p := l.Join(t, phone, servertest.Destination(phone, "198.51.99.1", "door")) // published
 		require.NoError(t, l.Accounts.DeleteLink(ctx, "svc-upload", l.Account.ID))   // unlinked before it fetches
 		all.hears("link.revoked 0")
 		all.nothing(l)
@@ -160,7 +160,7 @@ func TestAttackForeignEvent(t *testing.T) {
 		l.Leave(t, phone, p.RegistrationID)
 		l.db.Advance(t, time.Second)
 		again := l.Service(t, "svc-upload", 0)
-		l.Join(t, phone, servertest.Destination(phone, "198.51.100.1", "door"))
+		l.Join(t, phone, servertest.Destination(phone, "198.51.99.1", "door"))
 		heard := all.next(2)
 		require.Equal(t, []string{"link.granted 0", "member.joined 1"}, []string{heard[0].String(), heard[1].String()})
 		require.Equal(t, again.Link.ServiceAccountID.String(), heard[1].Data.ServiceAccountID)
@@ -179,8 +179,8 @@ func TestAttackStreamOutlivesToken(t *testing.T) {
 		camera, phone, tablet := l.Device(t, models.DeviceCamera, "camera"), l.Device(t, models.DevicePhone, "phone"), l.Device(t, models.DeviceTablet, "tablet")
 		upload := l.Service(t, "svc-upload", 0)
 		a := l.Join(t, camera, servertest.Source(camera, "172.168.0.5", "door"))
-		p := l.Join(t, phone, servertest.Destination(phone, "198.51.100.1", "door"))
-		l.Join(t, tablet, servertest.Destination(tablet, "198.51.100.2", "door"))
+		p := l.Join(t, phone, servertest.Destination(phone, "198.51.99.1", "door"))
+		l.Join(t, tablet, servertest.Destination(tablet, "198.51.99.2", "door"))
 		g := l.group("door")
 		all := map[string]*ear{}
 		open := func() {
@@ -245,7 +245,7 @@ func TestTheEndOfAGroup(t *testing.T) {
 	inLab(t, func(t *testing.T, l *lab) {
 		camera, phone := l.Device(t, models.DeviceCamera, "camera"), l.Device(t, models.DevicePhone, "phone")
 		a := l.Join(t, camera, servertest.Source(camera, "172.168.0.5", "door"))
-		l.Join(t, phone, servertest.Destination(phone, "198.51.100.1", "door"))
+		l.Join(t, phone, servertest.Destination(phone, "198.51.99.1", "door"))
 		g := l.group("door")
 		e, gone := l.listen(l.as(phone), g, nil), l.listen(l.as(phone), g, nil)
 		e.hears("group.state 1")
@@ -271,7 +271,7 @@ func TestResync(t *testing.T) {
 		camera, phone := l.Device(t, models.DeviceCamera, "camera"), l.Device(t, models.DevicePhone, "phone")
 		l.Join(t, camera, servertest.Source(camera, "172.168.0.5", "door"))
 		l.Join(t, camera, servertest.Source(camera, "172.168.0.5", "yard"))
-		l.Join(t, phone, servertest.Destination(phone, "198.51.100.1", "door"))
+		l.Join(t, phone, servertest.Destination(phone, "198.51.99.1", "door"))
 		g, user := l.group("door"), l.user()
 		resync := func(group models.GroupID, cursor, why string, events int) {
 			t.Helper()
@@ -300,7 +300,7 @@ func TestResync(t *testing.T) {
 		resync(g, "99", eventstreams.ResyncUnknown, 1)
 		resync(g, "1", "", 1)
 		resync("", e.last, "", 0)
-		l.Leave(t, phone, l.Join(t, phone, servertest.Destination(phone, "198.51.100.1", "yard")).RegistrationID)
+		l.Leave(t, phone, l.Join(t, phone, servertest.Destination(phone, "198.51.99.1", "yard")).RegistrationID)
 		require.NoError(t, l.tail.Look(ctx))
 		resync("", e.last, "", 2)
 		l.db.Exec(t, "DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - 1")
@@ -330,7 +330,7 @@ func TestResumeAfterDisconnects(t *testing.T) {
 			phone := l.Device(t, models.DevicePhone, fmt.Sprint("phone", i))
 			writing.Go(func() {
 				for range rounds {
-					a, err := l.Registrations.Join(ctx, phone, servertest.Destination(phone, "198.51.100.9", names[i]))
+					a, err := l.Registrations.Join(ctx, phone, servertest.Destination(phone, "198.51.99.9", names[i]))
 					if err == nil {
 						_, _, err = l.Registrations.Leave(ctx, phone, a.RegistrationID)
 					}
@@ -466,7 +466,7 @@ func TestAnotherReplica(t *testing.T) {
 				heard <- fmt.Sprint(e.pending)
 			}()
 		}
-		l.Join(t, phone, servertest.Destination(phone, "198.51.100.1", "door"))
+		l.Join(t, phone, servertest.Destination(phone, "198.51.99.1", "door"))
 		require.NoError(t, tail.Look(ctx))
 		for range ears {
 			select {
@@ -498,7 +498,7 @@ func TestHintsInAnyOrder(t *testing.T) {
 			all.next(1)
 			var want []string
 			for range rapid.IntRange(1, 4).Draw(r, "changes") {
-				a := l.Join(t, phone, servertest.Destination(phone, "198.51.100.1", "door"))
+				a := l.Join(t, phone, servertest.Destination(phone, "198.51.99.1", "door"))
 				l.Leave(t, phone, a.RegistrationID)
 				want = append(want, fmt.Sprint(rev+1), fmt.Sprint(rev+2))
 				rev += 2
@@ -596,7 +596,7 @@ func TestAttackStalledListener(t *testing.T) {
 		}
 		before := heap()
 		for range 150 {
-			a := l.Join(t, phone, servertest.Destination(phone, "198.51.100.1", "door"))
+			a := l.Join(t, phone, servertest.Destination(phone, "198.51.99.1", "door"))
 			l.Leave(t, phone, a.RegistrationID)
 			e.hears("member.joined 1", "member.left 0")
 		}

@@ -37,7 +37,7 @@ func look(t *testing.T, h *servertest.Home) int {
 func member(t *testing.T, h *servertest.Home, kind models.DeviceType, ttl int) (models.Principal, models.RegistrationID) {
 	t.Helper()
 	d := h.Device(t, kind, string(kind))
-	r := servertest.Destination(d, "198.51.100.9", "g")
+	r := servertest.Destination(d, "198.51.99.9", "g")
 	if kind == models.DeviceCamera {
 		r = servertest.Source(d, "172.168.0.5", "g")
 	}
@@ -111,7 +111,7 @@ func crowd(t *testing.T, h *servertest.Home, n int) {
 		INSERT INTO registrations (id, group_id, account_id, member_type, member_id, role, instance, owner_device, number,
 			private_ipv4, public_ipv4, ipv6, port, device_type, model, name, created_at)
 		SELECT 'r_' || (100000 + i), r.group_id, r.account_id, r.member_type, r.member_id, 'destination', 'w' || i, r.owner_device, i,
-			'', '198.51.100.9', '', 0, '', '', 'crowd', 0
+			'', '198.51.99.9', '', 0, '', '', 'crowd', 0
 		FROM n CROSS JOIN registrations r WHERE r.role = 'source'`, n))
 	h.DB.Exec(t, `INSERT INTO leases SELECT r.id, 3600, l.expires_at - 82800000, l.removable_at - 82800000
 		FROM registrations r CROSS JOIN leases l WHERE r.role = 'destination'`)

@@ -32,6 +32,8 @@ type Declaration struct {
 	UplinkIPv4  netip.Addr
 	// GroupRange is a prefix or first-last; empty means .230 to .254 of the /24 that the gateway is in.
 	GroupRange string
+	// BehindNAT says that a NAT stands between the uplink and the destinations.
+	BehindNAT bool
 }
 
 // Service keeps declarations.
@@ -105,7 +107,8 @@ func (s *Service) declare(ctx context.Context, tx *store.Tx, declared models.Gat
 	switch {
 	case !found:
 		return models.NotFound()
-	case old.LANPrefix == declared.LANPrefix && old.LANAddr == declared.LANAddr && old.Uplink == declared.Uplink && old.Range == declared.Range:
+	case old.LANPrefix == declared.LANPrefix && old.LANAddr == declared.LANAddr && old.Uplink == declared.Uplink && old.Range == declared.Range &&
+		old.BehindNAT == declared.BehindNAT:
 		return errUnchanged
 	}
 	if err := checkNeighbours(tx, declared); err != nil {
@@ -119,6 +122,12 @@ func (s *Service) declare(ctx context.Context, tx *store.Tx, declared models.Gat
 	}
 	if err := tx.SetDeclaration(declared); err != nil {
 		return err
+	}
+	if old.Uplink != declared.Uplink {
+		// The gateway reports what it reserved at the new one.
+		if err := tx.ForgetSenders(declared.ID); err != nil {
+			return err
+		}
 	}
 	return audit.Note(ctx, tx, audit.Entry{Account: old.AccountID, Action: audit.GatewayDeclare, Object: audit.OfDevice(declared.ID)})
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/server/consents"
 	"github.com/groupcast/groupcast/server/store"
 )
 
@@ -20,11 +21,14 @@ type Filter struct {
 
 // Service reads groups.
 type Service struct {
-	store *store.Store
+	store       *store.Store
+	credentials *consents.Credentials
 }
 
-// New makes the service.
-func New(st *store.Store) *Service { return &Service{store: st} }
+// New makes the service. Gateways are told the credentials of destinations.
+func New(st *store.Store, c *consents.Credentials) *Service {
+	return &Service{store: st, credentials: c}
+}
 
 // List reads a page of the groups that the caller may see, oldest first, and the token of the next page, which is empty on the
 // last.
@@ -130,14 +134,14 @@ func (s *Service) Information(ctx context.Context, gatewayID models.ID) (models.
 		if n := len(info.Groups); n == 0 || info.Groups[n-1].ID != row.Group.ID {
 			info.Groups = append(info.Groups, models.GatewayGroup{Group: row.Group})
 		}
-		addMember(&info.Groups[len(info.Groups)-1], read.Gateway, row)
+		s.addMember(&info.Groups[len(info.Groups)-1], read.Gateway, row)
 	}
 	return info, nil
 }
 
 // addMember adds a member as its gateway sees it. A destination that the gateway can't reach any more, because it declared
 // another network since, counts in the state but gets no copies.
-func addMember(g *models.GatewayGroup, gateway models.Gateway, row store.InformationRow) {
+func (s *Service) addMember(g *models.GatewayGroup, gateway models.Gateway, row store.InformationRow) {
 	m := row.Member
 	if m.Key.Role == models.RoleSource {
 		g.Sources = append(g.Sources, models.GatewaySource{
@@ -150,7 +154,10 @@ func addMember(g *models.GatewayGroup, gateway models.Gateway, row store.Informa
 	if !reach.IsValid() {
 		return
 	}
-	d := models.GatewayDestination{RegistrationID: m.ID, Number: m.Number, Name: m.Name, Port: m.Port}
+	d := models.GatewayDestination{RegistrationID: m.ID, Number: m.Number, Name: m.Name, Port: m.Port, Policy: m.Policy, Probes: m.Probes}
+	if m.Policy != models.PolicyExempt {
+		d.Credential = s.credentials.Of(m.ID)
+	}
 	if reach.Is4() {
 		d.IPv4 = reach
 	} else {

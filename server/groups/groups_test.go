@@ -43,7 +43,7 @@ func TestWhoSeesWhichGroups(t *testing.T) {
 		a := h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "a"))
 		h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "b"))
 		h.Join(t, upload.Principal, servertest.ServiceDestination(upload, "96.114.14.140", "a", a.GroupIP))
-		h.Join(t, phone, servertest.Destination(phone, "198.51.100.9", "a"))
+		h.Join(t, phone, servertest.Destination(phone, "198.51.99.9", "a"))
 		stranger := other.Device(t, models.DeviceCamera, "stranger")
 		s.Join(t, stranger, servertest.Source(stranger, "172.168.0.5", "c"))
 
@@ -64,8 +64,8 @@ func TestWhoSeesWhichGroups(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, []models.Member{
 			{Type: models.MemberDevice, ID: camera.Device.ID, Role: models.RoleSource, Name: "camera"},
-			{Type: models.MemberService, ID: upload.Link.ServiceAccountID, Role: models.RoleDestination, Name: "svc-upload"},
-			{Type: models.MemberDevice, ID: phone.Device.ID, Role: models.RoleDestination, Name: "phone"},
+			{Type: models.MemberService, ID: upload.Link.ServiceAccountID, Role: models.RoleDestination, Name: "svc-upload", Consent: models.ConsentPending},
+			{Type: models.MemberDevice, ID: phone.Device.ID, Role: models.RoleDestination, Name: "phone", Consent: models.ConsentPending},
 		}, got.Members)
 		require.Equal(t, a.GroupIP, got.IP)
 		require.Equal(t, 2, got.State)
@@ -94,7 +94,7 @@ func TestSameRevisionSameContent(t *testing.T) {
 			h.Join(t, camera, servertest.Source(camera, fmt.Sprintf("172.168.0.%d", 10+i), name))
 			for j := range i {
 				phone := h.Device(t, models.DevicePhone, fmt.Sprint("phone", j))
-				h.Join(t, phone, servertest.Destination(phone, fmt.Sprintf("198.51.100.%d", 10+j), name))
+				h.Join(t, phone, servertest.Destination(phone, fmt.Sprintf("198.51.99.%d", 10+j), name))
 			}
 		}
 		info := h.Information(t)
@@ -140,19 +140,19 @@ func TestReach(t *testing.T) {
 	g := models.Gateway{LANAddr: servertest.Addr("192.168.1.1"), Uplink: servertest.Addr("203.0.113.1"), Range: models.AddrRange{First: servertest.Addr("192.168.1.230"), Last: servertest.Addr("192.168.1.254")}}
 	require.NoError(t, g.LANPrefix.UnmarshalText([]byte("192.168.1.0/24")))
 	for _, c := range []struct{ private, public, v6, want string }{
-		{"", "198.51.100.9", "", "198.51.100.9"},
-		{"192.168.1.5", "198.51.100.9", "", "198.51.100.9"},
+		{"", "198.51.99.9", "", "198.51.99.9"},
+		{"192.168.1.5", "198.51.99.9", "", "198.51.99.9"},
 		{"192.168.1.5", "203.0.113.1", "", "192.168.1.5"},
-		{"192.168.1.5", "203.0.113.1", "2001:db8::5", "192.168.1.5"},
+		{"192.168.1.5", "203.0.113.1", "2001:db9::5", "192.168.1.5"},
 		{"192.168.1.5", "", "", ""},
-		{"192.168.1.5", "", "2001:db8::5", "2001:db8::5"},
+		{"192.168.1.5", "", "2001:db9::5", "2001:db9::5"},
 		{"192.168.1.240", "203.0.113.1", "", ""},
 		{"192.168.1.1", "203.0.113.1", "", ""},
 		{"192.168.1.255", "203.0.113.1", "", ""},
-		{"192.168.2.5", "203.0.113.1", "2001:db8::5", "2001:db8::5"},
+		{"192.168.2.5", "203.0.113.1", "2001:db9::5", "2001:db9::5"},
 		{"", "203.0.113.1", "", ""},
 		{"", "192.168.1.240", "", ""},
-		{"", "192.168.1.1", "2001:db8::5", "2001:db8::5"},
+		{"", "192.168.1.1", "2001:db9::5", "2001:db9::5"},
 		{"", "", "", ""},
 	} {
 		got := groups.Reach(g, models.Registration{PrivateIPv4: servertest.Addr(c.private), PublicIPv4: servertest.Addr(c.public), IPv6: servertest.Addr(c.v6)})

@@ -2,11 +2,103 @@ package httpapi
 
 import (
 	"context"
+	"net/netip"
+	"time"
 
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/openapi/api"
 	"github.com/groupcast/groupcast/openapi/ginserver"
+	"github.com/groupcast/groupcast/server/consents"
+	"github.com/groupcast/groupcast/server/registrations"
 )
 
-func (h handlers) ReportConsents(context.Context, ginserver.ReportConsentsRequestObject) (ginserver.ReportConsentsResponseObject, error) {
-	return nil, models.Errorf(models.CodeUnavailable, "This version doesn't take reports yet.")
+func (h handlers) ReportConsents(ctx context.Context, r ginserver.ReportConsentsRequestObject) (ginserver.ReportConsentsResponseObject, error) {
+	ctx, p := caller(ctx)
+	report := consents.Report{GatewayID: r.GatewayID, Sequence: int64(r.Body.Sequence)}
+	for _, v := range value(r.Body.Senders) {
+		s := models.SenderPorts{RegistrationID: v.RegistrationID, Port: uint16(v.Port)}
+		var err error
+		if s.Mapped, err = place("mappedIPv4 and mappedPort", v.MappedIPv4, v.MappedPort); err != nil {
+			return nil, err
+		}
+		if s.IPv6, err = place("IPv6 and portIPv6", v.IPv6, v.PortIPv6); err != nil {
+			return nil, err
+		}
+		report.Senders = append(report.Senders, s)
+	}
+	for _, v := range value(r.Body.Consents) {
+		c := models.SenderConsent{RegistrationID: v.RegistrationID, SenderID: v.Sender, State: models.ConsentState(v.State)}
+		at := v.IPv4
+		switch {
+		case v.IPv4 != nil && v.IPv6 != nil:
+			return nil, models.Errorf(models.CodeBadRequest, "Copies go to one address: send IPv4 or IPv6.")
+		case v.IPv6 != nil:
+			at = v.IPv6
+		}
+		var err error
+		if c.Learned, err = place("an address and port", at, v.Port); err != nil {
+			return nil, err
+		}
+		if c.State != models.ConsentLive {
+			c.Learned = netip.AddrPort{}
+		}
+		report.Consents = append(report.Consents, c)
+	}
+	a, err := h.Consents.Report(ctx, p, report)
+	if err != nil {
+		return nil, err
+	}
+	return ginserver.ReportConsents200JSONResponse{Applied: a.Applied, Sequence: int32(a.Sequence), Unknown: a.Unknown}, nil
+}
+
+// place makes one value of two that go together.
+func place(what string, a *netip.Addr, port *int32) (netip.AddrPort, error) {
+	switch {
+	case a == nil && port == nil:
+		return netip.AddrPort{}, nil
+	case a == nil || port == nil:
+		return netip.AddrPort{}, models.Errorf(models.CodeBadRequest, "In a report, %s go together. Send both or neither.", what)
+	}
+	return netip.AddrPortFrom(*a, uint16(*port)), nil
+}
+
+// How often consent is asked for and how long it lasts, as the contract says it.
+var (
+	consentEvery   = int32(models.ConsentEvery / time.Second)
+	consentExpires = int32(models.ConsentExpires / time.Second)
+)
+
+// registrationConsent is nil for a source.
+func registrationConsent(c registrations.Consent) *api.RegistrationConsent {
+	if c.Policy == "" {
+		return nil
+	}
+	v := &api.RegistrationConsent{State: c.State, Policy: c.Policy, Ufrag: orNil(c.Credential.Ufrag), Pwd: orNil(c.Credential.Password)}
+	if v.Ufrag != nil {
+		v.Every, v.Expires = &consentEvery, &consentExpires
+	}
+	return v
+}
+
+// senders is nil for a source.
+func senders(c registrations.Consent) *[]api.Sender {
+	if c.Policy == "" {
+		return nil
+	}
+	all := convert(c.Senders, func(s models.Sender) api.Sender {
+		v := api.Sender{SourceID: s.SourceID, Address: s.At.Addr().String(), Port: int32(s.At.Port()), Consent: orNil(s.Consent)}
+		if s.Learned.IsValid() {
+			v.LearnedAddress, v.LearnedPort = orNil(s.Learned.Addr().String()), orNil(int32(s.Learned.Port()))
+		}
+		return v
+	})
+	return &all
+}
+
+func gatewayConsent(d models.GatewayDestination) *api.GatewayConsent {
+	v := &api.GatewayConsent{Policy: d.Policy, Ufrag: orNil(d.Credential.Ufrag), Pwd: orNil(d.Credential.Password), Probes: orNil(int32(d.Probes))}
+	if v.Ufrag != nil {
+		v.Every, v.Expires = &consentEvery, &consentExpires
+	}
+	return v
 }

@@ -18,11 +18,12 @@ func (h handlers) DeclareGateway(ctx context.Context, r ginserver.DeclareGateway
 		GatewayIPv4: r.Body.GatewayIPv4,
 		UplinkIPv4:  r.Body.UplinkIPv4,
 		GroupRange:  value(r.Body.GroupRange),
+		BehindNAT:   value(r.Body.BehindNAT),
 	})
 	if err != nil {
 		return nil, err
 	}
-	return ginserver.DeclareGateway200JSONResponse(gateway(g, pool)), nil
+	return ginserver.DeclareGateway200JSONResponse(h.gateway(g, pool)), nil
 }
 
 func (h handlers) GetGateway(ctx context.Context, r ginserver.GetGatewayRequestObject) (ginserver.GetGatewayResponseObject, error) {
@@ -31,10 +32,10 @@ func (h handlers) GetGateway(ctx context.Context, r ginserver.GetGatewayRequestO
 	if err != nil {
 		return nil, err
 	}
-	return ginserver.GetGateway200JSONResponse(gateway(g, pool)), nil
+	return ginserver.GetGateway200JSONResponse(h.gateway(g, pool)), nil
 }
 
-func gateway(g models.Gateway, p models.Pool) api.Gateway {
+func (h handlers) gateway(g models.Gateway, p models.Pool) api.Gateway {
 	return api.Gateway{
 		GatewayID:   g.ID,
 		PremisesID:  g.PremisesID,
@@ -44,5 +45,7 @@ func gateway(g models.Gateway, p models.Pool) api.Gateway {
 		GroupRange:  g.Range.String(),
 		Pool:        api.Pool{PoolSize: int32(p.Size), Allocated: int32(p.Allocated), Quarantined: int32(p.Quarantined)},
 		Revision:    strconv.FormatInt(g.Revision, 10),
+		BehindNAT:   &g.BehindNAT,
+		Stun:        orNil(h.STUN),
 	}
 }

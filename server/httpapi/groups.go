@@ -38,7 +38,7 @@ func group(g models.GroupState) api.Group {
 		Rev:        int32(g.Rev),
 		State:      int32(g.State),
 		Members: convert(g.Members, func(m models.Member) api.Member {
-			return api.Member{Type: m.Type, ID: m.ID, Role: api.MemberRole(m.Role), Name: m.Name, RegistrationID: orNil(m.RegistrationID)}
+			return api.Member{Type: m.Type, ID: m.ID, Role: api.MemberRole(m.Role), Name: m.Name, RegistrationID: orNil(m.RegistrationID), Consent: orNil(m.Consent)}
 		}),
 	}
 }

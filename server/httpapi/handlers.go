@@ -8,6 +8,7 @@ import (
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/ginserver"
 	"github.com/groupcast/groupcast/server/accounts"
+	"github.com/groupcast/groupcast/server/consents"
 	"github.com/groupcast/groupcast/server/enrolment"
 	"github.com/groupcast/groupcast/server/eventstreams"
 	"github.com/groupcast/groupcast/server/gateways"
@@ -29,12 +30,15 @@ type Services struct {
 	Enrolment     *enrolment.Service
 	Groups        *groups.Service
 	Gateways      *gateways.Service
-	Polls         *longpoll.Hub
-	Webhooks      *webhooks.Service
-	Courier       *webhooks.Courier
-	Streams       *eventstreams.Service
-	OAuth         *oauth.Service
-	Keys          *keys.Ring
+	Consents      *consents.Service
+	// STUN is the host and port of the STUN port; empty if there is none.
+	STUN     string
+	Polls    *longpoll.Hub
+	Webhooks *webhooks.Service
+	Courier  *webhooks.Courier
+	Streams  *eventstreams.Service
+	OAuth    *oauth.Service
+	Keys     *keys.Ring
 	// Parking takes the connections of polls that wait; nil leaves them with net/http.
 	Parking *parking.Lot
 	// Ready tells whether the service can do its work; its error says why not.

@@ -102,7 +102,7 @@ func TestAttackGuessingGroups(t *testing.T) {
 		otherService := other.Service(t, "svc-other", 0)
 		ownGroup := l.Join(t, camera, servertest.Source(camera, "172.168.0.5", "garden"))
 		theirGroup := l.Join(t, theirs, servertest.Source(theirs, "172.168.0.5", "door"))
-		member := l.Join(t, theirs, servertest.Destination(theirs, "198.51.100.9", "door"))
+		member := l.Join(t, theirs, servertest.Destination(theirs, "198.51.99.9", "door"))
 		free := netip.MustParseAddr("172.168.0.250")
 		theirGroups, _, err := l.Groups.List(context.Background(), other.Gateway, groups.Filter{}, models.Page{})
 		require.NoError(t, err)
@@ -115,7 +115,7 @@ func TestAttackGuessingGroups(t *testing.T) {
 		}
 		asPhone := func(name string, ip any) string {
 			address, _ := json.Marshal(ip)
-			return fmt.Sprintf(`{"type":"Device","id":"%s","destination":true,"publicIPv4":"198.51.100.9","groupName":%q,"groupIP":%s}`, phone.Device.ID, name, address)
+			return fmt.Sprintf(`{"type":"Device","id":"%s","destination":true,"publicIPv4":"198.51.99.9","groupName":%q,"groupIP":%s}`, phone.Device.ID, name, address)
 		}
 		for _, c := range []struct {
 			name             string
@@ -315,7 +315,7 @@ func TestAttackNothingComesFromTheBody(t *testing.T) {
 		drawn := map[string][]any{
 			"type": {"Device", "Service", "device"}, "id": ids, "destination": {true, false}, "instance": {"", "1", string(other.Account.ID)[:8]},
 			"premisesId":  {string(own.Premises.ID), string(cabin.ID), string(other.Premises.ID), string(models.NewPremisesID())},
-			"privateIPv4": {nil, "172.168.0.5", "172.168.0.6", "10.0.0.1"}, "publicIPv4": {nil, "203.0.113.1", "198.51.100.9", "96.114.14.140"}, "IPv6": {nil, "2001:db8::1"},
+			"privateIPv4": {nil, "172.168.0.5", "172.168.0.6", "10.0.0.1"}, "publicIPv4": {nil, "203.0.113.1", "198.51.99.9", "96.114.14.140"}, "IPv6": {nil, "2001:db9::1"},
 			"port": {nil, 5000}, "groupName": {"garden", "door", "garage", "attic"}, "groupIP": {nil, group.GroupIP.String(), garage.GroupIP.String(), "172.168.0.250"},
 			"TTLs": {nil, 0, 60, 86400}, "deviceType": {"camera", "phone", "gateway"}, "model": {"M1"}, "name": {"x", string(other.Account.ID)},
 			"accountId": {string(other.Account.ID)}, "account": {string(other.Account.ID)}, "deviceId": {theirs.Device.ID.String()}, "userId": {"u_x"},

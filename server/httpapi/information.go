@@ -194,6 +194,7 @@ func gatewayGroup(g models.GatewayGroup) api.GatewayGroup {
 				DestinationIPv4: orNull(d.IPv4),
 				DestinationIPv6: orNull(d.IPv6),
 				DestinationPort: orNull(int32(d.Port)),
+				Consent:         gatewayConsent(d),
 			}
 		}),
 	}

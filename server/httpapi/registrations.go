@@ -49,6 +49,8 @@ func (h handlers) Register(ctx context.Context, r ginserver.RegisterRequestObjec
 		RenewAfter:     orNil(int32(a.RenewAfter)),
 		Generation:     orNil(int32(a.Generation)),
 		RegistrationID: orNil(a.RegistrationID),
+		Consent:        registrationConsent(a.Consent),
+		Senders:        senders(a.Consent),
 	}, nil
 }
 
@@ -101,5 +103,7 @@ func registration(r registrations.Registration) api.Registration {
 		DeviceType:     orNil(r.DeviceType),
 		Model:          orNil(r.Model),
 		Name:           orNil(r.Name),
+		Consent:        registrationConsent(r.Consent),
+		Senders:        senders(r.Consent),
 	}
 }

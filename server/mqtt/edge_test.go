@@ -31,14 +31,14 @@ func TestStateFirstThenEveryChange(t *testing.T) {
 			l := newLab(t, db)
 			d := l.door()
 			phone := d.Device(t, models.DevicePhone, "phone")
-			d.Join(t, phone, servertest.Destination(phone, "198.51.100.9", "door"))
+			d.Join(t, phone, servertest.Destination(phone, "198.51.99.9", "door"))
 			c := l.connect(d.camera.Device.ID, "camera")
 			require.Equal(t, qos, c.subscribe(d.topic(), qos))
 			m := c.next()
 			require.True(t, m.retained)
 			require.Equal(t, 1, m.state)
 			for i := range 5 {
-				d.Join(t, phone, servertest.Destination(phone, fmt.Sprint("198.51.100.", 20+i), "door"))
+				d.Join(t, phone, servertest.Destination(phone, fmt.Sprint("198.51.99.", 20+i), "door"))
 				m = c.next()
 				require.False(t, m.retained)
 				require.Equal(t, d.topic(), m.topic)
@@ -89,7 +89,7 @@ func TestNobodyHearsAnotherTenant(t *testing.T) {
 		require.Contains(t, a.next().payload, mine.group)
 		require.Contains(t, b.next().payload, theirs.group)
 		phone := theirs.Device(t, models.DevicePhone, "phone")
-		a.silent(l, b, func() { theirs.Join(t, phone, servertest.Destination(phone, "198.51.100.9", "door")) }, 2)
+		a.silent(l, b, func() { theirs.Join(t, phone, servertest.Destination(phone, "198.51.99.9", "door")) }, 2)
 		require.True(t, a.IsConnected(), "the same client id of another account is another")
 	})
 }
@@ -102,8 +102,8 @@ func TestWhoLeftHearsNothing(t *testing.T) {
 		upload := d.Service(t, "svc-upload", 0)
 		d.Join(t, upload.Principal, servertest.ServiceDestination(upload, "96.114.14.140", "door", d.Information(t).Groups[0].IP))
 		phone, tablet := d.Device(t, models.DevicePhone, "phone"), d.Device(t, models.DeviceTablet, "tablet")
-		left := d.Join(t, phone, servertest.Destination(phone, "198.51.100.9", "door")).RegistrationID
-		d.Join(t, tablet, servertest.Destination(tablet, "198.51.100.10", "door"))
+		left := d.Join(t, phone, servertest.Destination(phone, "198.51.99.9", "door")).RegistrationID
+		d.Join(t, tablet, servertest.Destination(tablet, "198.51.99.10", "door"))
 		witness, leaver, other := l.connect(d.camera.Device.ID, "c"), l.connect(phone.Device.ID, "c"), l.connect(tablet.Device.ID, "c")
 		for _, c := range []*client{witness, leaver, other} {
 			require.EqualValues(t, 1, c.subscribe(d.topic(), 1))
@@ -141,7 +141,7 @@ func TestAConnectionEndsWithWhatItStandsFor(t *testing.T) {
 			l := newLab(t, db)
 			d := l.door()
 			phone := d.Device(t, models.DevicePhone, "phone")
-			d.Join(t, phone, servertest.Destination(phone, "198.51.100.9", "door"))
+			d.Join(t, phone, servertest.Destination(phone, "198.51.99.9", "door"))
 			ends := l.connect(phone.Device.ID, "")
 			ends.subscribe(d.topic(), 1)
 			ends.next()
@@ -163,7 +163,7 @@ func TestExpiredAtDelivery(t *testing.T) {
 	c.next()
 	l.ahead.Store(int64(tokenLife))
 	phone := d.Device(t, models.DevicePhone, "phone")
-	d.Join(t, phone, servertest.Destination(phone, "198.51.100.9", "door"))
+	d.Join(t, phone, servertest.Destination(phone, "198.51.99.9", "door"))
 	c.ended()
 	require.Empty(t, c.heard)
 }
@@ -180,7 +180,7 @@ func TestLostHints(t *testing.T) {
 		phone := d.Device(t, models.DevicePhone, "phone")
 		require.Equal(t, "device.added", c.next().kind)
 		l.deaf.Store(true)
-		d.Join(t, phone, servertest.Destination(phone, "198.51.100.9", "door"))
+		d.Join(t, phone, servertest.Destination(phone, "198.51.99.9", "door"))
 		require.NoError(t, l.edge.Look(ctx))
 		require.Equal(t, "member.joined", c.next().kind)
 		d.Join(t, d.camera, servertest.Source(d.camera, "172.168.0.5", "garden"))
@@ -205,7 +205,7 @@ func TestWhatIsAnnounced(t *testing.T) {
 			want = append(want, "device.added", "group.created")
 			camera := d.Device(t, models.DeviceCamera, "another")
 			r := d.Join(t, camera, servertest.Source(camera, fmt.Sprint("172.168.0.", 10+i), fmt.Sprint("g", i)))
-			tablet := d.Join(t, phone, servertest.Destination(phone, "198.51.100.9", fmt.Sprint("g", i)))
+			tablet := d.Join(t, phone, servertest.Destination(phone, "198.51.99.9", fmt.Sprint("g", i)))
 			d.Leave(t, phone, tablet.RegistrationID)
 			for _, kind := range want[2*i:] {
 				m := c.next()
@@ -314,7 +314,7 @@ func TestRestartStorm(t *testing.T) {
 		var phones []models.Principal
 		for i := range 50 {
 			p := d.Device(t, models.DevicePhone, "phone")
-			d.Join(t, p, servertest.Destination(p, fmt.Sprint("198.51.100.", 10+i), "door"))
+			d.Join(t, p, servertest.Destination(p, fmt.Sprint("198.51.99.", 10+i), "door"))
 			phones = append(phones, p)
 		}
 		var wg sync.WaitGroup
@@ -481,7 +481,7 @@ func TestUnsubscribe(t *testing.T) {
 	c.Unsubscribe(d.topic()).Wait()
 	require.EqualValues(t, 1, counter(t, registry, "groupcast_mqtt_subscriptions"))
 	phone := d.Device(t, models.DevicePhone, "phone")
-	c.silent(l, witness, func() { d.Join(t, phone, servertest.Destination(phone, "198.51.100.9", "door")) }, 2)
+	c.silent(l, witness, func() { d.Join(t, phone, servertest.Destination(phone, "198.51.99.9", "door")) }, 2)
 	many := make([]string, 70)
 	for i := range many {
 		many[i] = d.topic()

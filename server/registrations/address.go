@@ -51,7 +51,7 @@ var reserved = []netip.Prefix{
 // usable tells whether an address can be that of a host at all.
 func (s *Service) usable(a netip.Addr) bool {
 	if a.IsLoopback() {
-		return s.opts.AllowLoopback
+		return s.opts.AllowLoopback && a.Is4()
 	}
 	if a.IsUnspecified() || a.IsMulticast() || a.Zone() != "" {
 		return false
@@ -64,6 +64,23 @@ func (s *Service) usable(a netip.Addr) bool {
 	return true
 }
 
+// checkTarget refuses an address that copies must not go to, whoever consents: outside the home that is everything but a public host's (SPEC §10). Inside
+// is a host of the LAN that is reached by the home's public address, or that asks from there.
+func (s *Service) checkTarget(g models.Gateway, at netip.Addr, m member) error {
+	switch {
+	case at == m.registration.PrivateIPv4, models.PublicHost(at), s.opts.AllowLoopback && at.Is4() && at.IsLoopback():
+		return nil
+	case at == m.remote && g.IsHost(at):
+		return nil
+	case at == m.remote:
+		return models.Errorf(models.CodeNoUsableAddress, "The request came from an address that isn't public, so copies can't be sent there. Send the public "+
+			"address as publicIPv4 or IPv6; inside the home also send privateIPv4.")
+	default:
+		return models.Errorf(models.CodeBadAddress, "Copies are sent to public addresses only, and this one is set aside for another purpose (private, shared, "+
+			"documentation, tunnels). Send the destination's public address; inside the home send privateIPv4 and the home's public address.")
+	}
+}
+
 // checkSource refuses a source that its gateway can't have as a neighbour.
 func checkSource(g models.Gateway, m member) error {
 	if !g.IsHost(m.registration.PrivateIPv4) {
@@ -74,7 +91,7 @@ func checkSource(g models.Gateway, m member) error {
 }
 
 // checkDestination refuses a destination that the gateway can't or must not send to.
-func checkDestination(g models.Gateway, m member) error {
+func (s *Service) checkDestination(g models.Gateway, m member) error {
 	v := m.registration
 	switch public := v.PublicIPv4; {
 	case !public.IsValid():
@@ -88,8 +105,8 @@ func checkDestination(g models.Gateway, m member) error {
 		return models.Errorf(models.CodeBadAddress, "privateIPv4 is a group IP, the gateway itself, or the LAN's network or broadcast address. "+
 			"Send the destination's own address.")
 	}
-	if groups.Reach(g, v).IsValid() {
-		return nil
+	if at := groups.Reach(g, v); at.IsValid() {
+		return s.checkTarget(g, at, m)
 	}
 	if v.PublicIPv4.IsValid() {
 		return models.Errorf(models.CodeNoUsableAddress, "publicIPv4 is this home's own uplink. Send the destination's address in the LAN as "+

@@ -97,7 +97,7 @@ func client(s *servertest.Services, device models.Principal, i int, random *rand
 			}
 			continue
 		}
-		r := servertest.Destination(device, fmt.Sprintf("198.51.100.%d", 1+random.IntN(2)), name)
+		r := servertest.Destination(device, fmt.Sprintf("198.51.99.%d", 1+random.IntN(2)), name)
 		if device.Device.Type == models.DeviceCamera {
 			name = fmt.Sprint("g", i%groupNames) // two cameras for each group, so that it ends now and then
 			r = servertest.Source(device, fmt.Sprintf("172.168.0.%d", 10+i), name)
@@ -188,7 +188,7 @@ func TestExpiryAndRenewalRace(t *testing.T) {
 		ttl := 30
 		renewed, ended := 0, 0
 		for range 60 {
-			source, destination := servertest.Source(camera, "172.168.0.5", "g"), servertest.Destination(phone, "198.51.100.9", "g")
+			source, destination := servertest.Source(camera, "172.168.0.5", "g"), servertest.Destination(phone, "198.51.99.9", "g")
 			destination.TTL = &ttl
 			h.Join(t, camera, source)
 			before := h.Join(t, phone, destination)
@@ -233,7 +233,7 @@ func TestUnlinkAndJoinRace(t *testing.T) {
 					return unless(models.CodeNotFound, join(h, upload.Principal, r))
 				})
 				all.Go(func() error {
-					r := servertest.Destination(phone, "198.51.100.9", "g")
+					r := servertest.Destination(phone, "198.51.99.9", "g")
 					r.Instance = fmt.Sprint(i)
 					return unless(models.CodeUnauthenticated, join(h, phone, r))
 				})
@@ -270,11 +270,11 @@ func TestStatements(t *testing.T) {
 		count(11+event, "create a group", func() { a = h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g")) })
 		for i := range 20 {
 			phone := h.Device(t, models.DevicePhone, fmt.Sprint(i))
-			r := servertest.Destination(phone, "198.51.100.9", "g")
+			r := servertest.Destination(phone, "198.51.99.9", "g")
 			var d registrations.Answer
 			count(7+event, "join", func() { d = h.Join(t, phone, r) })
-			r.PublicIPv4 = servertest.Addr("198.51.100.10")
-			count(6+event, "move", func() { h.Join(t, phone, r) })
+			r.PublicIPv4 = servertest.Addr("198.51.99.10")
+			count(7+event, "move", func() { h.Join(t, phone, r) })
 			count(1, "renew", func() { h.Join(t, phone, r) })
 			if i%2 == 0 {
 				count(5+event, "leave", func() { h.Leave(t, phone, d.RegistrationID) })

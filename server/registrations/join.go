@@ -33,7 +33,7 @@ func (s *Service) Join(ctx context.Context, p models.Principal, r Request) (Answ
 			return Answer{}, err
 		}
 		if found {
-			return m.answer(renewed), nil
+			return s.answer(m, renewed), nil
 		}
 		joined, err := s.change(ctx, m)
 		if errors.Is(err, errUnchanged) {
@@ -42,14 +42,19 @@ func (s *Service) Join(ctx context.Context, p models.Principal, r Request) (Answ
 		if err != nil {
 			return Answer{}, err
 		}
-		return m.answer(joined), nil
+		return s.answer(m, joined), nil
 	}
 	return Answer{}, models.Errorf(models.CodeUnavailable, "Other requests of the same member came at the same moment. Send one at a time.").
 		With("retryAfter", 1)
 }
 
-func (m member) answer(v store.Renewed) Answer {
+func (s *Service) answer(m member, v store.Renewed) Answer {
+	consent := standing(v.Consent, m.registration)
+	if consent.Policy != "" && consent.Policy != models.PolicyExempt {
+		consent.Credential = s.opts.Credentials.Of(v.ID)
+	}
 	return Answer{
+		Consent: consent,
 		GroupIP: v.GroupIP, State: v.State, Generation: v.Generation, RegistrationID: v.ID,
 		TTL: int(m.lease.TTL / time.Second), RenewAfter: renewAfter(m.lease.TTL),
 	}
@@ -73,24 +78,29 @@ func (s *Service) change(ctx context.Context, m member) (joined store.Renewed, e
 		v, did := m.registration, audit.GroupJoin
 		v.GroupID, v.AccountID = group.ID, group.AccountID
 		happened := whatHappens(group, own, v)
-		if v.ID = own.ID; own.ID != "" {
-			if store.Unmoved(own, v) {
-				return errUnchanged
-			}
-			did = audit.GroupMove
-			err = tx.MoveRegistration(v)
-		} else {
+		if v.ID = own.ID; own.ID != "" && store.Unmoved(own, v) {
+			return errUnchanged
+		}
+		if own.ID == "" {
 			if err := s.checkQuotas(tx, v, meant.Counts); err != nil {
 				return err
 			}
 			v.ID = models.NewRegistrationID()
+		}
+		if err := askConsent(tx, meant.Gateway, own, &v); err != nil {
+			return err
+		}
+		if own.ID != "" {
+			did = audit.GroupMove
+			err = move(tx, own, v)
+		} else {
 			err = tx.InsertRegistration(v)
 		}
 		if err != nil {
 			return err
 		}
 		joined = store.Renewed{ID: v.ID, GroupIP: group.IP, Generation: group.Generation}
-		if err := tx.PutLease(v, m.lease, &joined.State); err != nil {
+		if err := tx.PutLease(v, m.lease, &joined.State, &joined.Consent); err != nil {
 			return err
 		}
 		if err := tx.AppendGroupEvents(happened, []models.GroupID{group.ID}); err != nil {
@@ -99,6 +109,9 @@ func (s *Service) change(ctx context.Context, m member) (joined store.Renewed, e
 		entries := []audit.Entry{{Account: v.AccountID, Action: did, Object: audit.OfMember(v)}}
 		if happened == models.EventGroupCreated {
 			entries = append([]audit.Entry{{Account: v.AccountID, Action: audit.GroupCreate, Object: audit.OfGroup(v.GroupID)}}, entries...)
+		}
+		if v.Policy == models.PolicyExempt {
+			entries = append(entries, audit.Entry{Account: v.AccountID, Action: audit.ConsentExempt, Object: audit.OfMember(v)})
 		}
 		if err := audit.Note(ctx, tx, entries...); err != nil || scarce == nil {
 			return err
@@ -119,11 +132,16 @@ func whatHappens(g models.Group, own, v models.Registration) models.EventType {
 		return models.EventGroupCreated
 	case own.ID == "":
 		return models.EventMemberJoined
-	case own.PrivateIPv4 != v.PrivateIPv4, own.PublicIPv4 != v.PublicIPv4, own.IPv6 != v.IPv6, own.Port != v.Port:
+	case isElsewhere(own, v):
 		return models.EventMemberMoved
 	default:
 		return models.EventGroupChanged
 	}
+}
+
+// isElsewhere tells whether a member has another address or port than before.
+func isElsewhere(own, v models.Registration) bool {
+	return own.PrivateIPv4 != v.PrivateIPv4 || own.PublicIPv4 != v.PublicIPv4 || own.IPv6 != v.IPv6 || own.Port != v.Port
 }
 
 // ownerGone is what a member hears whose device or link was removed while its request was under way.
@@ -224,7 +242,7 @@ func (s *Service) groupOfDestination(tx *store.Tx, m member) (store.Meant, error
 	if !v.Found || v.Group.GatewayID != v.Gateway.ID { // it ended, or there is a second one, while we waited for the gateway
 		return v, store.ErrAgain
 	}
-	return v, checkDestination(v.Gateway, m)
+	return v, s.checkDestination(v.Gateway, m)
 }
 
 // whyNoGroup explains why not exactly one group matched.

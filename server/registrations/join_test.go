@@ -31,7 +31,7 @@ func join(h *servertest.Home, p models.Principal, r registrations.Request) error
 func TestRenewalChangesNothingElse(t *testing.T) {
 	each(t, func(t *testing.T, h *servertest.Home) {
 		camera, phone := h.Device(t, models.DeviceCamera, "camera"), h.Device(t, models.DevicePhone, "phone")
-		source, destination := servertest.Source(camera, "172.168.0.5", "g"), servertest.Destination(phone, "198.51.100.9", "g")
+		source, destination := servertest.Source(camera, "172.168.0.5", "g"), servertest.Destination(phone, "198.51.99.9", "g")
 		s := h.Join(t, camera, source)
 		d := h.Join(t, phone, destination)
 		before := h.Information(t)
@@ -58,25 +58,25 @@ func TestMoveKeepsTheMember(t *testing.T) {
 	each(t, func(t *testing.T, h *servertest.Home) {
 		camera, phone := h.Device(t, models.DeviceCamera, "camera"), h.Device(t, models.DevicePhone, "phone")
 		h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g"))
-		first := h.Join(t, phone, servertest.Destination(phone, "198.51.100.9", "g"))
+		first := h.Join(t, phone, servertest.Destination(phone, "198.51.99.9", "g"))
 		before := h.Information(t).Revision
 		h.Woken.Take()
 
-		moved := h.Join(t, phone, servertest.Destination(phone, "198.51.100.10", "g"))
+		moved := h.Join(t, phone, servertest.Destination(phone, "198.51.99.10", "g"))
 		require.Equal(t, first.RegistrationID, moved.RegistrationID)
 		require.Equal(t, 1, moved.State)
 		info := h.Information(t)
-		require.Equal(t, []string{"1 phone 198.51.100.10"}, reached(info.Groups[0]))
+		require.Equal(t, []string{"1 phone 198.51.99.10"}, reached(info.Groups[0]))
 		require.Equal(t, before+1, info.Revision)
 		require.Equal(t, []models.ID{h.Gateway.Device.ID}, h.Woken.Take())
 
 		// A second worker is a destination of its own, and the next number isn't one that was used.
-		second := servertest.Destination(phone, "198.51.100.10", "g")
+		second := servertest.Destination(phone, "198.51.99.10", "g")
 		second.Instance = "two"
 		require.Equal(t, 2, h.Join(t, phone, second).State)
 		require.Equal(t, 1, h.Leave(t, phone, first.RegistrationID))
-		require.Equal(t, 2, h.Join(t, phone, servertest.Destination(phone, "198.51.100.9", "g")).State)
-		require.Equal(t, []string{"2 phone 198.51.100.10", "3 phone 198.51.100.9"}, reached(h.Information(t).Groups[0]))
+		require.Equal(t, 2, h.Join(t, phone, servertest.Destination(phone, "198.51.99.9", "g")).State)
+		require.Equal(t, []string{"2 phone 198.51.99.10", "3 phone 198.51.99.9"}, reached(h.Information(t).Groups[0]))
 	})
 }
 
@@ -87,7 +87,7 @@ func TestGroupEndsWithItsLastSource(t *testing.T) {
 		a := h.Join(t, one, servertest.Source(one, "172.168.0.5", "g"))
 		b := h.Join(t, two, servertest.Source(two, "172.168.0.6", "g"))
 		require.Equal(t, a.GroupIP, b.GroupIP, "a second camera joins the group of that name")
-		d := h.Join(t, phone, servertest.Destination(phone, "198.51.100.9", "g"))
+		d := h.Join(t, phone, servertest.Destination(phone, "198.51.99.9", "g"))
 
 		require.Equal(t, 1, h.Leave(t, one, a.RegistrationID), "the group lives on")
 		require.Len(t, h.Information(t).Groups, 1)
@@ -95,7 +95,7 @@ func TestGroupEndsWithItsLastSource(t *testing.T) {
 		require.Empty(t, h.Information(t).Groups)
 		_, err := h.Registrations.Get(context.Background(), phone, d.RegistrationID)
 		servertest.Refused(t, models.CodeNotFound, err)
-		servertest.Refused(t, models.CodeNotFound, join(h, phone, servertest.Destination(phone, "198.51.100.9", "g")))
+		servertest.Refused(t, models.CodeNotFound, join(h, phone, servertest.Destination(phone, "198.51.99.9", "g")))
 		_, _, err = h.Registrations.Leave(context.Background(), two, b.RegistrationID)
 		servertest.Refused(t, models.CodeNotFound, err)
 
@@ -191,15 +191,15 @@ func TestTwoHomesWithTheSameGroup(t *testing.T) {
 		ip := servertest.Addr("172.168.0.233")
 		phone := h.Device(t, models.DevicePhone, "phone")
 
-		require.Equal(t, 1, h.Join(t, phone, servertest.Destination(phone, "198.51.100.9", "g")).State, "one match needs no premises")
+		require.Equal(t, 1, h.Join(t, phone, servertest.Destination(phone, "198.51.99.9", "g")).State, "one match needs no premises")
 		h.Join(t, upload.Principal, servertest.ServiceDestination(upload, "96.114.14.140", "g", ip))
 		require.Equal(t, ip, h.Join(t, there, servertest.Source(there, "172.168.0.5", "g")).GroupIP)
 		for range 2 { // also for a member that could be renewed
-			servertest.Refused(t, models.CodeAmbiguousGroup, join(h, phone, servertest.Destination(phone, "198.51.100.9", "g")))
+			servertest.Refused(t, models.CodeAmbiguousGroup, join(h, phone, servertest.Destination(phone, "198.51.99.9", "g")))
 			servertest.Refused(t, models.CodeAmbiguousGroup, join(h, upload.Principal, servertest.ServiceDestination(upload, "96.114.14.140", "g", ip)))
 		}
 		for premises, state := range map[models.PremisesID]int{h.Premises.ID: 2, second.ID: 1} {
-			r := servertest.Destination(phone, "198.51.100.9", "g")
+			r := servertest.Destination(phone, "198.51.99.9", "g")
 			r.PremisesID = premises
 			require.Equal(t, state, h.Join(t, phone, r).State)
 		}
@@ -211,7 +211,7 @@ func TestTwoHomesWithTheSameGroup(t *testing.T) {
 		r = servertest.Source(here, "172.168.0.5", "g")
 		r.PremisesID = second.ID
 		servertest.Refused(t, models.CodeContradictsToken, join(h, here, r))
-		r = servertest.Destination(phone, "198.51.100.9", "g")
+		r = servertest.Destination(phone, "198.51.99.9", "g")
 		r.PremisesID = h.NewAccount(t, true).Premises.ID
 		servertest.Refused(t, models.CodeNotFound, join(h, phone, r))
 	})
@@ -223,7 +223,7 @@ func TestWhoMayRegisterWhat(t *testing.T) {
 		receiver := h.Device(t, models.DeviceReceiver, "receiver")
 		upload := h.Service(t, "svc-upload", 0)
 		ip := h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g")).GroupIP
-		source, destination := servertest.Source(camera, "172.168.0.5", "g"), servertest.Destination(phone, "198.51.100.9", "g")
+		source, destination := servertest.Source(camera, "172.168.0.5", "g"), servertest.Destination(phone, "198.51.99.9", "g")
 		service := servertest.ServiceDestination(upload, "96.114.14.140", "g", ip)
 		type change = func(r *registrations.Request)
 		for name, c := range map[string]struct {
@@ -308,44 +308,57 @@ func TestAddresses(t *testing.T) {
 			private, public, v6, remote string
 			want                        string // the address, or the code of the refusal
 		}{
-			{"", "198.51.100.9", "", "198.51.100.7", "198.51.100.9"},
-			{"", "", "", "198.51.100.7", "198.51.100.7"},
-			{"", "", "", "::ffff:198.51.100.7", "198.51.100.7"},
-			{"", "", "", "2001:db8::7", "2001:db8::7"},
-			{"", "", "2001:db8::5", "198.51.100.7", "198.51.100.7"}, // IPv4 first
-			{"", "", "2001:db8::5", "127.0.0.1", "2001:db8::5"},
+			{"", "198.51.99.9", "", "198.51.99.7", "198.51.99.9"},
+			{"", "", "", "198.51.99.7", "198.51.99.7"},
+			{"", "", "", "::ffff:198.51.99.7", "198.51.99.7"},
+			{"", "", "", "2001:db9::7", "2001:db9::7"},
+			{"", "", "2001:db9::5", "198.51.99.7", "198.51.99.7"}, // IPv4 first
+			{"", "", "2001:db9::5", "127.0.0.1", "2001:db9::5"},
 			{"", "", "", "127.0.0.1", "no-usable-address"},
 			{"", "", "", "", "no-usable-address"},
 			// Inside the home: only with the home's own public address, declared by the gateway.
-			{"172.168.0.20", "203.0.113.1", "", "198.51.100.7", "172.168.0.20"},
+			{"172.168.0.20", "203.0.113.1", "", "198.51.99.7", "172.168.0.20"},
 			{"172.168.0.20", "", "", "203.0.113.1", "172.168.0.20"},
-			{"172.168.0.20", "198.51.100.9", "", "198.51.100.7", "198.51.100.9"},
-			{"192.168.7.20", "203.0.113.1", "", "198.51.100.7", "no-usable-address"},
-			{"", "203.0.113.1", "", "198.51.100.7", "no-usable-address"},
-			{"", "203.0.113.1", "2001:db8::5", "198.51.100.7", "2001:db8::5"},
-			{"172.168.0.233", "203.0.113.1", "", "198.51.100.7", "bad-address"},
-			{"172.168.0.1", "203.0.113.1", "", "198.51.100.7", "bad-address"},
-			{"172.168.0.255", "203.0.113.1", "", "198.51.100.7", "bad-address"},
-			{"172.168.0.235", "198.51.100.9", "", "198.51.100.7", "198.51.100.9"}, // another home's LAN may look the same
+			{"172.168.0.20", "198.51.99.9", "", "198.51.99.7", "198.51.99.9"},
+			{"192.168.7.20", "203.0.113.1", "", "198.51.99.7", "no-usable-address"},
+			{"", "203.0.113.1", "", "198.51.99.7", "no-usable-address"},
+			{"", "203.0.113.1", "2001:db9::5", "198.51.99.7", "2001:db9::5"},
+			{"172.168.0.233", "203.0.113.1", "", "198.51.99.7", "bad-address"},
+			{"172.168.0.1", "203.0.113.1", "", "198.51.99.7", "bad-address"},
+			{"172.168.0.255", "203.0.113.1", "", "198.51.99.7", "bad-address"},
+			{"172.168.0.235", "198.51.99.9", "", "198.51.99.7", "198.51.99.9"}, // another home's LAN may look the same
 			// Nobody is inside the home because he says so.
-			{"", "172.168.0.20", "", "198.51.100.7", "bad-address"},
+			{"", "172.168.0.20", "", "198.51.99.7", "bad-address"},
 			{"", "172.168.0.20", "", "172.168.0.20", "172.168.0.20"},
 			{"", "172.168.0.233", "", "172.168.0.233", "bad-address"},
 			{"", "172.168.0.1", "", "172.168.0.1", "bad-address"},
-			{"", "0.0.0.0", "", "198.51.100.7", "bad-address"},
-			{"", "0.1.2.3", "", "198.51.100.7", "bad-address"},
-			{"", "127.0.0.1", "", "198.51.100.7", "bad-address"},
-			{"", "169.254.169.254", "", "198.51.100.7", "bad-address"},
-			{"", "224.0.0.1", "", "198.51.100.7", "bad-address"},
-			{"", "255.255.255.255", "", "198.51.100.7", "bad-address"},
-			{"", "2001:db8::5", "", "198.51.100.7", "bad-address"},
-			{"", "", "::ffff:127.0.0.1", "198.51.100.7", "bad-address"},
-			{"", "", "::ffff:198.51.100.9", "198.51.100.7", "bad-address"},
-			{"", "", "::", "198.51.100.7", "bad-address"},
-			{"", "", "::1", "198.51.100.7", "bad-address"},
-			{"", "", "ff02::1", "198.51.100.7", "bad-address"},
-			{"", "", "fe80::1", "198.51.100.7", "bad-address"},
-			{"127.0.0.1", "198.51.100.9", "", "198.51.100.7", "bad-address"},
+			{"", "0.0.0.0", "", "198.51.99.7", "bad-address"},
+			{"", "0.1.2.3", "", "198.51.99.7", "bad-address"},
+			{"", "127.0.0.1", "", "198.51.99.7", "bad-address"},
+			{"", "169.254.169.254", "", "198.51.99.7", "bad-address"},
+			{"", "224.0.0.1", "", "198.51.99.7", "bad-address"},
+			{"", "255.255.255.255", "", "198.51.99.7", "bad-address"},
+			// Whatever is set aside for another purpose, in whatever form.
+			{"", "10.1.2.3", "", "198.51.99.7", "bad-address"},
+			{"", "100.64.1.2", "", "198.51.99.7", "bad-address"},
+			{"", "192.0.2.1", "", "198.51.99.7", "bad-address"},
+			{"", "198.18.0.1", "", "198.51.99.7", "bad-address"},
+			{"", "203.0.113.9", "", "198.51.99.7", "bad-address"},
+			{"", "::ffff:10.1.2.3", "", "198.51.99.7", "bad-address"},
+			{"", "", "", "100.64.1.2", "no-usable-address"},
+			{"", "", "2001:db8::5", "127.0.0.1", "bad-address"},
+			{"", "", "64:ff9b::10.1.2.3", "127.0.0.1", "bad-address"},
+			{"", "", "2002:a01:203::1", "127.0.0.1", "bad-address"},
+			{"", "", "2001::1", "127.0.0.1", "bad-address"},
+			{"", "", "fd00::1", "127.0.0.1", "bad-address"},
+			{"", "2001:db9::5", "", "198.51.99.7", "bad-address"},
+			{"", "", "::ffff:127.0.0.1", "198.51.99.7", "bad-address"},
+			{"", "", "::ffff:198.51.99.9", "198.51.99.7", "bad-address"},
+			{"", "", "::", "198.51.99.7", "bad-address"},
+			{"", "", "::1", "198.51.99.7", "bad-address"},
+			{"", "", "ff02::1", "198.51.99.7", "bad-address"},
+			{"", "", "fe80::1", "198.51.99.7", "bad-address"},
+			{"127.0.0.1", "198.51.99.9", "", "198.51.99.7", "bad-address"},
 		} {
 			r := registrations.Request{
 				Type: models.MemberDevice, ID: phone.Device.ID, Role: models.RoleDestination, GroupName: "g",
@@ -367,7 +380,7 @@ func TestAddresses(t *testing.T) {
 func TestAllowLoopbackLiftsOnlyTheLoopbackRules(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
 		s := servertest.On(db, db.Store)
-		s.Registrations = registrations.New(db.Store, registrations.Options{AllowLoopback: true})
+		s.Registrations = registrations.New(db.Store, registrations.Options{AllowLoopback: true, Credentials: servertest.Credentials})
 		s.Gateways = gateways.New(db.Store, gateways.Options{AllowLoopback: true})
 		h := s.NewAccount(t, false)
 		d := h.Declaration("127.77.0.230-127.77.0.254")
@@ -381,10 +394,12 @@ func TestAllowLoopbackLiftsOnlyTheLoopbackRules(t *testing.T) {
 		h.Join(t, phone, r)
 		require.Equal(t, []string{"1 phone 127.77.0.11"}, reached(h.Information(t).Groups[0]))
 		require.EqualValues(t, 5004, h.Information(t).Groups[0].Destinations[0].Port)
-		for _, public := range []string{"127.77.0.235", "127.77.0.1", "0.0.0.0", "224.0.0.1"} {
+		for _, public := range []string{"127.77.0.235", "127.77.0.1", "0.0.0.0", "224.0.0.1", "10.1.2.3", "192.0.2.1"} {
 			r.PublicIPv4 = servertest.Addr(public)
 			servertest.Refused(t, models.CodeBadAddress, join(h, phone, r))
 		}
+		r.PublicIPv4, r.IPv6 = netip.Addr{}, servertest.Addr("::1")
+		servertest.Refused(t, models.CodeBadAddress, join(h, phone, r))
 	})
 }
 
@@ -432,7 +447,7 @@ func TestListsOnlyOnesOwn(t *testing.T) {
 		for i := range 5 {
 			name := string(rune('a' + i))
 			ip := h.Join(t, camera, servertest.Source(camera, "172.168.0.5", name)).GroupIP
-			mine = append(mine, h.Join(t, phone, servertest.Destination(phone, "198.51.100.9", name)).RegistrationID)
+			mine = append(mine, h.Join(t, phone, servertest.Destination(phone, "198.51.99.9", name)).RegistrationID)
 			h.Join(t, upload.Principal, servertest.ServiceDestination(upload, "96.114.14.140", name, ip))
 		}
 		for _, size := range []int{1, 2, 5, 6} {

@@ -18,7 +18,7 @@ import (
 func limited(db *storetest.DB, t *testing.T, q models.Quotas) *servertest.Home {
 	t.Helper()
 	s := servertest.On(db, db.Store)
-	s.Registrations = registrations.New(db.Store, registrations.Options{Quotas: q})
+	s.Registrations = registrations.New(db.Store, registrations.Options{Quotas: q, Credentials: servertest.Credentials})
 	return s.NewHome(t)
 }
 
@@ -61,7 +61,7 @@ func TestQuotaOfDestinations(t *testing.T) {
 		}
 		phone := h.Device(t, models.DevicePhone, "phone")
 		request := func(i int, group string) registrations.Request {
-			r := servertest.Destination(phone, "198.51.100.9", group)
+			r := servertest.Destination(phone, "198.51.99.9", group)
 			r.Instance = fmt.Sprint(i)
 			return r
 		}
@@ -76,10 +76,10 @@ func TestQuotaOfDestinations(t *testing.T) {
 		all, _, err := h.Registrations.List(t.Context(), phone, models.Page{})
 		require.NoError(t, err)
 		for _, r := range all { // who is in stays in: renews, and moves
-			again := servertest.Destination(phone, "198.51.100.9", "a")
+			again := servertest.Destination(phone, "198.51.99.9", "a")
 			again.Instance = r.Key.Instance
 			h.Join(t, phone, again)
-			again.PublicIPv4 = servertest.Addr("198.51.100.10")
+			again.PublicIPv4 = servertest.Addr("198.51.99.10")
 			h.Join(t, phone, again)
 		}
 		h.Join(t, phone, request(0, "b"))
@@ -140,7 +140,7 @@ func TestQuotaOfRegistrations(t *testing.T) {
 		phone := h.Device(t, models.DevicePhone, "phone")
 		slowCommits(t, db, "registrations")
 		require.Equal(t, limit-2, together(t, 8, models.QuotaRegistrations, limit, func(i int) error {
-			r := servertest.Destination(phone, "198.51.100.9", fmt.Sprint("g", i%2))
+			r := servertest.Destination(phone, "198.51.99.9", fmt.Sprint("g", i%2))
 			r.Instance = fmt.Sprint(i)
 			_, err := h.Registrations.Join(t.Context(), phone, r)
 			return err
@@ -163,9 +163,9 @@ func TestQuotasCostNothing(t *testing.T) {
 				r   registrations.Request
 			}{
 				{camera, servertest.Source(camera, "172.168.0.5", "g")},
-				{phone, servertest.Destination(phone, "198.51.100.9", "g")},
-				{phone, servertest.Destination(phone, "198.51.100.9", "g")},
-				{phone, servertest.Destination(phone, "198.51.100.10", "g")},
+				{phone, servertest.Destination(phone, "198.51.99.9", "g")},
+				{phone, servertest.Destination(phone, "198.51.99.9", "g")},
+				{phone, servertest.Destination(phone, "198.51.99.10", "g")},
 			} {
 				n = append(n, len(db.Statements(func() { h.Join(t, c.who, c.r) })))
 			}

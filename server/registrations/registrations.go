@@ -11,15 +11,18 @@ import (
 	"time"
 
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/server/consents"
 	"github.com/groupcast/groupcast/server/store"
 )
 
 // Options are the operator's settings that the rules of registrations depend on.
 type Options struct {
-	// AllowLoopback lifts the rules against 127/8 and ::1 (SPEC §10).
+	// AllowLoopback lifts the rules against 127/8 (SPEC §10).
 	AllowLoopback bool
 	// Quotas bound what an account can have; those of registrations, groups and destinations are kept here.
 	Quotas models.Quotas
+	// Credentials are what destinations prove their consent with.
+	Credentials *consents.Credentials
 }
 
 // Request asks to join a group, to renew or to move. Addresses that were null are the zero netip.Addr.
@@ -56,6 +59,17 @@ type Answer struct {
 	RenewAfter     int
 	Generation     int64
 	RegistrationID models.RegistrationID
+	Consent        Consent
+}
+
+// Consent is how a destination's consent stands; the zero value is a source's.
+type Consent struct {
+	Policy models.ConsentPolicy
+	State  models.ConsentState
+	// Credential is zero if nobody asks.
+	Credential models.ConsentCredential
+	// Senders are where this destination's copies come from.
+	Senders []models.Sender
 }
 
 // Registration is a live registration with the group it is in.
@@ -64,6 +78,8 @@ type Registration struct {
 	Group models.Group
 	// ExpiresIn is how long the lease lives, grace not counted; 0 if it is in its grace.
 	ExpiresIn time.Duration
+	// Consent has no credential: that is for who joins.
+	Consent Consent
 }
 
 // Service joins, renews, moves and ends registrations.
@@ -149,7 +165,7 @@ func (s *Service) List(ctx context.Context, p models.Principal, page models.Page
 }
 
 func shown(h store.Held) Registration {
-	return Registration{Registration: h.Registration, Group: h.Group, ExpiresIn: max(h.ExpiresIn, 0)}
+	return Registration{Registration: h.Registration, Group: h.Group, ExpiresIn: max(h.ExpiresIn, 0), Consent: standing(h.Consent, h.Registration)}
 }
 
 // ownerOf is whose registrations the caller may see and end: its own, or all of the account for its holder.

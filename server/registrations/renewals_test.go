@@ -22,7 +22,7 @@ func TestTenThousandRenewalsWakeNobody(t *testing.T) {
 		h := servertest.On(db, db.Store).NewHome(t)
 		camera := h.Device(t, models.DeviceCamera, "camera")
 		request := func(phone models.Principal, i int) registrations.Request {
-			r := servertest.Destination(phone, "198.51.100.9", phone.Device.Name) // each in a group of its own
+			r := servertest.Destination(phone, "198.51.99.9", phone.Device.Name) // each in a group of its own
 			r.Instance = fmt.Sprint("w", i)
 			return r
 		}

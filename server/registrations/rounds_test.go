@@ -54,7 +54,7 @@ func TestRoundsOf64Clients(t *testing.T) {
 			var all errgroup.Group
 			for _, phone := range phones {
 				all.Go(func() error {
-					a, err := h.Registrations.Join(context.Background(), phone, servertest.Destination(phone, "198.51.100.9", name))
+					a, err := h.Registrations.Join(context.Background(), phone, servertest.Destination(phone, "198.51.99.9", name))
 					mu.Lock()
 					defer mu.Unlock()
 					states = append(states, a.State)

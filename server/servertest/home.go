@@ -14,6 +14,7 @@ import (
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/accounts"
+	"github.com/groupcast/groupcast/server/consents"
 	"github.com/groupcast/groupcast/server/gateways"
 	"github.com/groupcast/groupcast/server/groups"
 	"github.com/groupcast/groupcast/server/registrations"
@@ -34,8 +35,12 @@ type Services struct {
 	Gateways      *gateways.Service
 	Registrations *registrations.Service
 	Groups        *groups.Service
+	Consents      *consents.Service
 	Woken         *Woken
 }
+
+// Credentials are those of all tests' installations.
+var Credentials = consents.NewCredentials([]byte("the key of tests"))
 
 // On makes the services on a store, which may be another replica than the database's own.
 func On(db *storetest.DB, st *store.Store) *Services {
@@ -45,8 +50,9 @@ func On(db *storetest.DB, st *store.Store) *Services {
 		DB:            db,
 		Accounts:      accounts.New(st, models.Quotas{}),
 		Gateways:      gateways.New(st, gateways.Options{}),
-		Registrations: registrations.New(st, registrations.Options{}),
-		Groups:        groups.New(st),
+		Registrations: registrations.New(st, registrations.Options{Credentials: Credentials}),
+		Groups:        groups.New(st, Credentials),
+		Consents:      consents.New(st),
 		Woken:         woken,
 	}
 }
@@ -165,7 +171,7 @@ func Source(camera models.Principal, private, groupName string) registrations.Re
 func Destination(device models.Principal, public, groupName string) registrations.Request {
 	return registrations.Request{
 		Type: models.MemberDevice, ID: device.Device.ID, Role: models.RoleDestination, PublicIPv4: Addr(public),
-		RemoteAddr: Addr("198.51.100.7"), GroupName: groupName,
+		RemoteAddr: Addr("198.51.99.7"), GroupName: groupName,
 	}
 }
 
@@ -173,7 +179,7 @@ func Destination(device models.Principal, public, groupName string) registration
 func ServiceDestination(service Linked, public, groupName string, groupIP netip.Addr) registrations.Request {
 	return registrations.Request{
 		Type: models.MemberService, ID: service.Link.ServiceAccountID, Role: models.RoleDestination, PublicIPv4: Addr(public),
-		RemoteAddr: Addr("198.51.100.8"), GroupName: groupName, GroupIP: groupIP,
+		RemoteAddr: Addr("198.51.99.8"), GroupName: groupName, GroupIP: groupIP,
 	}
 }
 

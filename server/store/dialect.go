@@ -24,6 +24,11 @@ type dialect struct {
 	list  func(values []string) string
 	// groupState makes the JSON of a group's row under an alias, as an event holds it, with one more member: see groupPayload.
 	groupState func(alias, more string) string
+	// consent makes the JSON of how the consent of the registration that an expression names stands, with what its senders follow from: see
+	// consentPayload. It is empty for a source.
+	consent func(registration string) string
+	// share ends a SELECT whose rows nobody may change until commit.
+	share string
 	// How transactions begin.
 	writing, reading *sql.TxOptions
 	// classify tells what kind of failure an error of the driver is.
@@ -56,6 +61,8 @@ var postgresDialect = &dialect{
 	groupState: func(g, more string) string {
 		return groupState(g, more, "json_build_object", "coalesce(json_agg(", "), '[]')")
 	},
+	consent:  func(r string) string { return consent(r, "json_build_object", "coalesce(json_agg(", "), '[]')") },
+	share:    " FOR SHARE",
 	writing:  &sql.TxOptions{Isolation: sql.LevelReadCommitted},
 	reading:  &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
 	classify: classifyPostgres,
@@ -69,14 +76,42 @@ var sqliteDialect = &dialect{
 	groupState: func(g, more string) string {
 		return groupState(g, more, "json_object", "json_group_array(", ")")
 	},
+	consent:  func(r string) string { return consent(r, "json_object", "json_group_array(", ")") },
 	classify: classifySQLite,
 }
 
 // groupState needs the functions that make an object, and what stands before and after the elements of an array.
 func groupState(alias, more, object, array, end string) string {
 	return object + "('name', " + alias + ".name, 'ip', " + alias + ".ip, 'generation', " + alias + ".generation, " + more + ", 'members', (SELECT " + array +
-		object + "('type', m.member_type, 'id', CAST(m.member_id AS text), 'role', m.role, 'name', m.name) ORDER BY m.role DESC, m.number" +
-		end + " FROM registrations m WHERE m.group_id = " + alias + ".id))"
+		object + "('type', m.member_type, 'id', CAST(m.member_id AS text), 'role', m.role, 'name', m.name, 'consent', " + consentState("m") +
+		") ORDER BY m.role DESC, m.number" + end + " FROM registrations m WHERE m.group_id = " + alias + ".id), 'uplink', " +
+		"(SELECT w.uplink FROM gateways w WHERE w.id = " + alias + ".gateway_id), 'senders', (SELECT " + array + object + "(" + senderObject +
+		") ORDER BY sm.number" + end + senderRows + alias + ".id))"
+}
+
+// What an object of sendersPayload is made of, and where its rows are of the group that follows.
+const (
+	senderObject = "'id', CAST(sm.member_id AS text), 'port', sn.port, 'mapped', sn.mapped_ipv4, 'mappedPort', sn.mapped_port, 'ipv6', sn.ipv6, 'portIPv6', sn.port_ipv6"
+	senderRows   = " FROM senders sn JOIN registrations sm ON sm.id = sn.registration_id WHERE sm.group_id = "
+)
+
+// consentState is how the consent of the registration under an alias stands: the worst of its senders, which is the last in the order of the
+// alphabet; empty for a source.
+func consentState(alias string) string {
+	return "CASE " + alias + ".consent_policy WHEN '' THEN '' WHEN 'exempt' THEN 'exempt' ELSE coalesce((SELECT max(cs.state) FROM consents cs WHERE cs.registration_id = " +
+		alias + ".id), 'pending') END"
+}
+
+// consent needs the same functions as groupState.
+func consent(registration, object, array, end string) string {
+	return "coalesce((SELECT CAST(" + object + "('policy', cr.consent_policy, 'state', " + consentState("cr") + `,
+		'lan', cw.lan_prefix, 'lanAddr', cw.lan_addr, 'uplink', cw.uplink, 'first', cw.range_first, 'last', cw.range_last,
+		'senders', (SELECT ` + array + object + "(" + senderObject + `, 'state', coalesce(cc.state, 'pending'), 'learned', coalesce(cc.address, ''),
+			'learnedPort', coalesce(cc.port, 0)) ORDER BY sm.number` + end + `
+			FROM senders sn JOIN registrations sm ON sm.id = sn.registration_id
+			LEFT JOIN consents cc ON cc.sender_id = sm.id AND cc.registration_id = cr.id WHERE sm.group_id = cr.group_id)) AS text)
+		FROM registrations cr JOIN groups cg ON cg.id = cr.group_id JOIN gateways cw ON cw.id = cg.gateway_id
+		WHERE cr.id = ` + registration + ` AND cr.consent_policy <> ''), '')`
 }
 
 func classifyPostgres(err error) failureKind {

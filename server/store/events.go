@@ -102,12 +102,16 @@ type (
 		Generation int64           `json:"generation"`
 		Policy     string          `json:"policy"` // the column join_policy, in the event that the group was created
 		Members    []memberPayload `json:"members"`
+		Uplink     netip.Addr      `json:"uplink"`
+		Senders    []senderPayload `json:"senders"`
 	}
 	memberPayload struct {
 		Type models.MemberType `json:"type"`
 		ID   models.ID         `json:"id"`
 		Role models.Role       `json:"role"`
 		Name string            `json:"name"`
+		// Consent is missing in events of older versions.
+		Consent models.ConsentState `json:"consent"`
 	}
 	accountPayload struct {
 		Device *devicePayload `json:"device,omitempty"`
@@ -183,10 +187,13 @@ func (e *StoredEvent) read(payload []byte) error {
 			}
 		}
 		for _, m := range p.Members {
-			e.Group.Members = append(e.Group.Members, models.Member{Type: m.Type, ID: m.ID, Role: m.Role, Name: m.Name})
+			e.Group.Members = append(e.Group.Members, models.Member{Type: m.Type, ID: m.ID, Role: m.Role, Name: m.Name, Consent: m.Consent})
 			if m.Role == models.RoleDestination {
 				e.Group.State++
 			}
+		}
+		for _, s := range p.Senders {
+			e.Group.Senders = append(e.Group.Senders, s.places(p.Uplink)...)
 		}
 		return nil
 	}

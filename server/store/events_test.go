@@ -41,7 +41,7 @@ func TestEventsAreNumberedWithoutAGap(t *testing.T) {
 			phone := h.Device(t, models.DevicePhone, "phone")
 			all.Go(func() error {
 				for n := range 12 {
-					r := servertest.Destination(phone, "198.51.100.9", fmt.Sprint("g", n%groups))
+					r := servertest.Destination(phone, "198.51.99.9", fmt.Sprint("g", n%groups))
 					a, err := s.Registrations.Join(ctx, phone, r)
 					if err != nil {
 						return err

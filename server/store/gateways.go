@@ -7,7 +7,7 @@ import (
 )
 
 const gatewayColumns = `gateways.id, gateways.account_id, gateways.premises_id, gateways.lan_prefix, gateways.lan_addr, gateways.uplink,
-	gateways.range_first, gateways.range_last, gateways.revision`
+	gateways.range_first, gateways.range_last, gateways.revision, gateways.behind_nat`
 
 func gatewayFields(g *models.Gateway) []any {
 	return []any{
@@ -18,6 +18,7 @@ func gatewayFields(g *models.Gateway) []any {
 		addrColumn{&g.Range.First},
 		addrColumn{&g.Range.Last},
 		&g.Revision,
+		&g.BehindNAT,
 	}
 }
 
@@ -93,8 +94,8 @@ func (tx *Tx) InsertGateway(g models.Gateway) error {
 
 // SetDeclaration records what a gateway declared.
 func (tx *Tx) SetDeclaration(g models.Gateway) error {
-	_, err := tx.exec("UPDATE gateways SET lan_prefix = ?, lan_addr = ?, uplink = ?, range_first = ?, range_last = ? WHERE id = ?",
-		g.LANPrefix.String(), addrText(g.LANAddr), addrText(g.Uplink), addrText(g.Range.First), addrText(g.Range.Last), int64(g.ID))
+	_, err := tx.exec("UPDATE gateways SET lan_prefix = ?, lan_addr = ?, uplink = ?, range_first = ?, range_last = ?, behind_nat = ? WHERE id = ?",
+		g.LANPrefix.String(), addrText(g.LANAddr), addrText(g.Uplink), addrText(g.Range.First), addrText(g.Range.Last), g.BehindNAT, int64(g.ID))
 	return err
 }
 

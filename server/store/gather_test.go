@@ -72,7 +72,7 @@ func TestRenewalsShareAStatement(t *testing.T) {
 }
 
 func request(phone models.Principal, i int) registrations.Request {
-	return servertest.Destination(phone, fmt.Sprintf("198.51.100.%d", 1+i), "g")
+	return servertest.Destination(phone, fmt.Sprintf("198.51.99.%d", 1+i), "g")
 }
 
 // TestCallersShareAStatement is the same for the reads that every request of a device begins with; a device of another account isn't found.

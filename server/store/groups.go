@@ -170,11 +170,11 @@ func (tx *Tx) MembersOf(ids []models.GroupID) (map[models.GroupID][]models.Membe
 		models.Member
 	}
 	all, err := list(tx, func(r row) (m member, err error) {
-		err = r.Scan(&m.group, &m.Type, &m.ID, &m.Role, &m.Name, &m.RegistrationID)
+		err = r.Scan(&m.group, &m.Type, &m.ID, &m.Role, &m.Name, &m.RegistrationID, &m.Consent)
 		return m, err
 	}, `
-		SELECT group_id, member_type, member_id, role, name, id FROM registrations WHERE group_id {among texts}
-		ORDER BY group_id, role DESC, number`, texts(tx, ids))
+		SELECT m.group_id, m.member_type, m.member_id, m.role, m.name, m.id, `+consentState("m")+` FROM registrations m WHERE m.group_id {among texts}
+		ORDER BY m.group_id, m.role DESC, m.number`, texts(tx, ids))
 	for _, m := range all {
 		members[m.group] = append(members[m.group], m.Member)
 	}

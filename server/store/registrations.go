@@ -14,7 +14,8 @@ import (
 const registrationColumns = `coalesce(r.id, ''), coalesce(r.group_id, ''), coalesce(r.account_id, ''), coalesce(r.member_type, ''),
 	coalesce(r.member_id, 0), coalesce(r.role, ''), coalesce(r.instance, ''), coalesce(r.owner_device, 0), coalesce(r.owner_service, ''),
 	coalesce(r.number, 0), coalesce(r.private_ipv4, ''), coalesce(r.public_ipv4, ''), coalesce(r.ipv6, ''), coalesce(r.port, 0),
-	coalesce(r.device_type, ''), coalesce(r.model, ''), coalesce(r.name, ''), coalesce(r.created_at, 0)`
+	coalesce(r.device_type, ''), coalesce(r.model, ''), coalesce(r.name, ''), coalesce(r.created_at, 0), coalesce(r.consent_policy, ''),
+	coalesce(r.probes, 0)`
 
 // The same after DELETE, where SQLite knows a table by its name only.
 var deletedColumns = strings.ReplaceAll(registrationColumns, "(r.", "(registrations.")
@@ -29,6 +30,7 @@ func registrationFields(r *models.Registration) []any {
 		&r.Port,
 		&r.DeviceType, &r.Model, &r.Name,
 		timeColumn{&r.CreatedAt},
+		&r.Policy, &r.Probes,
 	}
 }
 
@@ -76,6 +78,7 @@ type Renewed struct {
 	GroupIP    netip.Addr
 	Generation int64
 	State      int
+	Consent    Consent
 }
 
 // Renew pushes the lease of a member forward if it is in the only group that matches and nothing about it changed. It is one
@@ -97,7 +100,7 @@ func (s *Store) Renew(ctx context.Context, m GroupMatch, r models.Registration, 
 	const ofLease = "(SELECT group_id FROM registrations WHERE id = leases.registration_id)"
 	err = s.writing(ctx, func(tx *Tx) error {
 		v, found, err = one(tx, func(r row) (v Renewed, err error) {
-			err = r.Scan(&v.ID, addrColumn{&v.GroupIP}, &v.Generation, &v.State)
+			err = r.Scan(&v.ID, addrColumn{&v.GroupIP}, &v.Generation, &v.State, consentColumn{&v.Consent})
 			return v, err
 		}, `
 			UPDATE leases SET ttl_seconds = ?, expires_at = {now} + ?, removable_at = {now} + ?
@@ -108,7 +111,7 @@ func (s *Store) Renew(ctx context.Context, m GroupMatch, r models.Registration, 
 			RETURNING registration_id,
 				(SELECT ip FROM groups WHERE id = `+ofLease+`),
 				(SELECT generation FROM groups WHERE id = `+ofLease+`),
-				`+stateOf(ofLease), args...)
+				`+stateOf(ofLease)+", "+s.dialect.consent("leases.registration_id"), args...)
 		return err
 	})
 	return v, found, err
@@ -187,27 +190,29 @@ func (tx *Tx) InsertRegistration(r models.Registration) error {
 	}
 	return tx.later(nil, `
 		INSERT INTO registrations (id, group_id, account_id, member_type, member_id, role, instance, owner_device, owner_service, number,
-			private_ipv4, public_ipv4, ipv6, port, device_type, model, name, created_at)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT `+next+` - 1 FROM groups WHERE id = ?), ?, ?, ?, ?, ?, ?, ?, {now})`,
+			consent_policy, probes, private_ipv4, public_ipv4, ipv6, port, device_type, model, name, created_at)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT `+next+` - 1 FROM groups WHERE id = ?), ?, ?, ?, ?, ?, ?, ?, ?, ?, {now})`,
 		append([]any{
 			string(r.ID), string(r.GroupID), string(r.AccountID), string(r.Key.Type), int64(r.Key.ID), string(r.Key.Role), r.Key.Instance,
 			orNull(int64(r.OwnerDevice)), orNull(string(r.OwnerService)), string(r.GroupID),
+			string(r.Policy), r.Probes,
 		}, movableArgs(r)...)...)
 }
 
 // MoveRegistration changes a member's addresses and what it says of itself; PutLease has to follow.
 func (tx *Tx) MoveRegistration(r models.Registration) error {
-	return tx.later(nil, "UPDATE registrations SET "+movableSet+" WHERE id = ?", append(movableArgs(r), string(r.ID))...)
+	return tx.later(nil, "UPDATE registrations SET "+movableSet+", consent_policy = ?, probes = ? WHERE id = ?",
+		append(movableArgs(r), string(r.Policy), r.Probes, string(r.ID))...)
 }
 
-// PutLease gives a member its lease and counts the live destinations of its group into state, which has it once the transaction has
-// committed.
-func (tx *Tx) PutLease(r models.Registration, l Lease, state *int) error {
-	return tx.later(func(r row) error { return r.Scan(state) }, `
+// PutLease gives a member its lease, counts the live destinations of its group into state and tells how its consent stands; both are there once
+// the transaction has committed.
+func (tx *Tx) PutLease(r models.Registration, l Lease, state *int, consent *Consent) error {
+	return tx.later(func(r row) error { return r.Scan(state, consentColumn{consent}) }, `
 		INSERT INTO leases (registration_id, ttl_seconds, expires_at, removable_at) VALUES (?, ?, {now} + ?, {now} + ?)
 		ON CONFLICT (registration_id) DO UPDATE SET ttl_seconds = excluded.ttl_seconds, expires_at = excluded.expires_at,
 			removable_at = excluded.removable_at
-		RETURNING `+stateOf("?"), append(append([]any{string(r.ID)}, l.args()...), string(r.GroupID))...)
+		RETURNING `+stateOf("?")+", "+tx.store.dialect.consent("leases.registration_id"), append(append([]any{string(r.ID)}, l.args()...), string(r.GroupID))...)
 }
 
 // registrationsUpTo counts the registrations of the account that the expression names by the indexes that are there, and no more than a limit.
@@ -261,6 +266,7 @@ type Held struct {
 	models.Registration
 	Group     models.Group
 	ExpiresIn time.Duration
+	Consent   Consent
 }
 
 // Registrations reads the owner's registrations after an id, or the one with an id, sorted by id, which is the order of creation.
@@ -274,11 +280,11 @@ func (s *Store) Registrations(ctx context.Context, o Owner, id models.Registrati
 		all, err = list(tx, func(r row) (h Held, err error) {
 			var left int64
 			err = r.Scan(append(append(registrationFields(&h.Registration), groupFields(&h.Group)...),
-				&h.Group.State, secsColumn{&h.TTL}, timeColumn{&h.ExpiresAt}, &left)...)
+				&h.Group.State, secsColumn{&h.TTL}, timeColumn{&h.ExpiresAt}, &left, consentColumn{&h.Consent})...)
 			h.PremisesID = h.Group.PremisesID
 			h.ExpiresIn = time.Duration(left) * time.Millisecond
 			return h, err
-		}, "SELECT "+registrationColumns+", "+groupColumns+", "+stateOf("g.id")+`, l.ttl_seconds, l.expires_at, l.expires_at - {now}
+		}, "SELECT "+registrationColumns+", "+groupColumns+", "+stateOf("g.id")+`, l.ttl_seconds, l.expires_at, l.expires_at - {now}, `+s.dialect.consent("r.id")+`
 			FROM registrations r JOIN groups g ON g.id = r.group_id JOIN leases l ON l.registration_id = r.id
 			WHERE `+where+" AND r.id > ? ORDER BY r.id LIMIT ?", append(args, after, limit)...)
 		return err

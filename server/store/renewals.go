@@ -42,7 +42,7 @@ func (s *Store) renew(ctx context.Context, all []renewal) (renewed []*Renewed, e
 	}
 	err = s.gathered(ctx, func(tx *Tx) error {
 		found, err := list(tx, func(r row) (v numbered, err error) {
-			err = r.Scan(&v.n, &v.ID, addrColumn{&v.GroupIP}, &v.Generation, &v.State)
+			err = r.Scan(&v.n, &v.ID, addrColumn{&v.GroupIP}, &v.Generation, &v.State, consentColumn{&v.Consent})
 			return v, err
 		}, `
 			WITH asked AS (SELECT * FROM unnest(`+columns.casts()+`) WITH ORDINALITY AS a (account_id, service_id, service_account_id, premises_id, name, ip,
@@ -61,7 +61,7 @@ func (s *Store) renew(ctx context.Context, all []renewal) (renewed []*Renewed, e
 				FOR UPDATE OF l SKIP LOCKED)
 			UPDATE leases SET ttl_seconds = held.ttl_seconds, expires_at = {now} + held.expires_at, removable_at = {now} + held.removable_at
 			FROM held WHERE leases.registration_id = held.registration_id
-			RETURNING held.n, held.registration_id, held.ip, held.generation, `+stateOf("held.group_id"), columns.parameters()...)
+			RETURNING held.n, held.registration_id, held.ip, held.generation, `+stateOf("held.group_id")+", "+s.dialect.consent("held.registration_id"), columns.parameters()...)
 		renewed = make([]*Renewed, len(all))
 		for _, v := range found {
 			renewed[v.n-1] = &v.Renewed

@@ -2,8 +2,8 @@ package store
 
 import "context"
 
-// Sweep removes tickets, invitations, sessions, device grants, refresh tokens, counts of wrong codes and
-// kept answers that ended by themselves, and tells how many rows.
+// Sweep removes tickets, invitations, sessions, device grants, refresh tokens, slots for probes, counts of wrong
+// codes and kept answers that ended by themselves, and tells how many rows.
 func (s *Store) Sweep(ctx context.Context) (removed int64, err error) {
 	for _, text := range []string{
 		"DELETE FROM enrolment_tickets WHERE expires_at <= {now}",
@@ -12,6 +12,7 @@ func (s *Store) Sweep(ctx context.Context) (removed int64, err error) {
 		"DELETE FROM refresh_tokens WHERE expires_at <= {now}",
 		"DELETE FROM invitations WHERE expires_at <= {now}",
 		"DELETE FROM sessions WHERE created_at <= {now} - 604800000", // 7 d
+		"DELETE FROM probe_slots WHERE until <= {now}",
 		"DELETE FROM user_code_tries WHERE since <= {now} - 86400000",
 	} {
 		err := s.writing(ctx, func(tx *Tx) error {

@@ -177,7 +177,7 @@ func (w *world) more(t *testing.T, name string, n int) {
 	for range n {
 		w.joined++
 		phone := w.Device(t, models.DevicePhone, "phone")
-		a := w.Join(t, phone, servertest.Destination(phone, fmt.Sprintf("198.51.100.%d", 1+w.joined%200), name))
+		a := w.Join(t, phone, servertest.Destination(phone, fmt.Sprintf("198.51.99.%d", 1+w.joined%200), name))
 		w.Leave(t, phone, a.RegistrationID)
 	}
 }
@@ -241,7 +241,7 @@ func TestEveryEventIsDelivered(t *testing.T) {
 			assert.Equal(t, "application/cloudevents+json", d.header.Get("Content-Type"))
 			assert.Equal(t, w.service.Link.ServiceAccountID.String(), d.event.Data.ServiceAccountID)
 			assert.NotContains(t, string(d.body), string(w.Account.ID))
-			for _, address := range []string{"198.51.100.", "172.168.0.5"} {
+			for _, address := range []string{"198.51.99.", "172.168.0.5"} {
 				assert.NotContains(t, string(d.body), address)
 			}
 			d.body[len(d.body)-2] ^= 1
