@@ -172,7 +172,6 @@ media-ports: [%d]
 state-dir: %s
 metrics-listen: ""
 allow-loopback: true
-allow-without-consent: true
 `, p.server, h.gatewayToken, h.gateway.String(), p.lan(), host(p.home, hostGateway), uplink,
 		host(p.home, hostFirstGroup), host(p.home, hostLastGroup), p.mediaPort, d.path("agent"))
 	file := d.path("agent.yaml")

@@ -37,6 +37,7 @@ type consents struct {
 	heard   chan heardCheck
 	due     *time.Timer
 	unasked bool
+	ipv6    netip.Addr // that copies to IPv6 destinations leave from; the zero Addr if there is none
 
 	exempt  map[string]bool  // registration ids that were logged
 	applied consent.Counters // as they were when the leases in force were taken
@@ -109,6 +110,7 @@ func (k *consents) want(now time.Time, info models.GroupInformation) error {
 		}
 	}
 	k.exempt = exempt
+	k.ipv6 = sender.IPv6Address()
 	err := k.ports.Keep(senders)
 	k.machine.Want(now, wanted)
 	k.due.Reset(0)
@@ -164,7 +166,12 @@ func (k *consents) changed(now time.Time) bool {
 func (k *consents) report(now time.Time) (map[string]api.ReportedSender, map[consent.Key]standing) {
 	senders := map[string]api.ReportedSender{}
 	for source, port := range k.ports.Of() {
-		senders[source] = api.ReportedSender{RegistrationID: models.RegistrationID(source), Port: int32(port)}
+		s := api.ReportedSender{RegistrationID: models.RegistrationID(source), Port: int32(port)}
+		if at, ok := k.ports.At(port); ok && k.ipv6.IsValid() && k.ports.IPv6(at) {
+			addr, at6 := k.ipv6, s.Port
+			s.IPv6, s.PortIPv6 = &addr, &at6
+		}
+		senders[source] = s
 	}
 	leases, standings := k.machine.Leases(now), map[consent.Key]standing{}
 	for key, state := range k.machine.States(now) {
