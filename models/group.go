@@ -120,6 +120,14 @@ type GatewaySource struct {
 	Trigger        Trigger
 }
 
+// Addr is where a destination registered: one of IPv4 and IPv6.
+func (d GatewayDestination) Addr() netip.Addr {
+	if d.IPv4.IsValid() {
+		return d.IPv4.Unmap()
+	}
+	return d.IPv6.Unmap()
+}
+
 // GatewayDestination is a receiver as the gateway sees it: exactly one of IPv4 and IPv6 says where the copies go, IPv4 first.
 type GatewayDestination struct {
 	RegistrationID RegistrationID

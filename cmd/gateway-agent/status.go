@@ -90,7 +90,7 @@ func show(out io.Writer, s agent.Status) {
 			if d.LeftOut {
 				leftOut = "LEFT OUT "
 			}
-			fmt.Fprintf(w, "  %s\t%s\tcopies %d\tbytes %d\t%s%s\n", printable(d.Name), d.ID, d.Packets, d.Bytes, leftOut, drops(d.Drops))
+			fmt.Fprintf(w, "  %s\t%s\t%s\tcopies %d\tbytes %d\t%s%s\n", printable(d.Name), d.ID, d.Consent, d.Packets, d.Bytes, leftOut, drops(d.Drops))
 		}
 	}
 	_ = w.Flush()

@@ -177,6 +177,9 @@ func (p *program) receiveOne(ctx, leaveBy context.Context, c *client.ClientWithR
 	}
 	defer config.Socket.Close()
 	o.member.at(config.Socket.At())
+	if o.behindNAT {
+		o.member.port = 0
+	}
 	request, err := o.member.request(true)
 	if err != nil {
 		return err

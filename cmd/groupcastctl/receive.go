@@ -26,6 +26,7 @@ type receiveOptions struct {
 	limit       int64
 	linger      time.Duration
 	auto        bool
+	behindNAT   bool
 }
 
 // severalAtOnce tells whether each group has an output of its own.
@@ -61,7 +62,7 @@ func (p *program) receive() *cobra.Command {
 
 Copies come to --listen. If that is one address it is registered as the public one, unless address flags say otherwise. Of RTP
 that carries an MPEG transport stream, standard output and files get the transport stream; a UDP port gets each datagram as it
-is. What is missing is counted by RTP sequence numbers and told at the end.
+is. What is missing is counted by RTP sequence numbers and told at the end. Where the service asks for consent it is kept from the same port.
 
 With --auto it listens to the account's events and joins each group that there is or comes, if the account's join policy names this device's type (and model)
 or this service; --group makes it one name only, and a service needs no --id. It leaves a group when that ends, goes on through restarts of the
@@ -75,6 +76,7 @@ service, and receives several groups at once if "{group}", the group's name, sta
 	f.BoolVar(&o.auto, "auto", false, "join the groups that the account's join policy wants this member in")
 	f.TextVar(&o.listen, "listen", o.listen, "`ADDRESS:PORT` to receive at; port 0 takes a free one")
 	f.Uint16Var(&o.member.port, "port", 0, "UDP `PORT` to register, if it isn't the one of --listen")
+	f.BoolVar(&o.behindNAT, "behind-nat", false, "register no port: the copies come to wherever a NAT makes the checks come from")
 	f.StringVar(&o.to, "to", "-", "where the stream goes: - (standard output), udp:`ADDRESS:PORT`, or a file")
 	f.Int64Var(&o.limit, "limit", 0, "write at most so many `BYTES` to the file or standard output (default: all)")
 	f.DurationVar(&howLong, "for", 0, "leave after so long (default: at Ctrl-C)")

@@ -54,7 +54,7 @@ func (p *program) root() *cobra.Command {
 		p.admin(),
 		p.audit(),
 		p.register(), p.leave(), p.registrations(), p.groups(), p.watch(), p.events(),
-		p.camera(), p.receive(),
+		p.camera(), p.receive(), p.consentResponder(),
 		p.enrol(), p.login(), p.serviceCredential(), p.webhooks(),
 	)
 	return root

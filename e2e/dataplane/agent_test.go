@@ -123,6 +123,7 @@ func information(revision int) api.GroupInformation {
 				RegistrationID: models.RegistrationID(fmt.Sprintf("r_%d_%d", n, i)), DestinationID: fmt.Sprint(i + 1), DestinationName: fmt.Sprintf("receiver %d", i),
 				DestinationIPv4: nullable.NewNullableWithValue(netip.MustParseAddr(receiver(i))),
 				DestinationIPv6: nullable.NewNullNullable[netip.Addr](), DestinationPort: nullable.NewNullableWithValue(port),
+				Consent: &api.GatewayConsent{Policy: models.PolicyExempt},
 			})
 		}
 		info.Groups = append(info.Groups, g)

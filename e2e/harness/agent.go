@@ -66,7 +66,7 @@ func StartAgent(t testing.TB, o AgentOptions) *Agent {
 			fmt.Fprintf(&b, "%s: %q\n", kv[0], kv[1])
 		}
 	}
-	fmt.Fprintf(&b, "metrics-listen: \"\"\nallow-loopback: %t\n", o.AllowLoopback)
+	fmt.Fprintf(&b, "metrics-listen: \"\"\nallow-loopback: %t\nallow-without-consent: true\n", o.AllowLoopback)
 	require.NoError(t, os.WriteFile(a.config(), []byte(b.String()), 0o600))
 	a.Start(t)
 	return a

@@ -14,6 +14,7 @@ import (
 
 	"github.com/gin-gonic/gin"
 
+	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
 	"github.com/groupcast/groupcast/openapi/ginserver"
 )
@@ -33,6 +34,8 @@ type Service struct {
 	token        string
 	polls        []Poll
 	declarations []api.GatewayDeclaration
+	sequence     int32
+	reports      []api.ConsentReport
 }
 
 // Poll is one request for group information as it arrived.
@@ -151,6 +154,32 @@ func (s *Service) GetGateway(_ context.Context, r ginserver.GetGatewayRequestObj
 		GatewayID: r.GatewayID, PremisesID: "p_01j9zq3v6t7n8m2k4h5g6f7d8s", LanPrefix: d.LanPrefix,
 		GatewayIPv4: d.GatewayIPv4, UplinkIPv4: d.UplinkIPv4, GroupRange: *d.GroupRange, Revision: s.info.Revision,
 	}, nil
+}
+
+// ReportConsents takes every report whose turn it is.
+func (s *Service) ReportConsents(_ context.Context, r ginserver.ReportConsentsRequestObject) (ginserver.ReportConsentsResponseObject, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	applied := r.Body.Sequence > s.sequence
+	if applied {
+		s.sequence = r.Body.Sequence
+		s.reports = append(s.reports, *r.Body)
+	}
+	return ginserver.ReportConsents200JSONResponse{Applied: applied, Sequence: s.sequence, Unknown: []models.RegistrationID{}}, nil
+}
+
+// SetSequence is as if another agent had reported so often.
+func (s *Service) SetSequence(n int32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sequence = n
+}
+
+// Reports gives every report that was taken.
+func (s *Service) Reports() []api.ConsentReport {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.reports)
 }
 
 type undeclared struct{}

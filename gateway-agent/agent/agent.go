@@ -83,7 +83,9 @@ func (a *Agent) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	backend, err := openDuplicator(c, iface, a.log)
+	asking := newConsents(c, store.Path(portsFile), a.log)
+	a.closers = append(a.closers, asking.ports.Close)
+	backend, err := openDuplicator(c, iface, asking, a.log)
 	if err != nil {
 		return err
 	}
@@ -104,7 +106,7 @@ func (a *Agent) open(ctx context.Context) error {
 	}
 	a.forwarder = &forwarder{
 		log: a.log, server: c.Server.String(), gateway: c.Gateway, store: store, db: db, duplicator: copier, guard: guard,
-		uptime: state.Uptime, answers: make(chan delivered),
+		consents: asking, reporter: newReporter(a.poller.ReportConsents, a.log), uptime: state.Uptime, answers: make(chan delivered),
 	}
 	a.forwarder.view.Store(&view{})
 	if err := a.forwarder.restore(); err != nil {
@@ -156,6 +158,7 @@ func (a *Agent) work(ctx context.Context) {
 	held := a.forwarder.acknowledged() // before the forwarder belongs to run
 	var done stdsync.WaitGroup
 	done.Go(func() { a.forwarder.run(ctx) })
+	done.Go(func() { a.forwarder.reporter.run(ctx) })
 	done.Go(func() { a.poller.Run(ctx, held, a.forwarder.deliver) })
 	done.Wait()
 }

@@ -229,6 +229,7 @@ func group(n int, ip string, destinations ...string) api.GatewayGroup {
 			RegistrationID: models.RegistrationID(fmt.Sprintf("r_%d_%d", n, i)), DestinationID: fmt.Sprint(i + 1), DestinationName: "receiver " + fmt.Sprint(i),
 			DestinationIPv4: nullable.NewNullableWithValue(netip.MustParseAddr(d)),
 			DestinationIPv6: nullable.NewNullNullable[netip.Addr](), DestinationPort: nullable.NewNullNullable[int32](),
+			Consent: &api.GatewayConsent{Policy: models.PolicyExempt},
 		})
 	}
 	return g

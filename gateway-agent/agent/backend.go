@@ -21,10 +21,10 @@ func admit(c config.Config, backend duplicator.Duplicator, log *slog.Logger) (co
 }
 
 // openDuplicator opens the configured backend, or by auto the fastest that this host can run, and says which and why.
-func openDuplicator(c config.Config, iface string, log *slog.Logger) (duplicator.Duplicator, error) {
+func openDuplicator(c config.Config, iface string, asking *consents, log *slog.Logger) (duplicator.Duplicator, error) {
 	base := duplicator.Config{
 		GroupRange: c.Gateway.Range, Uplink: c.Gateway.Uplink, Ports: c.MediaPorts, AnyPort: c.AnyPort, CopyOptions: c.CopyOptions,
-		DestinationRate: c.DestinationRate, AllowLoopback: c.AllowLoopback, MaxStale: sync.MaxStaleLimit, Log: log,
+		DestinationRate: c.DestinationRate, AllowLoopback: c.AllowLoopback, Heard: asking.hear, Answered: asking.ports.Each, MaxStale: sync.MaxStaleLimit, Log: log,
 	}
 	inKernel := ebpf.Config{Config: base, Interface: iface, PinDir: c.BPFDir}
 	why := "it is the configured backend"

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/groupcast/groupcast/gateway-agent/consent"
 	"github.com/groupcast/groupcast/gateway-agent/duplicator"
 	"github.com/groupcast/groupcast/gateway-agent/lan"
 	"github.com/groupcast/groupcast/gateway-agent/state"
@@ -19,6 +20,9 @@ import (
 // longestLook is how often the age is looked at by the clock that also runs while the host sleeps.
 const longestLook = 10 * time.Second
 
+// watchEvery is how often others are shown how consents stand, at most, unless somebody came, went or moved.
+const watchEvery = 250 * time.Millisecond
+
 // forwarder holds what is in force. Everything but view belongs to the goroutine of run.
 type forwarder struct {
 	log        *slog.Logger
@@ -28,6 +32,9 @@ type forwarder struct {
 	db         *table.DB
 	duplicator duplicator.Duplicator
 	guard      *lan.Guard
+	consents   *consents
+	reporter   *reporter
+	watched    time.Time // when consents were last shown to others
 	uptime     func() time.Duration
 
 	answers chan delivered
@@ -62,7 +69,15 @@ type view struct {
 	heard      hearing
 	forwarding bool
 	fault      string
+	members    map[string][]member // of each group
+	checks     consent.Counters
 	kept       string // cursor of what a restart would begin with, as far as this agent knows
+}
+
+// member is a destination as the group information names it.
+type member struct {
+	id, name string
+	consent  models.ConsentState
 }
 
 type delivered struct {
@@ -104,6 +119,12 @@ func (f *forwarder) run(ctx context.Context) {
 			d.reply <- reply{f.acknowledged(), err}
 		case <-look.C:
 			f.look()
+		case check := <-f.consents.heard:
+			f.consents.take(time.Now(), check)
+			f.follow()
+		case <-f.consents.due.C:
+			f.consents.tick(time.Now())
+			f.follow()
 		}
 		look.Reset(f.nextLook())
 	}
@@ -221,7 +242,8 @@ func (f *forwarder) take(a sync.Answer) error {
 // apply puts the table into force until the server is not heard from for too long. A group that can't be served doesn't keep the others
 // from it and is tried again with the next answer.
 func (f *forwarder) apply() error {
-	snapshot, err := table.Derive(f.db.Read(), table.Inputs{ValidUntil: f.heard.until()})
+	portErr := f.consents.want(time.Now(), f.held.GroupInformation)
+	snapshot, err := f.derive()
 	if err != nil {
 		return err
 	}
@@ -230,8 +252,71 @@ func (f *forwarder) apply() error {
 		return err
 	}
 	f.forwarding = true
-	f.settle(snapshot, errors.Join(err, f.guard.Apply(snapshot)))
+	f.watched = time.Time{}
+	f.settle(snapshot, errors.Join(portErr, err, f.guard.Apply(snapshot)))
 	return nil
+}
+
+func (f *forwarder) derive() (*table.Snapshot, error) {
+	return table.Derive(f.db.Read(), f.consents.inputs(time.Now(), table.Inputs{ValidUntil: f.heard.until()}))
+}
+
+// follow puts into force what consents have changed. It leaves alone what they don't concern.
+func (f *forwarder) follow() {
+	now := time.Now()
+	changed := f.forwarding && f.consents.changed(now)
+	if changed || now.Sub(f.watched) >= watchEvery {
+		defer f.watch(now)
+	}
+	if !changed {
+		return
+	}
+	snapshot, err := f.derive()
+	if err == nil {
+		err = f.duplicator.Apply(snapshot)
+	}
+	switch {
+	case errors.Is(err, duplicator.ErrNotApplied), snapshot == nil:
+		f.log.Warn("a change of who consents could not be put into force; trying again with the next one", "err", err)
+	default:
+		seen := *f.view.Load()
+		seen.snapshot = snapshot
+		f.view.Store(&seen)
+	}
+}
+
+// watch lets others read how consents stand.
+func (f *forwarder) watch(now time.Time) {
+	f.watched = now
+	f.reporter.is(f.consents.report(now))
+	seen := *f.view.Load()
+	seen.members, seen.checks = f.members(), f.consents.machine.Counters()
+	f.view.Store(&seen)
+}
+
+// members are the destinations of the group information and how each stands: as with the service, of several senders the worst counts.
+func (f *forwarder) members() map[string][]member {
+	if f.held == nil {
+		return nil
+	}
+	worst := map[string]models.ConsentState{}
+	for key, state := range f.consents.machine.States(time.Now()) {
+		worst[key.Destination] = max(worst[key.Destination], state) // they are in the order of the alphabet
+	}
+	all := map[string][]member{}
+	for _, g := range f.held.Groups {
+		for _, d := range g.Destinations {
+			state := worst[string(d.RegistrationID)]
+			switch {
+			case d.Policy == models.PolicyExempt || f.consents.unasked:
+				state = models.ConsentExempt
+			case state == "":
+				state = models.ConsentPending
+			}
+			all[string(g.ID)] = append(all[string(g.ID)], member{string(d.RegistrationID), d.Name, state})
+		}
+	}
+	return all
 }
 
 // failClosed ends all copying: from here on nobody knows whether the destinations still want it.
@@ -252,5 +337,5 @@ func (f *forwarder) settle(snapshot *table.Snapshot, err error) {
 		f.log.Info("everything is in force again")
 	}
 	f.fault = fault
-	f.view.Store(&view{snapshot, f.heard, f.forwarding, fault, f.kept})
+	f.view.Store(&view{snapshot, f.heard, f.forwarding, fault, f.members(), f.consents.machine.Counters(), f.kept})
 }

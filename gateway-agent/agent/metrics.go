@@ -68,6 +68,23 @@ func (a *Agent) exposition() []byte {
 		}
 	}
 
+	check := family("consent_checks_total", "counter", "What came of the checks that destinations and this agent send each other.")
+	for _, c := range []struct {
+		result string
+		n      uint64
+	}{
+		{"answered", s.Checks.Answered}, {"asked", s.Checks.Asked}, {"capped", s.Checks.Capped}, {"expired", s.Checks.Expired}, {"forged", s.Checks.Forged},
+		{"malformed", s.Checks.Malformed}, {"probed", s.Checks.Probed}, {"refused", s.Checks.Refused}, {"renewed", s.Checks.Renewed},
+		{"unasked", s.Checks.Unasked}, {"unknown", s.Checks.Unknown}, {"validated", s.Checks.Validated},
+	} {
+		check(fmt.Sprintf(`{result="%s"}`, c.result), c.n)
+	}
+	consenting := family("destination_consent", "gauge", "How the destination's consent stands; always 1.")
+	for _, g := range s.Groups {
+		for _, d := range g.Destinations {
+			consenting(fmt.Sprintf(`{destination="%s",consent="%s"}`, d.ID, d.Consent), 1)
+		}
+	}
 	destination := family("destination_info", "gauge", "The destinations in force; always 1.")
 	for _, g := range s.Groups {
 		for _, d := range g.Destinations {

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/groupcast/groupcast/gateway-agent/config"
 	"github.com/groupcast/groupcast/gateway-agent/duplicator"
 	"github.com/groupcast/groupcast/gateway-agent/lan"
 	"github.com/groupcast/groupcast/gateway-agent/state"
@@ -36,10 +37,12 @@ func TestAHostThatSleptForTooLongFailsClosed(t *testing.T) {
 	guard, err := lan.Open("lo", gateway.Range)
 	require.NoError(t, err)
 	defer guard.Close()
+	asking := newConsents(config.Config{Gateway: gateway}, store.Path(portsFile), log)
+	defer asking.ports.Close()
 	up := time.Hour
 	f := &forwarder{
 		log: log, server: "https://groupcast.example", gateway: gateway, store: store, db: db, duplicator: copier, guard: guard,
-		uptime: func() time.Duration { return up },
+		consents: asking, uptime: func() time.Duration { return up },
 	}
 	raw := json.RawMessage(`{"gatewayId":"1","epoch":"e","revision":"1","maxStaleSeconds":900,"groups":[]}`)
 	info, err := sync.Decode(raw, gateway)

@@ -15,11 +15,16 @@ import (
 	"slices"
 	"time"
 
+	"github.com/groupcast/groupcast/gateway-agent/consent"
 	"github.com/groupcast/groupcast/gateway-agent/sync"
+	"github.com/groupcast/groupcast/models"
 )
 
 // socketFile is the unix socket in the state directory that answers "gateway-agent status".
 const socketFile = "status.sock"
+
+// portsFile has the ports that copies leave from.
+const portsFile = "ports.json"
 
 // maxSocketPath is what the kernel takes as the path of a unix socket.
 const maxSocketPath = 107
@@ -37,14 +42,15 @@ type Status struct {
 	// KeptCursor is what an agent that started now would begin with: that of Cursor, or empty if the state directory can't be written.
 	KeptCursor string `json:"keptCursor"`
 	// LastSuccessSeconds is how long ago the server was heard from, -1 for never.
-	LastSuccessSeconds float64       `json:"lastSuccessSeconds"`
-	ValidForSeconds    float64       `json:"validForSeconds"`
-	Polls              sync.Counts   `json:"polls"`
-	Fault              string        `json:"fault,omitempty"`
-	RefusedCount       int           `json:"refusedDestinations"`
-	UnknownGroup       uint64        `json:"unknownGroup"`     // datagrams to a group IP of nobody; only the ebpf backend sees those
-	Uplink             *UplinkStatus `json:"uplink,omitempty"` // only with uplink-rate
-	Groups             []GroupStatus `json:"groups"`
+	LastSuccessSeconds float64          `json:"lastSuccessSeconds"`
+	ValidForSeconds    float64          `json:"validForSeconds"`
+	Polls              sync.Counts      `json:"polls"`
+	Fault              string           `json:"fault,omitempty"`
+	RefusedCount       int              `json:"refusedDestinations"`
+	UnknownGroup       uint64           `json:"unknownGroup"`     // datagrams to a group IP of nobody; only the ebpf backend sees those
+	Uplink             *UplinkStatus    `json:"uplink,omitempty"` // only with uplink-rate
+	Checks             consent.Counters `json:"consentChecks"`
+	Groups             []GroupStatus    `json:"groups"`
 }
 
 // UplinkStatus is how the uplink's rate is shared, in bits per second.
@@ -61,19 +67,21 @@ type GroupStatus struct {
 	IP           netip.Addr          `json:"groupIP"`
 	Generation   int64               `json:"generation"`
 	Sources      []string            `json:"sources"`
+	Ports        map[string]uint16   `json:"ports"` // that copies leave from, by the source's registration id
 	Received     uint64              `json:"received"`
 	Drops        map[string]uint64   `json:"drops"`
 	Destinations []DestinationStatus `json:"destinations"`
 }
 
-// DestinationStatus is one destination in force.
+// DestinationStatus is one destination of the group information; it gets copies if its consent is live or exempt.
 type DestinationStatus struct {
-	ID      string            `json:"registrationId"`
-	Name    string            `json:"destinationName"`
-	Packets uint64            `json:"packets"`
-	Bytes   uint64            `json:"bytes"`
-	LeftOut bool              `json:"leftOut,omitempty"` // for now, because the uplink has no room
-	Drops   map[string]uint64 `json:"drops"`
+	ID      string              `json:"registrationId"`
+	Name    string              `json:"destinationName"`
+	Consent models.ConsentState `json:"consent"` // of several senders the worst
+	Packets uint64              `json:"packets"`
+	Bytes   uint64              `json:"bytes"`
+	LeftOut bool                `json:"leftOut,omitempty"` // for now, because the uplink has no room
+	Drops   map[string]uint64   `json:"drops"`
 }
 
 func (a *Agent) status() Status {
@@ -95,21 +103,23 @@ func (a *Agent) status() Status {
 	if v.snapshot == nil {
 		return s
 	}
+	s.Checks = v.checks
 	s.Cursor, s.KeptCursor = v.snapshot.Version, v.kept
 	s.ValidForSeconds = max(v.heard.until().Sub(now).Seconds(), 0)
 	for _, ip := range slices.SortedFunc(maps.Keys(v.snapshot.Groups), netip.Addr.Compare) {
 		g, count := v.snapshot.Groups[ip], counters.Groups[ip]
 		group := GroupStatus{
-			ID: g.ID, Name: g.Name, IP: ip, Generation: g.Generation, Sources: []string{},
+			ID: g.ID, Name: g.Name, IP: ip, Generation: g.Generation, Sources: []string{}, Ports: map[string]uint16{},
 			Received: count.Received, Drops: orEmpty(count.Drops), Destinations: []DestinationStatus{},
 		}
 		for _, source := range g.Sources {
 			group.Sources = append(group.Sources, source.Name)
+			group.Ports[source.ID] = source.Port
 		}
-		for _, d := range g.Destinations {
-			count := counters.Destinations[d.ID]
+		for _, d := range v.members[g.ID] {
+			count := counters.Destinations[d.id]
 			group.Destinations = append(group.Destinations, DestinationStatus{
-				ID: d.ID, Name: d.Name, Packets: count.Packets, Bytes: count.Bytes, Drops: orEmpty(count.Drops), LeftOut: leftOut[d.ID],
+				ID: d.id, Name: d.name, Consent: d.consent, Packets: count.Packets, Bytes: count.Bytes, Drops: orEmpty(count.Drops), LeftOut: leftOut[d.id],
 			})
 		}
 		s.Groups = append(s.Groups, group)

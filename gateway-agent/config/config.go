@@ -44,6 +44,9 @@ type Config struct {
 	MetricsListen netip.AddrPort // the zero AddrPort: off
 	AllowLoopback bool
 
+	AllowWithoutConsent bool           // copies go to whatever is registered
+	PrivateNetworks     []netip.Prefix // of special-purpose addresses that destinations may consent at
+
 	LogLevel  slog.Level
 	LogFormat string // text or json
 }

@@ -111,6 +111,14 @@ var keys = []key{
 		c.AllowLoopback, err = boolean(s)
 		return err
 	}},
+	{name: "private-networks", list: true, help: "`PREFIXES` of private or other special-purpose addresses, separated by commas, that destinations may consent at; empty: none but the LAN", read: func(c *Config, s string) (err error) {
+		c.PrivateNetworks, err = prefixes(s)
+		return err
+	}},
+	{name: "allow-without-consent", def: "false", boolean: true, help: "send copies to whatever address is registered, without asking whether they are wanted there", read: func(c *Config, s string) (err error) {
+		c.AllowWithoutConsent, err = boolean(s)
+		return err
+	}},
 	{name: "log-level", def: "info", help: "`debug|info|warn|error`", read: func(c *Config, s string) error {
 		levels := map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}
 		c.LogLevel = levels[s]
@@ -160,6 +168,20 @@ func lanPrefix(s string) (netip.Prefix, error) {
 		return netip.Prefix{}, fmt.Errorf("%q has host bits: did you mean %s?", s, p.Masked())
 	}
 	return p, nil
+}
+
+func prefixes(s string) (all []netip.Prefix, err error) {
+	if s == "" {
+		return nil, nil
+	}
+	for item := range strings.SplitSeq(s, ",") {
+		p, err := netip.ParsePrefix(strings.TrimSpace(item))
+		if err != nil || p != p.Masked() || p.Addr().IsMulticast() || p.Bits() < 8 {
+			return nil, fmt.Errorf("%q is not a prefix of at least /8, for example 10.0.0.0/8", item)
+		}
+		all = append(all, p)
+	}
+	return all, nil
 }
 
 // maxRange is the largest group range of the contract.

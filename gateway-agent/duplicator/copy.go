@@ -27,6 +27,10 @@ func (l *listener) copy(v packet.Verdict, camera packet.Datagram, f *flight, now
 	s.used = now
 	perByte := PerByte(l.owner.config.DestinationRate)
 	for _, o := range s.outlets {
+		if !o.destination.Serves(v.Source, now) {
+			o.counters.stale.Add(uint64(f.datagrams))
+			continue
+		}
 		n := f.within(&o.counters.pace, now, perByte)
 		o.counters.overRate.Add(uint64(f.datagrams - n))
 		o.send(s, camera, f, n, now)
@@ -127,8 +131,9 @@ func isUnreachable(err error) bool {
 	return errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.ENETDOWN)
 }
 
-func (o *outlet) count(err error, datagrams int) {
-	c, n := o.counters, uint64(datagrams)
+func (o *outlet) count(err error, datagrams int) { o.counters.count(err, uint64(datagrams)) }
+
+func (c *destinationCounters) count(err error, n uint64) {
 	switch {
 	case isFull(err):
 		c.full.Add(n)

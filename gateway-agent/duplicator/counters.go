@@ -69,7 +69,7 @@ func Forgettable(departed map[string]time.Time, now time.Time) []string {
 type destinationCounters struct {
 	packets, bytes                                        atomic.Uint64
 	full, refused, unreachable, tooBig, noSocket, failure atomic.Uint64
-	overRate                                              atomic.Uint64
+	overRate, stale                                       atomic.Uint64
 	pace                                                  pace
 	departed                                              time.Time // guarded by registry.mu; zero while it is a destination
 }
@@ -81,7 +81,7 @@ func (c *destinationCounters) read() DestinationCounters {
 		n      uint64
 	}{
 		{DropFull, c.full.Load()}, {DropRefused, c.refused.Load()}, {DropUnreachable, c.unreachable.Load()},
-		{DropTooBig, c.tooBig.Load()}, {DropNoSocket, c.noSocket.Load()}, {DropRate, c.overRate.Load()}, {DropError, c.failure.Load()},
+		{DropTooBig, c.tooBig.Load()}, {DropNoSocket, c.noSocket.Load()}, {DropRate, c.overRate.Load()}, {DropStale, c.stale.Load()}, {DropError, c.failure.Load()},
 	} {
 		d.Drops = with(d.Drops, drop.reason, drop.n)
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/groupcast/groupcast/gateway-agent/packet"
+	"github.com/groupcast/groupcast/gateway-agent/sender"
 	"github.com/groupcast/groupcast/gateway-agent/table"
 	"github.com/groupcast/groupcast/models"
 )
@@ -40,6 +41,11 @@ type Config struct {
 	CopyOptions packet.CopyOptions
 	// DestinationRate is what the copies for one destination may take, in bits per second with IP headers; 0: no limit. See pace.go.
 	DestinationRate uint64
+	// Heard takes the STUN that destinations send to a port that their copies leave from, where it comes to a socket of the backend; nil: it is
+	// dropped. The ports are reserved by package sender, which hears the rest.
+	Heard sender.Heard
+	// Answered are sockets that hold reserved ports: the network's answers to what the kernel sends from there arrive at them.
+	Answered func(each func(fd int))
 	// AllowLoopback permits destinations in 127/8, for the demo.
 	AllowLoopback bool
 	// MaxStale is how long a snapshot may be used after Apply, whatever its ValidUntil says; it guards against a wall clock that

@@ -4,22 +4,28 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/groupcast/groupcast/gateway-agent/packet"
+	"github.com/groupcast/groupcast/gateway-agent/sender"
 	"github.com/groupcast/groupcast/gateway-agent/table"
 )
 
 // socketPause is how long an outlet whose socket can't be opened waits before it tries again.
 const socketPause = time.Second
 
+// largestCheck is more than what a check has, in bytes.
+const largestCheck = 1025
+
 // stream is what one camera sends from one port to one port of a group IP. Its copies leave from one source port, whoever comes
-// and goes, so that receivers and their firewalls see one flow.
+// and goes, so that receivers and their firewalls see one flow: that which is reserved for the source, or one of its own.
 type stream struct {
 	group   *table.Group
-	trigger table.Trigger
+	source  table.Source
+	heard   sender.Heard
 	options []byte // options area of the copies over IPv4
 	uplink  netip.Addr
 	v4, v6  *reservation
@@ -36,6 +42,7 @@ type outlet struct {
 	retry       time.Time // not before then
 	ttl         uint8     // of what the socket sends; 0: the host's usual one
 
+	checks       *os.File  // the same socket, for reading what the destination sends; nil if nobody wants to know
 	segments     bool      // the kernel knows UDP_SEGMENT
 	segmentable  int       // the largest datagrams it segments on the way to this destination, in bytes
 	segmentAgain time.Time // when a larger one is tried again
@@ -55,7 +62,7 @@ func (l *listener) streamOf(v packet.Verdict, camera packet.Datagram) *stream {
 			return nil
 		}
 		s = &stream{
-			trigger: v.Source.Trigger, options: l.owner.config.CopyOptions.For(v.Source),
+			source: v.Source, heard: l.owner.config.Heard, options: l.owner.config.CopyOptions.For(v.Source),
 			uplink: l.owner.config.Uplink, log: l.log,
 		}
 		l.streams[from] = s
@@ -80,7 +87,7 @@ func (l *listener) closeStreams() {
 // still in it on the same terms.
 func (s *stream) serves(g *table.Group, from netip.Addr) bool {
 	source, ok := g.Source(from)
-	return ok && source.Trigger == s.trigger && g.ID == s.group.ID && g.Generation == s.group.Generation
+	return ok && source.ID == s.source.ID && source.Trigger == s.source.Trigger && source.Port == s.source.Port && g.ID == s.group.ID && g.Generation == s.group.Generation
 }
 
 // follow makes the outlets those of the group's destinations. Whoever stays keeps its socket.
@@ -92,14 +99,18 @@ func (s *stream) follow(g *table.Group, r *registry) {
 		id   string
 		addr netip.Addr
 		port uint16
+		from string
 	}
 	before := map[identity]*outlet{}
 	for _, o := range s.outlets {
-		before[identity{o.destination.ID, o.destination.Addr, o.destination.Port}] = o
+		before[identity{o.destination.ID, o.destination.Addr, o.destination.Port, o.destination.Source}] = o
 	}
 	s.group, s.outlets = g, make([]*outlet, 0, len(g.Destinations))
 	for _, d := range g.Destinations {
-		key := identity{d.ID, d.Addr, d.Port}
+		if d.Source != "" && d.Source != s.source.ID {
+			continue
+		}
+		key := identity{d.ID, d.Addr, d.Port, d.Source}
 		o := before[key]
 		if o == nil {
 			o = &outlet{counters: r.destination(d.ID), fd: -1}
@@ -125,10 +136,13 @@ func (s *stream) close() {
 }
 
 func (o *outlet) close() {
-	if o.fd >= 0 {
+	switch {
+	case o.checks != nil:
+		_ = o.checks.Close() // closes the socket when its reader is gone
+	case o.fd >= 0:
 		_ = unix.Close(o.fd)
-		o.fd = -1
 	}
+	o.fd, o.checks = -1, nil
 }
 
 // ready tells whether the outlet has a socket, and opens one if it is time to.
@@ -149,14 +163,45 @@ func (o *outlet) ready(s *stream, camera packet.Datagram, now time.Time) bool {
 		return false
 	}
 	o.fd, o.retry, o.ttl = fd, time.Time{}, 0
+	if s.source.Port != 0 && s.heard != nil {
+		o.listen(s, packet.Target(o.destination, camera))
+	}
 	// A kernel before 4.18 would ignore the control message and send a run as one datagram.
 	_, err = unix.GetsockoptInt(fd, unix.SOL_UDP, unix.UDP_SEGMENT)
 	o.segments, o.segmentable = err == nil, 0
 	return true
 }
 
+// listen hands on the destination's checks: the kernel gives them to the socket that is connected to where they come from, and not to the one
+// that holds the port.
+func (o *outlet) listen(s *stream, from netip.AddrPort) {
+	file, heard, port, counters := os.NewFile(uintptr(o.fd), "destination"), s.heard, s.source.Port, o.counters
+	o.checks = file
+	go func() {
+		b := make([]byte, largestCheck)
+		for {
+			n, err := file.Read(b)
+			switch {
+			case err == nil && n < len(b):
+				heard(port, from, b[:n])
+			case errors.Is(err, os.ErrClosed):
+				return
+			case err != nil:
+				counters.count(err, 1) // the network's answer to a copy, unless the next send finds it first
+			}
+		}
+	}()
+}
+
 // open gives a socket that sends to one destination from the stream's source port.
 func (s *stream) open(to netip.AddrPort) (int, error) {
+	if s.source.Port != 0 {
+		from, options := netip.AddrPortFrom(s.uplink, s.source.Port), s.options
+		if to.Addr().Is6() {
+			from, options = netip.AddrPortFrom(netip.IPv6Unspecified(), s.source.Port), nil
+		}
+		return openConnected(from, to, options)
+	}
 	if to.Addr().Is6() {
 		if s.v6 == nil {
 			r, err := reserve(netip.IPv6Unspecified()) // the kernel picks the address that suits the way
@@ -237,7 +282,8 @@ func openUDP(addr netip.Addr) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 0) // the kernel's minimum
+	// A few checks; who sends more than they are worth has them dropped.
+	err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 0), sender.OnlySTUN(fd))
 	if addr.Is6() {
 		err = errors.Join(err, unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1))
 	}

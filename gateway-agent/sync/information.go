@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/groupcast/groupcast/gateway-agent/table"
@@ -104,7 +105,40 @@ func convert(g api.GatewayGroup) (models.GatewayGroup, error) {
 			}
 			destination.Port = uint16(port)
 		}
+		if err := readConsent(d.Consent, &destination); err != nil {
+			return out, fmt.Errorf("groupDestinations[%d]: %w", i, err)
+		}
 		out.Destinations = append(out.Destinations, destination)
 	}
 	return out, nil
+}
+
+// readConsent reads how a destination is asked for its consent. A policy that this agent doesn't know is none: it gets nothing.
+func readConsent(said *api.GatewayConsent, d *models.GatewayDestination) error {
+	if said == nil {
+		return nil
+	}
+	switch said.Policy {
+	case models.PolicyExempt:
+		d.Policy = said.Policy
+		return nil
+	case models.PolicyLearned, models.PolicyStrict:
+	default:
+		return nil
+	}
+	if said.Ufrag == nil || said.Pwd == nil || !fragment(*said.Ufrag, 4) || !fragment(*said.Pwd, 16) {
+		return errors.New("consent has no ufrag and pwd of the contract")
+	}
+	d.Policy, d.Credential = said.Policy, models.ConsentCredential{Ufrag: *said.Ufrag, Password: *said.Pwd}
+	if said.Probes != nil {
+		d.Probes = int(max(*said.Probes, 0))
+	}
+	return nil
+}
+
+// fragment tells whether a text is made of the characters of ICE (RFC 8445 §5.3), which need no escaping anywhere.
+func fragment(s string, least int) bool {
+	return len(s) >= least && len(s) <= 256 && !strings.ContainsFunc(s, func(c rune) bool {
+		return (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '+' && c != '/'
+	})
 }

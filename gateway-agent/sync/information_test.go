@@ -32,7 +32,7 @@ func TestDecode(t *testing.T) {
 		{RegistrationID: "r_1", Name: "camera1", IPv4: netip.MustParseAddr("172.168.0.5"), Trigger: models.TriggerOption},
 	}, g.Sources)
 	assert.Equal(t, []models.GatewayDestination{
-		{RegistrationID: "r_2", Number: 1, Name: "upload service", IPv4: netip.MustParseAddr(destination)},
+		{RegistrationID: "r_2", Number: 1, Name: "upload service", IPv4: netip.MustParseAddr(destination), Policy: models.PolicyExempt},
 	}, g.Destinations)
 }
 

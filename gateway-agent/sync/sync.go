@@ -298,3 +298,21 @@ func (p *Poller) Counts() Counts {
 	c := &p.counts
 	return Counts{c.changed.Load(), c.unchanged.Load(), c.refused.Load(), c.failed.Load()}
 }
+
+// ReportConsents tells the server where copies come from and who consents. It may run beside Run.
+func (p *Poller) ReportConsents(ctx context.Context, report api.ConsentReport) (api.ConsentReportAnswer, error) {
+	ctx, cancel := context.WithTimeout(ctx, reserve)
+	defer cancel()
+	var answer api.ConsentReportAnswer
+	a, err := read(p.client.ReportConsents(ctx, p.config.Gateway.ID, report))
+	switch {
+	case err != nil:
+		return answer, err
+	case a.status != http.StatusOK:
+		return answer, a.failure()
+	}
+	if err := json.Unmarshal(a.body, &answer); err != nil {
+		return answer, errors.New("the server's answer to a report is not what the contract says")
+	}
+	return answer, nil
+}

@@ -60,6 +60,7 @@ func information(epoch string, revision int) api.GroupInformation {
 				RegistrationID: "r_2", DestinationID: "1", DestinationName: "upload service",
 				DestinationIPv4: nullable.NewNullableWithValue(netip.MustParseAddr(destination)),
 				DestinationIPv6: nullable.NewNullNullable[netip.Addr](), DestinationPort: nullable.NewNullNullable[int32](),
+				Consent: &api.GatewayConsent{Policy: models.PolicyExempt},
 			}},
 		}},
 	}

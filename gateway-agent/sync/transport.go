@@ -30,7 +30,7 @@ func NewTransport(ca string) (*http.Transport, error) {
 		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
 		TLSHandshakeTimeout:   10 * time.Second,
 		ExpectContinueTimeout: time.Second,
-		MaxIdleConns:          1,
+		MaxIdleConns:          2, // one polls, one reports
 		IdleConnTimeout:       recycle,
 		// A proxy that compresses makes the ETag a weak one.
 		DisableCompression: true,

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/groupcast/groupcast/gateway-agent/consent"
 	"github.com/groupcast/groupcast/models"
 )
 
@@ -13,6 +14,12 @@ import (
 type Inputs struct {
 	// ValidUntil is when the snapshot ends unless the server is heard from before.
 	ValidUntil time.Time
+	// Ports are the senders' reserved ones, by the source's registration id.
+	Ports map[string]uint16
+	// Leases are where and until when those who consented may get copies.
+	Leases map[consent.Key]consent.Lease
+	// Unasked lets everybody have copies without consent, where it is registered. Only an operator may say so.
+	Unasked bool
 }
 
 // Derive makes the effective table from what the server said. It is a pure function: the same view and inputs give the same
@@ -32,16 +39,20 @@ func Derive(v View, in Inputs) (*Snapshot, error) {
 			if err != nil {
 				return nil, err
 			}
-			g.Sources = append(g.Sources, deriveSource(member.GatewaySource))
+			s := deriveSource(member.GatewaySource)
+			s.Port = in.Ports[s.ID]
+			g.Sources = append(g.Sources, s)
 		}
+		g.Sources = onePerAddress(g.Sources)
 		for member, err := range rows[*destination](v, tableDestinations, byGroup, string(row.ID)) {
 			if err != nil {
 				return nil, err
 			}
-			g.Destinations = append(g.Destinations, deriveDestination(member.GatewayDestination))
+			g.Destinations = append(g.Destinations, deriveDestinations(g, member.GatewayDestination, in)...)
 		}
-		g.Sources = onePerAddress(g.Sources)
-		slices.SortFunc(g.Destinations, func(a, b Destination) int { return cmp.Compare(a.ID, b.ID) })
+		slices.SortFunc(g.Destinations, func(a, b Destination) int {
+			return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Source, b.Source))
+		})
 		s.Groups[g.IP] = g
 	}
 	return s, nil
@@ -51,12 +62,22 @@ func deriveSource(s models.GatewaySource) Source {
 	return Source{ID: string(s.RegistrationID), Name: s.Name, Addr: s.IPv4.Unmap(), Trigger: Trigger(s.Trigger)}
 }
 
-func deriveDestination(d models.GatewayDestination) Destination {
-	addr := d.IPv4
-	if !addr.IsValid() {
-		addr = d.IPv6
+// deriveDestinations gives a destination as often as there are senders that it gets copies from: none without consent.
+func deriveDestinations(g *Group, d models.GatewayDestination, in Inputs) []Destination {
+	to := Destination{ID: string(d.RegistrationID), Name: d.Name, Addr: d.Addr(), Port: d.Port}
+	if in.Unasked || d.Policy == models.PolicyExempt {
+		return []Destination{to}
 	}
-	return Destination{ID: string(d.RegistrationID), Name: d.Name, Addr: addr.Unmap(), Port: d.Port}
+	var all []Destination
+	for _, s := range g.Sources {
+		lease, ok := in.Leases[consent.Key{Sender: consent.Sender{Group: g.ID, Source: s.ID}, Destination: to.ID}]
+		if !ok {
+			continue
+		}
+		to.Addr, to.Port, to.Source, to.ValidUntil = lease.At.Addr(), lease.At.Port(), s.ID, lease.Until
+		all = append(all, to)
+	}
+	return all
 }
 
 // onePerAddress sorts by address. If two members claim the same address the stricter trigger holds: a member that needs no

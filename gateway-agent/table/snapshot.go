@@ -21,6 +21,7 @@ type Source struct {
 	Name    string
 	Addr    netip.Addr // private IPv4; must equal the IP source of the datagram
 	Trigger Trigger
+	Port    uint16 // that its copies leave from, reserved by who asks for consent; 0: one for each of its streams
 }
 
 // Destination is one receiver that gets a copy of every datagram of the group.
@@ -29,6 +30,15 @@ type Destination struct {
 	Name string
 	Addr netip.Addr // IPv4 or IPv6, unmapped
 	Port uint16     // 0: the destination port of the camera's datagram
+	// Source is the registration id of the source whose datagrams these copies are of, because consent is given to one sender; "": of all.
+	Source string
+	// ValidUntil ends the consent; zero: the snapshot's own end.
+	ValidUntil time.Time
+}
+
+// Serves tells whether a datagram of the source is copied to the destination at this instant, whether it may be is the snapshot's.
+func (d Destination) Serves(source Source, now time.Time) bool {
+	return (d.Source == "" || d.Source == source.ID) && (d.ValidUntil.IsZero() || now.Before(d.ValidUntil))
 }
 
 // Group is one group IP with everything the packet path needs to decide and copy.
@@ -38,7 +48,7 @@ type Group struct {
 	IP           netip.Addr
 	Generation   int64
 	Sources      []Source      // sorted by Addr
-	Destinations []Destination // sorted by ID
+	Destinations []Destination // sorted by ID, then by Source
 }
 
 // Source returns the registered source with that address.

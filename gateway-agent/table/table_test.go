@@ -28,7 +28,7 @@ var gateway = models.Gateway{
 // worked is the group information of the worked example (SPEC §3).
 func worked() models.GroupInformation {
 	destination := func(id, ipv4 string) models.GatewayDestination {
-		return models.GatewayDestination{RegistrationID: models.RegistrationID(id), IPv4: netip.MustParseAddr(ipv4)}
+		return models.GatewayDestination{RegistrationID: models.RegistrationID(id), IPv4: netip.MustParseAddr(ipv4), Policy: models.PolicyExempt}
 	}
 	return models.GroupInformation{GatewayID: gateway.ID, Epoch: "5f2c9a71d0b34e68", Revision: 7, Groups: []models.GatewayGroup{
 		{
@@ -161,7 +161,7 @@ func information(t *rapid.T) models.GroupInformation {
 			g.Sources = append(g.Sources, models.GatewaySource{RegistrationID: id(), IPv4: addr("source"), Trigger: models.TriggerOption})
 		}
 		for range rapid.IntRange(0, 8).Draw(t, "destinations") {
-			g.Destinations = append(g.Destinations, models.GatewayDestination{
+			g.Destinations = append(g.Destinations, models.GatewayDestination{Policy: models.PolicyExempt,
 				RegistrationID: id(), IPv4: addr("destination"), Port: rapid.Uint16().Draw(t, "port"),
 			})
 		}

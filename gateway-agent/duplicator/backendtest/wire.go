@@ -132,6 +132,9 @@ func (h *Home) reference(packets [][]byte, ports map[netip.AddrPort]uint16) [][]
 			continue
 		}
 		for _, d := range v.Group.Destinations {
+			if !d.Serves(v.Source, time.Now()) {
+				continue
+			}
 			if d.Addr.Is6() {
 				continue
 			}

@@ -81,6 +81,7 @@ struct slot {
 	__u32 index; // of counters and deadlines
 	__u32 mtu;
 	__u8 mac[12]; // destination, source
+	__be32 source; // the one whose datagrams are copied there; 0: all of the group's
 };
 
 struct group {
@@ -88,7 +89,7 @@ struct group {
 	__u32 index;
 	__u32 version; // of its sources
 	__u32 socket;  // 1: the socket backend has destinations of its own
-	__u8 pad[16];
+	__u8 pad[20];
 };
 
 _Static_assert(sizeof(struct slot) == sizeof(struct group), "both are elements of one map");
@@ -132,7 +133,7 @@ struct {
 	__uint(max_entries, 32768);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct source_key);
-	__type(value, __u32);
+	__type(value, __u32); // enum trigger, and above it the source port in network byte order
 } sources SEC(".maps");
 
 struct {
@@ -250,6 +251,7 @@ struct pass {
 	__u64 check;      // of the UDP checksum, without what differs from copy to copy
 	enum checksum kind;
 	__be16 own_port;  // the camera's
+	__be32 source;    // the camera
 	__u32 last;       // interface for the original
 };
 
@@ -304,6 +306,8 @@ static long copy_to(__u32 i, struct pass *p)
 		return 1;
 	struct counters *c = counters_of(d->index);
 	__u64 datagrams = p->packets;
+	if (d->source && d->source != p->source)
+		return 0;
 	if (!in_force(d->index, p->now)) {
 		count(c, D_STALE, datagrams);
 		return 0;
@@ -529,7 +533,8 @@ int copy(struct __sk_buff *skb)
 		count(c, G_UNREGISTERED, p.packets);
 		return TCX_DROP;
 	}
-	__u32 by_source = *trigger == T_SOURCE;
+	__u32 by_source = (*trigger & 0xffff) == T_SOURCE;
+	__be16 source_port = *trigger >> 16; // reserved for this source; 0: each of its streams has one
 	if (!flagged && !by_source) {
 		count(c, G_UNFLAGGED, p.packets);
 		return TCX_DROP;
@@ -548,8 +553,8 @@ int copy(struct __sk_buff *skb)
 	}
 	if (p.count == 0)
 		return TCX_DROP;
-	__be16 source_port = 0;
-	if (first) {
+	p.source = ip.saddr;
+	if (first && !source_port) {
 		struct stream_key stream = {.addr = ip.saddr, .group = group_ip, .port = udp.source, .group_port = udp.dest};
 		source_port = stream_port(&stream, p.now);
 		if (!source_port) {

@@ -20,8 +20,8 @@ const tickBits = 26
 type deadlines struct {
 	memory  *ebpf.Memory
 	lease   time.Duration
-	limit   time.Duration // boot time: no longer than the snapshot
-	present map[uint32]bool
+	limit   time.Duration            // boot time: no longer than the snapshot
+	present map[uint32]time.Duration // boot time until when each may be served at most
 }
 
 func newDeadlines(m *ebpf.Map, lease time.Duration) (*deadlines, error) {
@@ -29,7 +29,7 @@ func newDeadlines(m *ebpf.Map, lease time.Duration) (*deadlines, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map the deadlines: %w", err)
 	}
-	return &deadlines{memory: memory, lease: lease, present: map[uint32]bool{}}, nil
+	return &deadlines{memory: memory, lease: lease, present: map[uint32]time.Duration{}}, nil
 }
 
 func bootTime() time.Duration {
@@ -42,29 +42,43 @@ func bootTime() time.Duration {
 // set says when the snapshot ends.
 func (d *deadlines) set(validUntil time.Time) { d.limit = bootTime() + time.Until(validUntil) }
 
-func (d *deadlines) value() uint32 {
-	return uint32(max(min(bootTime()+d.lease, d.limit), 0) >> tickBits)
+func (d *deadlines) value(until time.Duration) uint32 {
+	return uint32(max(min(bootTime()+d.lease, d.limit, until), 0) >> tickBits)
 }
 
-// begin lets an index be served, before it is.
-func (d *deadlines) begin(index uint32) error { return d.write(index, d.value()) }
+// begin lets an index be served, before it is, no longer than until; the zero time: than the snapshot.
+func (d *deadlines) begin(index uint32, until time.Time) error {
+	return d.write(index, d.value(ends(until)))
+}
+
+// forever is beyond every boot time.
+const forever = time.Duration(1<<63 - 1)
+
+func ends(until time.Time) time.Duration {
+	if until.IsZero() {
+		return forever
+	}
+	return bootTime() + time.Until(until)
+}
 
 // keep makes these the indices that are served, and ends the others at once.
-func (d *deadlines) keep(present map[uint32]bool) {
+func (d *deadlines) keep(present map[uint32]time.Time) {
 	for index := range d.present {
-		if !present[index] {
+		if _, ok := present[index]; !ok {
 			_ = d.write(index, 0)
 		}
 	}
-	d.present = present
+	d.present = map[uint32]time.Duration{}
+	for index, until := range present {
+		d.present[index] = ends(until)
+	}
 	_ = d.renew()
 }
 
 // renew pushes all forward.
 func (d *deadlines) renew() error {
-	value := d.value()
-	for index := range d.present {
-		if err := d.write(index, value); err != nil {
+	for index, until := range d.present {
+		if err := d.write(index, d.value(until)); err != nil {
 			return err
 		}
 	}

@@ -184,13 +184,13 @@ func (b *Backend) swap() error {
 	return errors.Join(append(errs, b.socket.Apply(rest))...)
 }
 
-// present gives the indices of the groups and destinations that the kernel serves.
-func (b *Backend) present() map[uint32]bool {
-	present := map[uint32]bool{}
+// present gives the indices of the groups and destinations that the kernel serves, and until when at most; the zero time is the snapshot's end.
+func (b *Backend) present() map[uint32]time.Time {
+	present := map[uint32]time.Time{}
 	for _, g := range b.groups {
-		present[g.index] = true
+		present[g.index] = time.Time{}
 		for _, s := range g.slots {
-			present[s.Index] = true
+			present[s.Index] = g.until[s.Index]
 		}
 	}
 	return present
@@ -227,10 +227,14 @@ func (b *Backend) locked(what string, f func() error) {
 func (b *Backend) tidy() error {
 	b.ports.prune(b.keepsStream, b.config.StreamIdle)
 	smaller := false
-	b.ports.answers(func(to netip.AddrPort, a answer) {
+	each := func(to netip.AddrPort, a answer) {
 		smaller = smaller || a == answerTooBig
 		b.count(to, a)
-	})
+	}
+	b.ports.answers(each)
+	if b.config.Answered != nil {
+		b.config.Answered(func(fd int) { answersAt(fd, each) })
+	}
 	if smaller {
 		b.hops.dirty() // the kernel's route knows the smaller MTU now
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -22,6 +23,7 @@ type slot struct {
 	Index   uint32
 	MTU     uint32
 	MAC     [12]byte // destination, source
+	Source  [4]byte  // zero: all of the group's
 }
 
 // maxTwins is how many destinations of a group may have one address: four bits of the identification tell them apart.
@@ -33,7 +35,7 @@ type header struct {
 	Index        uint32
 	Version      uint32
 	Socket       uint32
-	_            [16]byte
+	_            [20]byte
 }
 
 type sourceKey struct {
@@ -53,9 +55,13 @@ type group struct {
 	version      uint32
 	socket       bool // the socket backend serves some of its destinations
 	slots        []slot
-	sources      map[netip.Addr]uint32 // triggers
-	kernelServes map[string]bool       // destination ids
+	sources      map[netip.Addr]uint32 // triggers and ports
+	until        map[uint32]time.Time  // where a consent ends before the snapshot, by index
+	kernelServes map[member]bool
 }
+
+// member is a destination, for one source or all.
+type member struct{ id, source string }
 
 // same tells whether two are the same to the program, but for the version.
 func (g *group) same(other *group) bool {
@@ -74,35 +80,52 @@ func equal(a, b map[netip.Addr]uint32) bool {
 
 // build says what the kernel has to know of a group of the plan.
 func (b *Backend) build(g *table.Group, hops map[netip.Addr]nextHop) *group {
-	built := &group{sources: map[netip.Addr]uint32{}, kernelServes: map[string]bool{}}
+	built := &group{sources: map[netip.Addr]uint32{}, until: map[uint32]time.Time{}, kernelServes: map[member]bool{}}
 	built.index, _ = b.counters.index(groupKey(g.IP)) // keep made it, or there is no room and install says so
 	saved := 4
 	if b.config.CopyOptions == packet.Strip {
 		saved = 8
 	}
+	addrs := map[string][4]byte{}
 	for _, s := range g.Sources {
-		built.sources[s.Addr] = triggerOption
+		addrs[s.ID] = s.Addr.As4()
+		port := uint32(s.Port>>8|s.Port<<8) << 16 // as the bytes lie in memory
+		built.sources[s.Addr] = triggerOption | port
 		if s.Trigger == table.TriggerSource {
-			built.sources[s.Addr] = triggerSource
+			built.sources[s.Addr] = triggerSource | port
 			saved = 0 // its datagrams needn't have options that the copies do without
 		}
 	}
-	seen := map[netip.Addr]uint8{}
+	var seen []table.Destination
 	for _, d := range g.Destinations {
 		hop, ok := hops[d.Addr]
 		index, known := b.counters.index(d.ID)
-		if !ok || !known || seen[d.Addr] == maxTwins || hop.mtu < b.lan.MTU-saved {
+		twin := twins(seen, d)
+		if !ok || !known || twin == maxTwins || hop.mtu < b.lan.MTU-saved {
 			built.socket = true
 			continue
 		}
-		built.kernelServes[d.ID] = true
+		built.kernelServes[member{d.ID, d.Source}] = true
+		if before, ok := built.until[index]; !d.ValidUntil.IsZero() && (!ok || d.ValidUntil.Before(before)) {
+			built.until[index] = d.ValidUntil // the first to end, of one that several cameras send to: the agent renews the others
+		}
 		built.slots = append(built.slots, slot{
-			Addr: d.Addr.As4(), Port: [2]byte{byte(d.Port >> 8), byte(d.Port)}, Kind: hop.kind, Twin: seen[d.Addr],
-			Ifindex: uint32(hop.ifindex), Index: index, MTU: uint32(hop.mtu), MAC: hop.mac,
+			Addr: d.Addr.As4(), Port: [2]byte{byte(d.Port >> 8), byte(d.Port)}, Kind: hop.kind, Twin: twin,
+			Ifindex: uint32(hop.ifindex), Index: index, MTU: uint32(hop.mtu), MAC: hop.mac, Source: addrs[d.Source],
 		})
-		seen[d.Addr]++
+		seen = append(seen, d)
 	}
 	return built
+}
+
+// twins counts those of the destinations that may get a copy of the same datagram at the same address.
+func twins(seen []table.Destination, d table.Destination) (n uint8) {
+	for _, other := range seen {
+		if other.Addr == d.Addr && (other.Source == d.Source || other.Source == "" || d.Source == "") && n < maxTwins {
+			n++
+		}
+	}
+	return n
 }
 
 // rest is the group as the socket backend has to serve it, including what it has to refuse; nil if nothing is left.
@@ -113,7 +136,7 @@ func (g *group) rest(asked *table.Group) *table.Group {
 	left := *asked
 	left.Destinations = nil
 	for _, d := range asked.Destinations {
-		if !g.kernelServes[d.ID] {
+		if !g.kernelServes[member{d.ID, d.Source}] {
 			left.Destinations = append(left.Destinations, d)
 		}
 	}
@@ -130,7 +153,7 @@ func (b *Backend) install(ip netip.Addr, g *group) error {
 	}
 	old := b.groups[ip]
 	if old != nil && old.same(g) {
-		old.kernelServes = g.kernelServes
+		old.kernelServes, old.until = g.kernelServes, g.until
 		return nil
 	}
 	b.version++
@@ -152,7 +175,7 @@ func (b *Backend) put(ip netip.Addr, g *group) error {
 		}
 	}
 	inner, err := ebpf.NewMap(&ebpf.MapSpec{
-		Type: ebpf.Array, KeySize: 4, ValueSize: 32, MaxEntries: uint32(len(g.slots)) + 1, Flags: innerMap,
+		Type: ebpf.Array, KeySize: 4, ValueSize: 36, MaxEntries: uint32(len(g.slots)) + 1, Flags: innerMap,
 	})
 	if err != nil {
 		return fmt.Errorf("make the map of a group: %w", err)
@@ -162,9 +185,9 @@ func (b *Backend) put(ip netip.Addr, g *group) error {
 	if g.socket {
 		h.Socket = 1
 	}
-	errs := []error{inner.Put(uint32(0), &h), b.until.begin(g.index)}
+	errs := []error{inner.Put(uint32(0), &h), b.until.begin(g.index, time.Time{})}
 	for i := range g.slots {
-		errs = append(errs, inner.Put(uint32(i+1), &g.slots[i]), b.until.begin(g.slots[i].Index))
+		errs = append(errs, inner.Put(uint32(i+1), &g.slots[i]), b.until.begin(g.slots[i].Index, g.until[g.slots[i].Index]))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("fill the map of a group: %w", err)

@@ -141,17 +141,21 @@ func (p *portPool) prune(keep func(group, camera netip.Addr) bool, idle time.Dur
 
 // answers reads what the network answered since the last time: at most so much at a time that nobody on the network can keep us busy.
 func (p *portPool) answers(each func(to netip.AddrPort, a answer)) {
-	oob := make([]byte, 256)
 	for _, fd := range p.sockets {
-		for range 64 {
-			_, n, _, from, err := unix.Recvmsg(fd, nil, oob, unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
-			if err != nil {
-				break
-			}
-			to, ok := from.(*unix.SockaddrInet4)
-			if a := answerIn(oob[:n]); ok && a >= 0 {
-				each(netip.AddrPortFrom(netip.AddrFrom4(to.Addr), uint16(to.Port)), a)
-			}
+		answersAt(fd, each)
+	}
+}
+
+func answersAt(fd int, each func(to netip.AddrPort, a answer)) {
+	oob := make([]byte, 256)
+	for range 64 {
+		_, n, _, from, err := unix.Recvmsg(fd, nil, oob, unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+		if err != nil {
+			return
+		}
+		to, ok := from.(*unix.SockaddrInet4)
+		if a := answerIn(oob[:n]); ok && a >= 0 {
+			each(netip.AddrPortFrom(netip.AddrFrom4(to.Addr), uint16(to.Port)), a)
 		}
 	}
 }

@@ -94,7 +94,11 @@ func Run(ctx, leaveBy context.Context, c Config) (Summary, error) {
 	kept, ended := make(chan struct{}), make(chan error, 2)
 	go func() {
 		defer close(kept)
-		c.Lease.Keep(ctx, joined)
+		c.Lease.Keep(ctx, func(a api.RegistrationAnswer, moved bool) {
+			if moved {
+				joined(a)
+			}
+		})
 	}()
 	go func() { ended <- stream(ctx) }()
 	go func() {

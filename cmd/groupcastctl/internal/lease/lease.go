@@ -36,6 +36,7 @@ type Lease struct {
 	events  *datagramlog.Log
 	// find tells that the group IP has to be looked up: a service must name it.
 	find bool
+	soon chan struct{} // holds one
 
 	mu     sync.Mutex // one POST or DELETE at a time, so that a renewal can't follow the leave
 	answer api.RegistrationAnswer
@@ -45,7 +46,7 @@ type Lease struct {
 // New prepares the registration. Nothing is sent. What happens to the lease goes into events, renewals that fail into log.
 func New(c *client.ClientWithResponses, request api.RegistrationRequest, events *datagramlog.Log, log *slog.Logger) *Lease {
 	return &Lease{
-		client: c, request: request, events: events, log: log,
+		client: c, request: request, events: events, log: log, soon: make(chan struct{}, 1),
 		find: request.Type == models.MemberService && (!request.GroupIP.IsSpecified() || request.GroupIP.IsNull()),
 	}
 }
@@ -63,8 +64,8 @@ func (l *Lease) Join(ctx context.Context) (api.RegistrationAnswer, error) {
 }
 
 // Keep renews until ctx is done, and goes on when a renewal fails: the server may be away, or the operator may put another
-// token in place. It calls moved after each renewal that brought another group IP or another generation.
-func (l *Lease) Keep(ctx context.Context, moved func(api.RegistrationAnswer)) {
+// token in place. It calls renewed after each renewal, and says whether that brought another group IP or another generation.
+func (l *Lease) Keep(ctx context.Context, renewed func(answer api.RegistrationAnswer, moved bool)) {
 	retry := firstRetry
 	wait := renewAfter(l.current())
 	for {
@@ -72,6 +73,7 @@ func (l *Lease) Keep(ctx context.Context, moved func(api.RegistrationAnswer)) {
 		case <-ctx.Done():
 			return
 		case <-time.After(wait):
+		case <-l.soon:
 		}
 		before, now, err := l.renew(ctx)
 		switch {
@@ -83,11 +85,20 @@ func (l *Lease) Keep(ctx context.Context, moved func(api.RegistrationAnswer)) {
 			l.log.Error("the lease could not be renewed; trying again", "error", err, "in", wait)
 		default:
 			wait, retry = renewAfter(now), firstRetry
-			if now.GroupIP != before.GroupIP || generation(now) != generation(before) {
+			moved := now.GroupIP != before.GroupIP || generation(now) != generation(before)
+			if moved {
 				l.event(datagramlog.Moved)
-				moved(now)
 			}
+			renewed(now, moved)
 		}
+	}
+}
+
+// Soon has Keep renew at once, for what the answer tells.
+func (l *Lease) Soon() {
+	select {
+	case l.soon <- struct{}{}:
+	default:
 	}
 }
 

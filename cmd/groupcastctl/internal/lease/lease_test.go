@@ -55,7 +55,11 @@ func TestLease(t *testing.T) {
 	kept := make(chan struct{})
 	go func() {
 		defer close(kept)
-		l.Keep(ctx, func(a api.RegistrationAnswer) { moves <- a })
+		l.Keep(ctx, func(a api.RegistrationAnswer, moved bool) {
+			if moved {
+				moves <- a
+			}
+		})
 	}()
 	select {
 	case moved := <-moves:

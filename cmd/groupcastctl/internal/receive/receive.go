@@ -71,7 +71,7 @@ type Summary struct {
 func Run(ctx, leaveBy context.Context, c Config) (Summary, error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	r := &receiver{Config: c}
+	r := &running{Config: c, keeping: keeping{lease: c.Lease, socket: c.Socket.conn}}
 	received := make(chan error, 1)
 	go func() { received <- r.receive(stop) }()
 
@@ -82,8 +82,10 @@ func Run(ctx, leaveBy context.Context, c Config) (Summary, error) {
 	return r.summary, errors.Join(receiveErr, r.outputErr, err)
 }
 
-type receiver struct {
+// running is one receiver at work.
+type running struct {
 	Config
+	keeping keeping
 
 	done      atomic.Bool // nothing is handed on any more
 	reception rtp.Reception
@@ -92,20 +94,11 @@ type receiver struct {
 }
 
 // stay is the member's life in the group.
-func (r *receiver) stay(ctx, leaveBy context.Context) error {
-	answer, err := r.Lease.Join(ctx)
-	if err != nil {
+func (r *running) stay(ctx, leaveBy context.Context) error {
+	err := r.keeping.stay(ctx, leaveBy, r.Joined)
+	if !r.keeping.joined {
 		return err
 	}
-	r.Joined(answer)
-	kept := make(chan struct{})
-	go func() {
-		defer close(kept)
-		r.Lease.Keep(ctx, r.Joined)
-	}()
-	<-ctx.Done()
-	<-kept
-	_, err = r.Lease.Leave(leaveBy)
 	pause(leaveBy, settle)
 	r.done.Store(true)
 	pause(leaveBy, r.Linger-settle)
@@ -113,10 +106,10 @@ func (r *receiver) stay(ctx, leaveBy context.Context) error {
 }
 
 // receive runs until the socket is closed. It has the receiver leave if nothing can be handed on any more.
-func (r *receiver) receive(leave func()) error {
+func (r *running) receive(leave func()) error {
 	buffer := make([]byte, largest)
 	for {
-		n, err := r.Socket.conn.Read(buffer)
+		n, from, err := r.Socket.conn.ReadFromUDPAddrPort(buffer)
 		now := time.Now()
 		switch {
 		case errors.Is(err, net.ErrClosed):
@@ -126,6 +119,9 @@ func (r *receiver) receive(leave func()) error {
 			return fmt.Errorf("receive: %w", err)
 		}
 		datagram := buffer[:n]
+		if r.keeping.take(from, datagram) {
+			continue
+		}
 		r.summary.Datagrams++
 		r.summary.Bytes += uint64(n)
 		sequence, isRTP := r.reception.Note(datagram)

@@ -20,6 +20,7 @@ import (
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/receive"
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/rtp"
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/scripted"
+	"github.com/groupcast/groupcast/consentcheck"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
 )
@@ -188,4 +189,67 @@ func TestReceiveLeavesWhenTheOutputIsFull(t *testing.T) {
 	<-s.ended
 	require.ErrorContains(t, s.err, "hand on the stream")
 	assert.Equal(t, 1, s.service.Leaves())
+}
+
+// Where the service asks for consent it is kept on the socket of the media; the output gets media and nothing else. The place to ask is known only from
+// a later answer.
+func TestConsentIsKeptWhileReceiving(t *testing.T) {
+	secret := models.ConsentCredential{Ufrag: "Yw5Fh2kPq0Za", Password: "8mNbVcXzLkJhGfDsAqWeRt"}
+	agent, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 201, 8, 1)})
+	require.NoError(t, err)
+	defer agent.Close()
+	first := scripted.Answer("127.201.8.230", 1)
+	hour := int32(3600)
+	first.RenewAfter = &hour
+	first.Consent = &api.RegistrationConsent{State: models.ConsentPending, Policy: models.PolicyLearned, Ufrag: &secret.Ufrag, Pwd: &secret.Password}
+	second := first
+	at := agent.LocalAddr().(*net.UDPAddr).AddrPort()
+	second.Senders = &[]api.Sender{{SourceID: 1, Address: at.Addr().Unmap().String(), Port: int32(at.Port())}}
+	service, c := scripted.Start(t)
+	service.Say(http.StatusOK, first)
+	service.Say(http.StatusOK, second)
+
+	file := filepath.Join(t.TempDir(), "stream")
+	output, err := receive.OpenOutput(file, 0)
+	require.NoError(t, err)
+	socket, err := receive.Open(netip.MustParseAddrPort("127.201.8.9:0"))
+	require.NoError(t, err)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan receive.Summary)
+	go func() {
+		request := api.RegistrationRequest{Type: models.MemberDevice, ID: 1, GroupName: "groupcast1", Destination: true}
+		summary, err := receive.Run(ctx, t.Context(), receive.Config{
+			Lease: lease.New(c, request, nil, slog.New(slog.DiscardHandler)), Socket: socket, Output: output, Joined: func(api.RegistrationAnswer) {},
+		})
+		assert.NoError(t, err)
+		ended <- summary
+	}()
+	b := make([]byte, 1500)
+	require.NoError(t, agent.SetReadDeadline(time.Now().Add(20*time.Second)))
+	n, from, err := agent.ReadFromUDPAddrPort(b)
+	require.NoError(t, err)
+	m, ok := consentcheck.Parse(b[:n])
+	require.True(t, ok && m.Authentic(secret.Password))
+	ufrag, ok := consentcheck.ToAgent.Ufrag(m.Username)
+	require.True(t, ok)
+	assert.Equal(t, secret.Ufrag, ufrag)
+	question, id := consentcheck.NewRequest(secret, consentcheck.ToReceiver)
+	_, err = agent.WriteToUDPAddrPort(question, from)
+	require.NoError(t, err)
+	for {
+		n, _, err := agent.ReadFromUDPAddrPort(b)
+		require.NoError(t, err)
+		if m, ok := consentcheck.Parse(b[:n]); ok && m.Kind == consentcheck.Answer {
+			assert.True(t, m.ID == id && m.Authentic(secret.Password))
+			break
+		}
+	}
+	_, err = agent.WriteToUDPAddrPort([]byte("media"), from)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		got, err := os.ReadFile(file)
+		return err == nil && string(got) == "media"
+	}, 20*time.Second, 10*time.Millisecond)
+	stop()
+	assert.Equal(t, uint64(1), (<-ended).Datagrams)
 }

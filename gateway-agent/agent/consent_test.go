@@ -1,0 +1,203 @@
+package agent_test
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/oapi-codegen/nullable"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/groupcast/groupcast/consentcheck"
+	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/openapi/api"
+)
+
+var secret = consentcheck.Credential{Ufrag: "Yw5Fh2kPq0Za", Password: "8mNbVcXzLkJhGfDsAqWeRt"}
+
+// asking has the one destination asked for its consent.
+func asking(i api.GroupInformation, policy models.ConsentPolicy, probes int32) api.GroupInformation {
+	i.Groups[0].GroupDestinations[0].Consent = &api.GatewayConsent{Policy: policy, Ufrag: &secret.Ufrag, Pwd: &secret.Password, Probes: &probes}
+	return i
+}
+
+// senderPort waits until a port is reserved for the camera.
+func (h *home) senderPort() uint16 {
+	h.t.Helper()
+	var port uint16
+	require.Eventually(h.t, func() bool {
+		for _, g := range h.status().Groups {
+			port = g.Ports["r_camera1"]
+		}
+		return port != 0
+	}, soon, patience, "a port is reserved")
+	return port
+}
+
+func (h *home) consent(id string) models.ConsentState {
+	for _, g := range h.status().Groups {
+		for _, d := range g.Destinations {
+			if d.ID == id {
+				return d.Consent
+			}
+		}
+	}
+	return ""
+}
+
+func (h *home) consentBecomes(want models.ConsentState) {
+	h.t.Helper()
+	require.Eventually(h.t, func() bool { return h.consent("r_1_0") == want }, 20*time.Second, patience, "consent becomes %s", want)
+}
+
+// ask sends a check, and answers what comes back until its own is answered.
+func (r *receiver) ask(port uint16, c consentcheck.Credential) (answered bool) {
+	r.t.Helper()
+	to := netip.AddrPortFrom(netip.MustParseAddr(uplink), port)
+	data, id := consentcheck.NewRequest(c, consentcheck.ToAgent)
+	_, err := r.conn.WriteToUDPAddrPort(data, to)
+	require.NoError(r.t, err)
+	b := make([]byte, 1500)
+	for {
+		require.NoError(r.t, r.conn.SetReadDeadline(time.Now().Add(quietness)))
+		n, from, err := r.conn.ReadFromUDPAddrPort(b)
+		if err != nil {
+			require.ErrorIs(r.t, err, os.ErrDeadlineExceeded)
+			return false
+		}
+		m, ok := consentcheck.Parse(b[:n])
+		require.True(r.t, ok, "only checks come before consent: %q", b[:n])
+		if m.Kind == consentcheck.Answer {
+			assert.Equal(r.t, id, m.ID)
+			assert.True(r.t, m.Authentic(c.Password))
+			return true
+		}
+		require.True(r.t, m.Authentic(c.Password))
+		_, err = r.conn.WriteToUDPAddrPort(consentcheck.NewAnswer(c, m.ID, from, n), from)
+		require.NoError(r.t, err)
+	}
+}
+
+func TestConsentNothingBeforeItAndCopiesAfter(t *testing.T) {
+	h := newHome(t)
+	one := h.receiver("127.31.1.1")
+	h.service.Set(asking(information("e1", 2, "127.31.1.1"), models.PolicyLearned, 0))
+	h.service.SetSequence(41)
+	h.start()
+	h.inForce("e1.2")
+	port := h.senderPort()
+	assert.Equal(t, models.ConsentPending, h.consent("r_1_0"))
+	h.send(groupIP, "unasked")
+	one.getsNothing()
+	assert.False(t, one.ask(port, consentcheck.Credential{Ufrag: secret.Ufrag, Password: "not that one"}))
+	h.send(groupIP, "with another secret")
+	one.getsNothing()
+
+	require.True(t, one.ask(port, secret))
+	h.consentBecomes(models.ConsentLive)
+	h.send(groupIP, "asked")
+	b := make([]byte, 1500)
+	n, from, err := one.conn.ReadFromUDPAddrPort(b)
+	require.NoError(t, err)
+	assert.Equal(t, "asked 0", string(b[:n]))
+	assert.Equal(t, port, from.Port(), "copies leave from where the check went")
+	for range mediaCount - 1 {
+		_, err = one.conn.Read(b)
+		require.NoError(t, err)
+	}
+	// Now there is a socket of the backend's that is connected to the receiver: checks come to that.
+	require.True(t, one.ask(port, secret))
+
+	// It moves to another port: that gets the copies when it has consented, and the old one none from then on.
+	moved, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP("127.31.1.1")})
+	require.NoError(t, err)
+	defer moved.Close()
+	other := &receiver{t, moved}
+	require.True(t, other.ask(port, secret))
+	require.Eventually(t, func() bool {
+		h.send(groupIP, "moved")
+		_ = moved.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		_, err := moved.Read(b)
+		return err == nil
+	}, soon, patience)
+
+	// The server was told, with numbers above those of whoever reported before.
+	require.Eventually(t, func() bool {
+		at := netip.MustParseAddrPort(moved.LocalAddr().String())
+		for _, r := range h.service.Reports() {
+			if r.Consents == nil {
+				continue
+			}
+			for _, c := range *r.Consents {
+				if c.State == api.Live && c.RegistrationID == "r_1_0" && c.Sender == "r_camera1" && *c.IPv4 == at.Addr() && *c.Port == int32(at.Port()) {
+					return r.Sequence > 41
+				}
+			}
+		}
+		return false
+	}, soon, patience)
+	assert.Equal(t, int32(port), (*h.service.Reports()[0].Senders)[0].Port)
+	assert.NotContains(t, h.log.String(), "127.31.1.1")
+
+	for err == nil { // what is left of the copies
+		_ = moved.SetReadDeadline(time.Now().Add(quietness))
+		_, err = moved.Read(b)
+	}
+	// An agent that starts again has the same port; who asks again is served again, without a new registration.
+	h.stop()
+	h.start()
+	h.inForce("e1.2")
+	assert.Equal(t, port, h.senderPort())
+	assert.NotEqual(t, models.ConsentLive, h.consent("r_1_0"))
+	require.True(t, other.ask(port, secret))
+	h.consentBecomes(models.ConsentLive)
+}
+
+func TestConsentProbesOnlyWhereAllowed(t *testing.T) {
+	h := newHome(t)
+	one, two := h.receiver("127.31.1.1"), h.receiver("127.31.1.2")
+	info := asking(information("e1", 2, "127.31.1.1", "127.31.1.2"), models.PolicyStrict, 5)
+	for i := range info.Groups[0].GroupDestinations {
+		info.Groups[0].GroupDestinations[i].DestinationPort = nullable.NewNullableWithValue(int32(h.media))
+	}
+	info.Groups[0].GroupDestinations[1].Consent = &api.GatewayConsent{Policy: models.PolicyLearned, Ufrag: &secret.Password, Pwd: &secret.Password}
+	h.service.Set(info)
+	h.start()
+	b := make([]byte, 1500)
+	require.NoError(t, one.conn.SetReadDeadline(time.Now().Add(soon)))
+	n, from, err := one.conn.ReadFromUDPAddrPort(b)
+	require.NoError(t, err)
+	m, ok := consentcheck.Parse(b[:n])
+	require.True(t, ok && m.Kind == consentcheck.Request && m.Authentic(secret.Password))
+	_, err = one.conn.WriteToUDPAddrPort(consentcheck.NewAnswer(secret, m.ID, from, n), from)
+	require.NoError(t, err)
+	h.consentBecomes(models.ConsentLive)
+	h.send(groupIP, "asked")
+	one.gets("asked")
+	two.getsNothing()
+}
+
+func TestConsentIsNotAskedForOnlyIfTheOperatorSaysSo(t *testing.T) {
+	h := newHome(t)
+	one := h.receiver("127.31.1.1")
+	h.service.Set(asking(information("e1", 2, "127.31.1.1"), models.PolicyLearned, 0))
+	h.config.AllowWithoutConsent = true
+	h.start()
+	h.inForce("e1.2")
+	h.send(groupIP, "unasked")
+	one.gets("unasked")
+	assert.Contains(t, h.log.String(), "allow-without-consent is set")
+	h.stop()
+
+	h.config.AllowWithoutConsent = false
+	older := information("e1", 3, "127.31.1.1")
+	older.Groups[0].GroupDestinations[0].Consent = nil // of a server that knows nothing of consent
+	h.service.Set(older)
+	h.start()
+	h.inForce("e1.3")
+	h.send(groupIP, "unasked")
+	one.getsNothing()
+}

@@ -1,0 +1,285 @@
+// Package sender reserves the UDP ports that copies leave from, one for each source of a group and before its first datagram, so that receivers
+// know where their copies will come from and can send their checks there (SPEC §10). What comes to a port and is STUN is handed on; everything
+// else is dropped in the kernel.
+//
+// The ports stay the same over restarts of the agent, if they are still free then.
+package sender
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/groupcast/groupcast/gateway-agent/consent"
+	"github.com/groupcast/groupcast/models"
+)
+
+// Heard takes a datagram that came to a reserved port. It must not keep the datagram, nor wait.
+type Heard func(port uint16, from netip.AddrPort, datagram []byte)
+
+// Ports are the reserved ones of one agent. All but Each belongs to one goroutine.
+type Ports struct {
+	uplink   netip.Addr
+	file     string
+	heard    Heard
+	log      *slog.Logger
+	mu       sync.Mutex // of who changes reserved, or reads it on another goroutine
+	reserved map[consent.Sender]*reservation
+	saved    map[string]uint16 // what the file has, by name
+}
+
+// reservation is one port, at the uplink's address and, if the host has IPv6, at all of those.
+type reservation struct {
+	port   uint16
+	v4, v6 *net.UDPConn
+}
+
+// Open reads which ports the last agent had; none is reserved before Keep.
+func Open(uplink netip.Addr, file string, heard Heard, log *slog.Logger) *Ports {
+	p := &Ports{uplink: uplink, file: file, heard: heard, log: log, reserved: map[consent.Sender]*reservation{}, saved: map[string]uint16{}}
+	if b, err := os.ReadFile(file); err == nil && json.Unmarshal(b, &p.saved) != nil {
+		p.saved = map[string]uint16{} // receivers hear of the new ones
+	}
+	return p
+}
+
+func name(s consent.Sender) string { return s.Group + "/" + s.Source }
+
+// Keep reserves a port for each of these senders and lets the others go. A sender that got none is named in the error, and tried again the next time.
+func (p *Ports) Keep(senders []consent.Sender) error {
+	wanted := map[consent.Sender]bool{}
+	for _, s := range senders {
+		wanted[s] = true
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	changed := false
+	for s, r := range p.reserved {
+		if !wanted[s] {
+			r.close()
+			delete(p.reserved, s)
+			changed = true
+		}
+	}
+	var errs []error
+	for s := range wanted {
+		if p.reserved[s] != nil {
+			continue
+		}
+		r, err := p.reserve(p.saved[name(s)])
+		if err != nil {
+			r, err = p.reserve(0)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("reserve a port for the copies of source %s: %w", s.Source, err))
+			continue
+		}
+		p.reserved[s] = r
+		changed = changed || p.saved[name(s)] != r.port
+	}
+	if changed {
+		errs = append(errs, p.save())
+	}
+	return errors.Join(errs...)
+}
+
+func (p *Ports) save() error {
+	p.saved = map[string]uint16{}
+	for s, r := range p.reserved {
+		p.saved[name(s)] = r.port
+	}
+	b, err := json.Marshal(p.saved)
+	if err == nil {
+		err = os.WriteFile(p.file+".new", b, 0o600)
+	}
+	if err == nil {
+		err = os.Rename(p.file+".new", p.file)
+	}
+	if err != nil {
+		return fmt.Errorf("keep the reserved ports: %w: make room in state-dir", err)
+	}
+	return nil
+}
+
+// Of gives the ports by the source's registration id.
+func (p *Ports) Of() map[string]uint16 {
+	all := map[string]uint16{}
+	for s, r := range p.reserved {
+		all[s.Source] = r.port
+	}
+	return all
+}
+
+// At gives whose port it is.
+func (p *Ports) At(port uint16) (consent.Sender, bool) {
+	for s, r := range p.reserved {
+		if r.port == port {
+			return s, true
+		}
+	}
+	return consent.Sender{}, false
+}
+
+// IPv6 tells whether a sender's port is reserved there, too.
+func (p *Ports) IPv6(s consent.Sender) bool { r := p.reserved[s]; return r != nil && r.v6 != nil }
+
+// Send sends from a sender's port. What can't be sent is lost, as on the way.
+func (p *Ports) Send(packet consent.Packet) {
+	r := p.reserved[packet.Sender]
+	if r == nil {
+		return
+	}
+	conn := r.v4
+	if packet.To.Addr().Is6() {
+		conn = r.v6
+	}
+	if conn == nil {
+		return
+	}
+	_, err := conn.WriteToUDPAddrPort(packet.Data, packet.To)
+	if err != nil { // perhaps the network's answer to an earlier datagram; then this one has not been sent yet
+		_, err = conn.WriteToUDPAddrPort(packet.Data, packet.To)
+	}
+	if err != nil {
+		p.log.Debug("a check could not be sent", "source", packet.Sender.Source, "reason", cause(err))
+	}
+}
+
+// cause is an error without the address that it is about.
+func cause(err error) string {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
+		return errno.Error()
+	}
+	return "error"
+}
+
+// Each gives the IPv4 sockets: in their error queues is what the network answers to whatever left from the ports. It may be called on any goroutine.
+func (p *Ports) Each(each func(fd int)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, r := range p.reserved {
+		if raw, err := r.v4.SyscallConn(); err == nil {
+			_ = raw.Control(func(fd uintptr) { each(int(fd)) })
+		}
+	}
+}
+
+// Close lets all ports go.
+func (p *Ports) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for s, r := range p.reserved {
+		r.close()
+		delete(p.reserved, s)
+	}
+	return nil
+}
+
+func (p *Ports) reserve(port uint16) (*reservation, error) {
+	v4, err := listen("udp4", netip.AddrPortFrom(p.uplink, port))
+	if err != nil {
+		return nil, err
+	}
+	r := &reservation{v4: v4, port: v4.LocalAddr().(*net.UDPAddr).AddrPort().Port()}
+	if r.v6, err = listen("udp6", netip.AddrPortFrom(netip.IPv6Unspecified(), r.port)); err != nil {
+		r.v6 = nil // a host without IPv6, or somebody else's port: IPv6 destinations can't consent then
+	}
+	for _, c := range []*net.UDPConn{r.v4, r.v6} {
+		if c != nil {
+			go Listen(c, r.port, p.heard)
+		}
+	}
+	return r, nil
+}
+
+// listen binds a port for itself, and only then lets the backend's sockets of this user have it, too: the kernel may give a port that is
+// shared already to a socket that asks for a shared one.
+func listen(network string, at netip.AddrPort) (*net.UDPConn, error) {
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		return errors.Join(c.Control(func(fd uintptr) {
+			err = OnlySTUN(int(fd))
+			if network == "udp4" {
+				err = errors.Join(err, unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_RECVERR, 1))
+			}
+		}), err)
+	}}
+	conn, err := config.ListenPacket(context.Background(), network, net.JoinHostPort(at.Addr().String(), strconv.Itoa(int(at.Port()))))
+	if err != nil {
+		return nil, err
+	}
+	udp := conn.(*net.UDPConn)
+	raw, err := udp.SyscallConn()
+	if err == nil {
+		var shared error
+		err = errors.Join(raw.Control(func(fd uintptr) {
+			shared = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+		}), shared)
+	}
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return udp, nil
+}
+
+// Listen hands on what comes to a socket until that is closed.
+func Listen(c *net.UDPConn, port uint16, heard Heard) {
+	b := make([]byte, maxCheck+1)
+	for {
+		n, from, err := c.ReadFromUDPAddrPort(b)
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case err == nil && n <= maxCheck:
+			heard(port, netip.AddrPortFrom(from.Addr().Unmap().WithZone(""), from.Port()), b[:n])
+		}
+	}
+}
+
+// maxCheck is what a check has at most, in bytes.
+const maxCheck = 1024
+
+// OnlySTUN makes a UDP socket take nothing but STUN: a first byte of 0 to 3 and the magic cookie (RFC 7983, RFC 8489).
+func OnlySTUN(fd int) error {
+	const udpHeader, cookie, accept, drop = 8, 0x2112A442, 0xffffffff, 0
+	program := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: udpHeader},
+		{Code: unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K, Jt: 3, K: 4},
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: udpHeader + 4},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: cookie},
+		{Code: unix.BPF_RET | unix.BPF_K, K: accept},
+		{Code: unix.BPF_RET | unix.BPF_K, K: drop},
+	}
+	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
+}
+
+func (r *reservation) close() {
+	_ = r.v4.Close()
+	if r.v6 != nil {
+		_ = r.v6.Close()
+	}
+}
+
+// IPv6Address is the public address that this host sends to the IPv6 internet from; the zero Addr if it has none. Nothing is sent.
+func IPv6Address() netip.Addr {
+	c, err := net.Dial("udp6", "[2000::1]:9")
+	if err != nil {
+		return netip.Addr{}
+	}
+	defer c.Close()
+	a := c.LocalAddr().(*net.UDPAddr).AddrPort().Addr()
+	if !models.PublicHost(a) {
+		return netip.Addr{}
+	}
+	return a
+}

@@ -1,0 +1,101 @@
+package sender
+
+import (
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/groupcast/groupcast/consentcheck"
+	"github.com/groupcast/groupcast/gateway-agent/consent"
+)
+
+var (
+	uplink = netip.MustParseAddr("127.0.0.1")
+	one    = consent.Sender{Group: "g", Source: "one"}
+	two    = consent.Sender{Group: "g", Source: "two"}
+)
+
+func TestConsentPortsStayOverRestarts(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "ports")
+	first := Open(uplink, file, nil, slog.Default())
+	require.NoError(t, first.Keep([]consent.Sender{one, two}))
+	ports := first.Of()
+	require.Len(t, ports, 2)
+	assert.NotEqual(t, ports["one"], ports["two"])
+
+	// As long as it has them nobody else gets them by asking for a shared one without being told.
+	_, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(uplink, ports["one"])))
+	require.Error(t, err)
+	require.NoError(t, first.Close())
+
+	second := Open(uplink, file, nil, slog.Default())
+	defer second.Close()
+	require.NoError(t, second.Keep([]consent.Sender{two, one}))
+	assert.Equal(t, ports, second.Of())
+	require.NoError(t, second.Keep([]consent.Sender{two}))
+	assert.Equal(t, map[string]uint16{"two": ports["two"]}, second.Of())
+	require.NoError(t, second.Keep([]consent.Sender{two}), "nothing changes")
+}
+
+func TestConsentATakenPortIsReplaced(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "ports")
+	first := Open(uplink, file, nil, slog.Default())
+	require.NoError(t, first.Keep([]consent.Sender{one}))
+	port := first.Of()["one"]
+	require.NoError(t, first.Close())
+	taken, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(uplink, port)))
+	require.NoError(t, err)
+	defer taken.Close()
+	second := Open(uplink, file, nil, slog.Default())
+	defer second.Close()
+	require.NoError(t, second.Keep([]consent.Sender{one}))
+	assert.NotZero(t, second.Of()["one"])
+	assert.NotEqual(t, port, second.Of()["one"])
+}
+
+func TestConsentOnlySTUNIsHeard(t *testing.T) {
+	type heard struct {
+		port uint16
+		from netip.AddrPort
+		size int
+	}
+	all := make(chan heard, 10)
+	p := Open(uplink, filepath.Join(t.TempDir(), "ports"), func(port uint16, from netip.AddrPort, b []byte) { all <- heard{port, from, len(b)} }, slog.Default())
+	defer p.Close()
+	require.NoError(t, p.Keep([]consent.Sender{one}))
+	port := p.Of()["one"]
+	c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(uplink, 0)))
+	require.NoError(t, err)
+	defer c.Close()
+	to, from := netip.AddrPortFrom(uplink, port), c.LocalAddr().(*net.UDPAddr).AddrPort()
+	check, _ := consentcheck.NewQuestion()
+	rtp := append([]byte{}, check...)
+	rtp[0] = 0x80
+	noCookie := append([]byte{}, check...)
+	noCookie[4]++
+	for _, b := range [][]byte{rtp, noCookie, nil, check[:7], make([]byte, 1500), append(append([]byte{}, check...), make([]byte, maxCheck)...), check} {
+		_, err := c.WriteToUDPAddrPort(b, to)
+		require.NoError(t, err)
+	}
+	select {
+	case h := <-all:
+		assert.Equal(t, heard{port, from, len(check)}, h)
+	case <-time.After(5 * time.Second):
+		t.Fatal("a check was not heard")
+	}
+	assert.Empty(t, all)
+
+	p.Send(consent.Packet{Sender: one, To: from, Data: check})
+	b := make([]byte, 100)
+	require.NoError(t, c.SetReadDeadline(time.Now().Add(5*time.Second)))
+	n, source, err := c.ReadFromUDPAddrPort(b)
+	require.NoError(t, err)
+	assert.Equal(t, check, b[:n])
+	assert.Equal(t, to, source)
+}

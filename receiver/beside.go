@@ -1,0 +1,127 @@
+package receiver
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Beside is a socket for checks at a port that another program has, one that knows nothing of them: it sees the STUN that comes to the port, besides that
+// program, and sends from the port. It sees and sends nothing else, and only while somebody has the port: where nobody listens any more, nobody consents.
+//
+// It is a raw socket, so it needs CAP_NET_RAW. IPv4 only.
+type Beside struct {
+	conn *net.IPConn
+	at   netip.AddrPort
+}
+
+var errNobody = errors.New("no program has the port")
+
+// OpenBeside is for the port at one address of this host, or at all if the address is unspecified.
+func OpenBeside(at netip.AddrPort) (*Beside, error) {
+	if !at.Addr().Is4() || at.Port() == 0 {
+		return nil, fmt.Errorf("%s is not an IPv4 address and a port", at)
+	}
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		return errors.Join(c.Control(func(fd uintptr) { err = onlyChecks(int(fd), at.Port()) }), err)
+	}}
+	conn, err := config.ListenPacket(context.Background(), "ip4:udp", at.Addr().String())
+	if errors.Is(err, os.ErrPermission) {
+		return nil, errors.New("a raw socket needs CAP_NET_RAW: run this as root, or give the program that capability")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open a raw socket: %w", err)
+	}
+	return &Beside{conn.(*net.IPConn), at}, nil
+}
+
+// onlyChecks has the kernel drop all but UDP with STUN to the port: a first byte of 0 to 3 and the magic cookie (RFC 7983). Offsets are from the IP header, whose
+// length the X register holds.
+func onlyChecks(fd int, port uint16) error {
+	const accept, drop = 0xffffffff, 0
+	program := []unix.SockFilter{
+		{Code: unix.BPF_LDX | unix.BPF_B | unix.BPF_MSH},
+		{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_IND, K: 2},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 5, K: uint32(port)},
+		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_IND, K: 8},
+		{Code: unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K, Jt: 3, K: 4},
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_IND, K: 12},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: 0x2112A442},
+		{Code: unix.BPF_RET | unix.BPF_K, K: accept},
+		{Code: unix.BPF_RET | unix.BPF_K, K: drop},
+	}
+	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
+}
+
+const udpHeader = 8
+
+// ReadFromUDPAddrPort waits for a check.
+func (b *Beside) ReadFromUDPAddrPort(datagram []byte) (int, netip.AddrPort, error) {
+	raw := make([]byte, len(datagram)+udpHeader)
+	for {
+		n, from, err := b.conn.ReadFromIP(raw)
+		if err != nil {
+			return 0, netip.AddrPort{}, err
+		}
+		addr, ok := netip.AddrFromSlice(from.IP)
+		if size := int(binary.BigEndian.Uint16(raw[4:])); ok && n >= udpHeader && size >= udpHeader && size <= n {
+			n = copy(datagram, raw[udpHeader:size])
+			return n, netip.AddrPortFrom(addr.Unmap(), binary.BigEndian.Uint16(raw)), nil
+		}
+	}
+}
+
+// WriteToUDPAddrPort sends from the port, if a program has it.
+func (b *Beside) WriteToUDPAddrPort(datagram []byte, to netip.AddrPort) (int, error) {
+	has, err := listens(b.at)
+	if err == nil && !has {
+		err = errNobody
+	}
+	if err != nil {
+		return 0, err
+	}
+	raw := make([]byte, udpHeader, udpHeader+len(datagram))
+	binary.BigEndian.PutUint16(raw, b.at.Port())
+	binary.BigEndian.PutUint16(raw[2:], to.Port())
+	binary.BigEndian.PutUint16(raw[4:], uint16(udpHeader+len(datagram)))
+	// No checksum, which IPv4 allows (RFC 768): the fingerprint of a check is one.
+	if _, err := b.conn.WriteToIP(append(raw, datagram...), &net.IPAddr{IP: to.Addr().AsSlice()}); err != nil {
+		return 0, fmt.Errorf("send a check: %w", err)
+	}
+	return len(datagram), nil
+}
+
+// Close ends reading.
+func (b *Beside) Close() error { return b.conn.Close() }
+
+// listens tells whether a UDP socket of this host would get what comes there.
+func listens(at netip.AddrPort) (bool, error) {
+	for _, file := range []string{"/proc/net/udp", "/proc/net/udp6"} { // a socket for both kinds of IP stands in the second
+		table, err := os.ReadFile(file)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return false, err
+		}
+		for line := range strings.Lines(string(table)) {
+			fields := strings.Fields(line)
+			if len(fields) < 2 || !strings.HasSuffix(fields[1], fmt.Sprintf(":%04X", at.Port())) {
+				continue
+			}
+			addr, _, _ := strings.Cut(fields[1], ":")
+			a := at.Addr().As4()
+			own := fmt.Sprintf("%08X", binary.NativeEndian.Uint32(a[:]))
+			if strings.Trim(addr, "0") == "" || at.Addr().IsUnspecified() || addr == own {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}
