@@ -15,6 +15,7 @@ import (
 	"github.com/groupcast/groupcast/openapi/adminapi"
 )
 
+// clients are load enough: the tests with them run beside no others.
 const clients = 64
 
 // at once runs one function per client, all released together.
@@ -95,7 +96,6 @@ func TestReplayRefusesWrongAnswers(t *testing.T) {
 
 // TestStateIsExactWith64ClientsAtOnce joins, then joins and leaves at once, and proves that the answers fit one history.
 func TestStateIsExactWith64ClientsAtOnce(t *testing.T) {
-	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		e := newExample(t, harness.Options{DatabaseURL: databaseURL, Args: []string{"--quota-destinations", "0"}})
 		e.declare(t)
@@ -137,7 +137,6 @@ func TestStateIsExactWith64ClientsAtOnce(t *testing.T) {
 
 // TestAddressesAreExactWith64ClientsAtOnce lets 64 cameras ask for a new group each, of a range of 22 addresses.
 func TestAddressesAreExactWith64ClientsAtOnce(t *testing.T) {
-	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
 		e := newExample(t, harness.Options{DatabaseURL: databaseURL, Args: []string{"--quota-groups", "0"}})
 		e.declare(t)

@@ -141,9 +141,8 @@ func home(t *testing.T, open func(t *testing.T, c duplicator.Config) duplicator.
 }
 
 // A camera's stream goes on, datagram by datagram and from the same port, while the agent ends, while there is none, and
-// while the next one starts and takes over.
+// while the next one starts and takes over. It runs alone, because a stream goes on all the while.
 func TestARestartInterruptsNothing(t *testing.T) {
-	t.Parallel()
 	netlab.Isolated(t, func(t *testing.T) {
 		c := ebpf.Config{Interface: backendtest.LAN, PinDir: netlab.BPFFS(t)}
 		var first *ebpf.Backend
@@ -300,9 +299,8 @@ func TestARemovedReceiverGetsNothing(t *testing.T) {
 	})
 }
 
-// Probing beside a running agent takes nothing from the stream and leaves nothing.
+// Probing beside a running agent takes nothing from the stream and leaves nothing. It runs alone, because a stream goes on all the while.
 func TestAProbeDisturbsNobody(t *testing.T) {
-	t.Parallel()
 	netlab.Isolated(t, func(t *testing.T) {
 		c := ebpf.Config{Interface: backendtest.LAN, PinDir: netlab.BPFFS(t)}
 		h := home(t, func(t *testing.T, base duplicator.Config) duplicator.Duplicator {
