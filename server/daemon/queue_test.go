@@ -4,8 +4,6 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
-	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -23,7 +21,6 @@ import (
 	"github.com/groupcast/groupcast/e2e/harness"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/adminapi"
-	"github.com/groupcast/groupcast/openapi/clientauth"
 	"github.com/groupcast/groupcast/server/eventqueue"
 )
 
@@ -96,42 +93,6 @@ func TestServicesReadTheQueue(t *testing.T) {
 		assert.NotContains(t, s.log.String(), secret)
 	}
 	assert.NotContains(t, s.log.String(), "level=ERROR", "what clients do wrong is no error of ours")
-}
-
-// TestAttackABoundTokenAtTheQueue: a token that is bound to a key needs a proof of it, made for this, each time another one.
-func TestAttackABoundTokenAtTheQueue(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	require.NoError(t, l.Close())
-	at := l.Addr().String()
-	s := start(t, settings(t, dataDir(t), "--listen", at, "--public-url", "http://"+at, "--nats-listen", "127.0.0.1:0"))
-	s.home(t, "Smith")
-	client, err := clientauth.CreateService(filepath.Join(t.TempDir(), "credential"), clientauth.Service{Server: "http://" + at, ClientID: "svc-smith", DPoP: true}, clientauth.Options{})
-	require.NoError(t, err)
-	keys := &adminapi.KeySet{}
-	require.NoError(t, json.Unmarshal(fmt.Appendf(nil, `{"keys":[%s]}`, client.PublicKey()), keys))
-	credential, err := s.admin.CreateServiceCredentialWithResponse(t.Context(), "svc-smith", nil, adminapi.ServiceCredentialRequest{Jwks: keys})
-	require.NoError(t, err)
-	require.NotNil(t, credential.JSON200, "%s", credential.Body)
-	connect := func(user, password string) error {
-		c, err := nats.Connect(s.QueueAddr().String(), nats.UserInfo(user, password), nats.NoReconnect(), nats.Timeout(10*time.Second))
-		if err == nil {
-			c.Close()
-		}
-		return err
-	}
-	proof, token, err := client.NATS(t.Context())
-	require.NoError(t, err)
-	require.NoError(t, connect(proof, token))
-	require.Error(t, connect(proof, token), "the same proof again")
-	require.Error(t, connect("anybody", token), "no proof")
-	proof, token, err = client.MQTT(t.Context())
-	require.NoError(t, err)
-	require.Error(t, connect(proof, token), "a proof for another protocol")
-	proof, token, err = client.NATS(t.Context())
-	require.NoError(t, err)
-	require.NoError(t, connect(proof, token), "the token itself is good")
-	require.NotContains(t, s.log.String(), proof)
 }
 
 // TestTheConfigurationOfACluster: what groupcastctl prints is one that nats-server takes, with each service and without a secret.
