@@ -41,8 +41,9 @@ func (l natsLog) tell(level slog.Level, key, format string, v ...any) {
 }
 
 func (l natsLog) Noticef(format string, v ...any) { l.tell(slog.LevelDebug, "notice", format, v...) }
-func (l natsLog) Warnf(format string, v ...any)   { l.tell(slog.LevelWarn, "warning", format, v...) }
-func (l natsLog) Errorf(format string, v ...any)  { l.tell(slog.LevelError, "error", format, v...) }
-func (l natsLog) Fatalf(format string, v ...any)  { l.tell(slog.LevelError, "error", format, v...) }
-func (l natsLog) Debugf(string, ...any)           {}
-func (l natsLog) Tracef(string, ...any)           {}
+
+func (l natsLog) Warnf(format string, v ...any)  { l.tell(slog.LevelWarn, "warning", format, v...) }
+func (l natsLog) Errorf(format string, v ...any) { l.tell(slog.LevelError, "error", format, v...) }
+func (l natsLog) Fatalf(format string, v ...any) { l.tell(slog.LevelError, "error", format, v...) }
+func (l natsLog) Debugf(string, ...any)          {}
+func (l natsLog) Tracef(string, ...any)          {}

@@ -516,7 +516,9 @@ func TestDrillAStalledReader(t *testing.T) {
 		stalled, _ := listen(t, l.connect(t, l.token("svc-upload"), nats.SetCustomDialer(g)), "svc-upload")
 		other, _ := listen(t, l.connect(t, l.token("svc-other")), "svc-other")
 		l.happen(t, 1)
-		both := func(n int) func() bool { return func() bool { return len(stalled.all()) >= n && len(other.all()) >= n } }
+		both := func(n int) func() bool {
+			return func() bool { return len(stalled.all()) >= n && len(other.all()) >= n }
+		}
 		require.Eventually(t, both(2), patience, 10*time.Millisecond)
 		g.set(true)
 		const events = 1300
