@@ -137,7 +137,9 @@ func linkHeard(event string) string {
 
 // consentHears is what both say of a row that holds a consent, which counts under a condition.
 func consentHears(consent, event, live string) string {
-	grants := func(scope string) string { return live + " AND ' ' || " + consent + ".scopes || ' ' LIKE '% " + scope + " %'" }
+	grants := func(scope string) string {
+		return live + " AND ' ' || " + consent + ".scopes || ' ' LIKE '% " + scope + " %'"
+	}
 	return "(" + event + ".group_id = '' OR " + consentCovers(consent, event+".premises_id") + " AND (" + grants(models.ScopeEvents) + " OR " + grants(models.ScopeNotify) +
 		" AND EXISTS (SELECT 1 FROM registrations r WHERE r.group_id = " + event + ".group_id " +
 		"AND r.owner_service = l.service_id AND r.member_id = l.service_account_id)))"
