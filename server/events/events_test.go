@@ -56,6 +56,40 @@ func messages(t *testing.T) map[string]*openapi3.Schema {
 	return all
 }
 
+// TestTheHTTPChannelsAreThoseOfTheContract: an operation of the AsyncAPI document over HTTP has the name, method and path of the contract's.
+func TestTheHTTPChannelsAreThoseOfTheContract(t *testing.T) {
+	var document struct {
+		Channels   map[string]struct{ Address string }
+		Operations map[string]struct {
+			Channel struct {
+				Ref string `yaml:"$ref"`
+			}
+			Bindings struct{ HTTP struct{ Method string } }
+		}
+	}
+	require.NoError(t, yaml.Unmarshal(openapi.Events, &document))
+	contract, err := openapi3.NewLoader().LoadFromData(openapi.Public)
+	require.NoError(t, err)
+	channels := 0
+	for _, c := range document.Channels {
+		if len(c.Address) > 0 && c.Address[0] == '/' {
+			channels++
+		}
+	}
+	for name, o := range document.Operations {
+		c, known := document.Channels[filepath.Base(o.Channel.Ref)]
+		require.True(t, known, "%s: there is no %s", name, o.Channel.Ref)
+		if o.Bindings.HTTP.Method == "" {
+			continue
+		}
+		path := contract.Paths.Find(c.Address)
+		require.NotNil(t, path, c.Address)
+		require.Equal(t, name, path.GetOperation(o.Bindings.HTTP.Method).OperationID)
+		channels--
+	}
+	require.Zero(t, channels, "each channel over HTTP has an operation")
+}
+
 // heard is what the account and its linked services hear of the account, checked against the contract.
 type heard struct {
 	t        *testing.T

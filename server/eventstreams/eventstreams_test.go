@@ -312,6 +312,62 @@ func TestResync(t *testing.T) {
 	})
 }
 
+// TestAConsentThatChanged: a service that goes on from before hears what its consent of then let it hear and that of now does, and nothing of a time
+// in which it didn't cover the premises.
+func TestAConsentThatChanged(t *testing.T) {
+	inLab(t, func(t *testing.T, l *lab) {
+		camera, phone := l.Device(t, models.DeviceCamera, "camera"), l.Device(t, models.DevicePhone, "phone")
+		upload := l.Service(t, "svc-upload", 0)
+		garden, err := l.Accounts.CreatePremises(ctx, l.Account.ID, "garden", false)
+		require.NoError(t, err)
+		scopes := upload.Link.Scopes
+		consent := func(scopes []string, premises ...models.PremisesID) {
+			t.Helper()
+			want := upload.Link
+			want.Consent = models.Consent{Scopes: scopes, Premises: premises}
+			_, err := l.Accounts.PutLink(ctx, want)
+			require.NoError(t, err)
+			time.Sleep(5 * time.Millisecond) // times are in milliseconds
+		}
+		move := func(n int) {
+			l.Join(t, phone, servertest.Destination(phone, fmt.Sprint("198.51.100.", n), "groupcast1"))
+		}
+		l.Join(t, camera, servertest.Source(camera, "172.168.0.5", "groupcast1"))
+		began := l.listen(l.as(upload.Principal), "", nil).last
+		again := func(want ...string) {
+			t.Helper()
+			require.NoError(t, l.tail.Look(ctx))
+			e := l.listen(l.as(upload.Principal), "", &began)
+			e.hears(want...)
+			e.nothing(l)
+			e.Close()
+		}
+		time.Sleep(5 * time.Millisecond)
+		move(1)
+		again("member.joined 1")
+		consent(scopes, l.Premises.ID)
+		move(2)
+		again("member.joined 1", "link.granted 0", "member.moved 1")
+		consent(scopes, garden.ID)
+		move(3)
+		again("link.granted 0", "link.granted 0")
+		consent([]string{models.ScopeRegister}, l.Premises.ID)
+		move(4)
+		again("link.granted 0", "link.granted 0", "link.granted 0")
+		consent(scopes)
+		move(5)
+		again("member.joined 1", "link.granted 0", "member.moved 1", "link.granted 0", "link.granted 0", "link.granted 0", "member.moved 1")
+		// What was granted before is forgotten once there are no events of that time.
+		before := len(l.db.Ints(t, "SELECT granted_at FROM past_consents"))
+		require.Equal(t, 4, before)
+		l.db.Advance(t, store.EventRetention+time.Minute)
+		consent(scopes, l.Premises.ID)
+		require.Len(t, l.db.Ints(t, "SELECT granted_at FROM past_consents"), 1)
+		require.NoError(t, l.Accounts.DeleteLink(ctx, "svc-upload", l.Account.ID))
+		require.Empty(t, l.db.Ints(t, "SELECT granted_at FROM past_consents"))
+	})
+}
+
 // TestResumeAfterDisconnects: writers at several groups, and a listener that is cut off fifty times. Nothing is missing and nothing comes twice.
 func TestResumeAfterDisconnects(t *testing.T) {
 	inLab(t, func(t *testing.T, l *lab) {

@@ -92,7 +92,7 @@ type HeardEvent struct {
 }
 
 // EventsHeard reads up to limit events with ids in (after, upTo] that a hearer may be concerned by, in the order of the ids: of a device's account
-// only those of groups that it is in, that begin or end, and of devices that were added; of a service only those since its link, and ends of links.
+// only those of groups that it is in, that begin or end, and of devices that were added; of a service only those that a consent of their time let it hear, and ends of links.
 func (s *Store) EventsHeard(ctx context.Context, h Hearer, after, upTo int64, limit int) ([]HeardEvent, error) {
 	where, args := "e.account_id = ?", []any{string(h.Account)}
 	switch {
@@ -121,7 +121,7 @@ func (s *Store) heard(ctx context.Context, h Hearer, join, where string, args []
 	columns, from, first := "0, "+isMember, "events e", []any{int64(h.Device)}
 	if h.Service != "" {
 		columns = "coalesce(l.service_account_id, 0), 1 = 0"
-		from += " " + join + " service_links l ON l.service_id = ? AND l.account_id = e.account_id AND l.granted_at <= e.created_at AND " + linkHears("e")
+		from += " " + join + " service_links l ON l.service_id = ? AND l.account_id = e.account_id AND " + linkHeard("e") + " AND " + linkHears("e")
 		first = []any{string(h.Service)}
 	}
 	err = s.reading(ctx, func(tx *Tx) error {

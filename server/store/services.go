@@ -106,8 +106,11 @@ func (c filterColumn) Scan(src any) error {
 	return nil
 }
 
+// linkIsLive is the condition that the link l has not ended by itself.
+const linkIsLive = "l.expires_at = 0 OR l.expires_at > {now}"
+
 // linkGrants is the condition that the link l is live and grants the scope of its one parameter, which scopeArg makes.
-const linkGrants = "(l.expires_at = 0 OR l.expires_at > {now}) AND ' ' || l.scopes || ' ' LIKE ?"
+const linkGrants = "(" + linkIsLive + ") AND ' ' || l.scopes || ' ' LIKE ?"
 
 // linkGranting is linkGrants of a scope that is known.
 func linkGranting(scope string) string { return strings.Replace(linkGrants, "?", "'% "+scope+" %'", 1) }
@@ -115,15 +118,30 @@ func linkGranting(scope string) string { return strings.Replace(linkGrants, "?",
 func scopeArg(scope string) any { return "% " + scope + " %" }
 
 // linkCovers is the condition that the link l covers the premises that the expression names.
-func linkCovers(premises string) string {
-	return "(l.premises_filter = '*' OR l.premises_filter LIKE '% ' || " + premises + " || ' %')"
+func linkCovers(premises string) string { return consentCovers("l", premises) }
+
+func consentCovers(consent, premises string) string {
+	return "(" + consent + ".premises_filter = '*' OR " + consent + ".premises_filter LIKE '% ' || " + premises + " || ' %')"
 }
 
 // linkHears is the condition that the consent of the link l lets its service hear of the event under an alias now: of the link itself; of a group
-// in premises that it covers with gc:events, or with gc:notify while the service is a member.
-func linkHears(event string) string {
-	return "(" + event + ".group_id = '' OR " + linkCovers(event+".premises_id") + " AND (" + linkGranting(models.ScopeEvents) + " OR " +
-		linkGranting(models.ScopeNotify) + " AND EXISTS (SELECT 1 FROM registrations r WHERE r.group_id = " + event + ".group_id " +
+// in premises that it covers with gc:events, or with gc:notify while the service is a member. It is the only place that says so.
+func linkHears(event string) string { return consentHears("l", event, "("+linkIsLive+")") }
+
+// linkHeard is the condition that a consent of the link l of the time of the event let its service hear of it: the one of now, or one before.
+func linkHeard(event string) string {
+	return "(l.granted_at <= " + event + ".created_at OR EXISTS (SELECT 1 FROM past_consents p WHERE p.service_id = l.service_id " +
+		"AND p.service_account_id = l.service_account_id AND " + event + ".created_at BETWEEN p.granted_at AND p.ended_at AND " +
+		consentHears("p", event, "1 = 1") + "))"
+}
+
+// consentHears is what both say of a row that holds a consent, which counts under a condition.
+func consentHears(consent, event, live string) string {
+	grants := func(scope string) string {
+		return live + " AND ' ' || " + consent + ".scopes || ' ' LIKE '% " + scope + " %'"
+	}
+	return "(" + event + ".group_id = '' OR " + consentCovers(consent, event+".premises_id") + " AND (" + grants(models.ScopeEvents) + " OR " + grants(models.ScopeNotify) +
+		" AND EXISTS (SELECT 1 FROM registrations r WHERE r.group_id = " + event + ".group_id " +
 		"AND r.owner_service = l.service_id AND r.member_id = l.service_account_id)))"
 }
 
@@ -138,8 +156,19 @@ func (tx *Tx) InsertLink(l models.Link) (bool, error) {
 	return n == 1, err
 }
 
-// SetConsent changes what a link grants, and tells whether there is such a link.
+// SetConsent changes what a link grants, and tells whether there is such a link. What it granted before is kept for as long as events are.
 func (tx *Tx) SetConsent(l models.Link) (bool, error) {
+	key := []any{string(l.ServiceID), int64(l.ServiceAccountID)}
+	if _, err := tx.exec("DELETE FROM past_consents WHERE service_id = ? AND service_account_id = ? AND ended_at <= {now} - ?",
+		key[0], key[1], EventRetention.Milliseconds()); err != nil {
+		return false, err
+	}
+	if _, err := tx.exec(`
+		INSERT INTO past_consents (service_id, service_account_id, scopes, premises_filter, granted_at, ended_at)
+		SELECT l.service_id, l.service_account_id, l.scopes, l.premises_filter, l.granted_at, CASE WHEN `+linkIsLive+` THEN {now} ELSE l.expires_at END
+		FROM service_links l WHERE l.service_id = ? AND l.service_account_id = ?`, key...); err != nil {
+		return false, err
+	}
 	n, err := tx.exec(`
 		UPDATE service_links SET scopes = ?, premises_filter = ?, granted_by = ?, expires_at = ?, granted_at = {now}
 		WHERE service_id = ? AND service_account_id = ?`, strings.Join(l.Scopes, " "), filterText(l.Premises), l.GrantedBy, timeArg(l.ExpiresAt),

@@ -123,10 +123,18 @@ func (tx *Tx) DisableWebhook(id models.WebhookID, why models.WebhookDisabled) (b
 	return true, tx.forgetWebhook(id)
 }
 
-// EnableWebhook lets deliveries begin, as if none had failed, and tries at once what waits.
+// EnableWebhook lets deliveries begin, as if none had failed. One that is enabled already tries at once what waits. For one that was disabled nothing
+// waits, not even what somebody recorded at the moment of the disabling: it hears what happens from now on.
 func (tx *Tx) EnableWebhook(id models.WebhookID) error {
-	if _, err := tx.exec("UPDATE webhooks SET disabled = '', failures = 0, failing_since = 0, paused_until = 0, last_error = '' WHERE id = ?", string(id)); err != nil {
+	began, err := tx.exec("UPDATE webhooks SET disabled = '' WHERE id = ? AND disabled <> ''", string(id))
+	if err != nil {
 		return err
+	}
+	if _, err := tx.exec("UPDATE webhooks SET failures = 0, failing_since = 0, paused_until = 0, last_error = '' WHERE id = ?", string(id)); err != nil {
+		return err
+	}
+	if began == 1 {
+		return tx.forgetWebhook(id)
 	}
 	return tx.hurryWebhook(id)
 }

@@ -493,6 +493,39 @@ func TestOneAtATimeForAGroup(t *testing.T) {
 	})
 }
 
+// TestEnablingBeginsAnew: a webhook that is enabled gets nothing of before, not even what somebody recorded at the moment of the disabling; enabling
+// one that is enabled keeps what waits.
+func TestEnablingBeginsAnew(t *testing.T) {
+	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
+		p := newPartner(t, nil)
+		w := newWorld(t, db, p)
+		id, _ := w.hook(t, p, "svc-upload")
+		w.group(t, "door", 1)
+		set := func(enabled bool) {
+			t.Helper()
+			_, err := w.hooks.Change(ctx, "svc-upload", id, webhooks.Change{Enabled: &enabled})
+			require.NoError(t, err)
+		}
+		set(true)
+		require.Equal(t, 1, w.status(t, id).Pending)
+		waits := db.Texts(t, "SELECT group_id FROM webhook_streams")
+		set(false)
+		require.Zero(t, w.status(t, id).Pending)
+		// As if somebody had changed the group at the same moment, and had seen the webhook enabled.
+		db.Exec(t, fmt.Sprintf("INSERT INTO webhook_streams (webhook_id, service_account_id, group_id, account_id, rev, newest_rev, due_at) VALUES ('%s', %s, '%s', '%s', 0, 2, 1)",
+			id, w.service.Link.ServiceAccountID, waits[0], w.Account.ID))
+		set(true)
+		require.Zero(t, w.status(t, id).Pending)
+		w.more(t, "door", 1)
+		w.courier(t, db.Store)
+		p.heard(t, 2)
+		w.settled(t, id)
+		for _, list := range revs(p.deliveries()) {
+			require.Equal(t, []int64{4, 5}, list)
+		}
+	})
+}
+
 // TestAttackWebhookAfterUnlink: an account's events that were recorded before it ended the link are not delivered after that, and another
 // service goes on hearing them.
 func TestAttackWebhookAfterUnlink(t *testing.T) {
