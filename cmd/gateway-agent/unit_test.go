@@ -152,7 +152,7 @@ metrics-listen: ""
 func (a *unitAgent) start(without string) (log func() string) {
 	a.t.Helper()
 	var wanted []string
-	for _, c := range strings.Fields(unitSetting(a.t, "AmbientCapabilities")) {
+	for c := range strings.FieldsSeq(unitSetting(a.t, "AmbientCapabilities")) {
 		if c != without {
 			wanted = append(wanted, "+"+strings.ToLower(strings.TrimPrefix(c, "CAP_")))
 		}

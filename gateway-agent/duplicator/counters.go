@@ -80,8 +80,14 @@ func (c *destinationCounters) read() DestinationCounters {
 		reason string
 		n      uint64
 	}{
-		{DropFull, c.full.Load()}, {DropRefused, c.refused.Load()}, {DropUnreachable, c.unreachable.Load()},
-		{DropTooBig, c.tooBig.Load()}, {DropNoSocket, c.noSocket.Load()}, {DropRate, c.overRate.Load()}, {DropStale, c.stale.Load()}, {DropError, c.failure.Load()},
+		{DropFull, c.full.Load()},
+		{DropRefused, c.refused.Load()},
+		{DropUnreachable, c.unreachable.Load()},
+		{DropTooBig, c.tooBig.Load()},
+		{DropNoSocket, c.noSocket.Load()},
+		{DropRate, c.overRate.Load()},
+		{DropStale, c.stale.Load()},
+		{DropError, c.failure.Load()},
 	} {
 		d.Drops = with(d.Drops, drop.reason, drop.n)
 	}
