@@ -43,6 +43,7 @@ var cases = slices.Concat(
 		{"malformed", malformed},
 		{"wrong source", wrongSource},
 		{"wrong stream id", wrongStreamID},
+		{"a source that comes and goes", sourceComesAndGoes},
 		{"foreign group", foreignGroup},
 		{"no hop left", noHop},
 		{"don't fragment", dontFragment},
@@ -343,6 +344,41 @@ func wrongStreamID(t *testing.T, b Backend) {
 		raw{from: Neighbour, payload: []byte("the camera's id")}.bytes(),
 	})
 	h.until("counted", func() bool { return h.drops(packet.Spoof.String()) == 2 })
+}
+
+// A stream that was copied is judged anew by every snapshot: whether its camera is a source, and whether it needs the option.
+func sourceComesAndGoes(t *testing.T, b Backend) {
+	h := NewHome(t, b, packet.Strip, nil)
+	sources := func(trigger table.Trigger, cameras ...netip.Addr) {
+		s := WorkedExample()
+		g := s.Groups[Groupcast1]
+		g.Sources = nil
+		for _, a := range cameras {
+			g.Sources = append(g.Sources, table.Source{ID: a.String(), Addr: a, Trigger: trigger})
+		}
+		h.Apply(s)
+	}
+	flagged, plain := raw{payload: []byte("flagged"), id: 1}.bytes(), raw{payload: []byte("plain"), id: 2, noOptions: true}.bytes()
+	copies := func(when string, want int) {
+		t.Helper()
+		before, received := len(h.onUplink()), h.Duplicator.Counters().Groups[Groupcast1].Received
+		h.inject(flagged, plain)
+		h.until("judged", func() bool { return h.Duplicator.Counters().Groups[Groupcast1].Received == received+2 })
+		h.until(when, func() bool { return len(h.onUplink()) >= before+3*want })
+		time.Sleep(20 * time.Millisecond)
+		if n := len(h.onUplink()) - before; n != 3*want {
+			t.Errorf("%s: %d copies, want %d", when, n, 3*want)
+		}
+	}
+	copies("it needs the option", 1)
+	sources(table.TriggerOption, Neighbour)
+	copies("another is the source", 0)
+	sources(table.TriggerOption, Neighbour, Camera)
+	copies("it is a source again", 1)
+	sources(table.TriggerSource, Camera)
+	copies("it needs no option", 2)
+	sources(table.TriggerOption, Camera)
+	copies("it needs the option again", 1)
 }
 
 // What is sent to a group IP of nobody leaves by no interface, whatever it carries.
