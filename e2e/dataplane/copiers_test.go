@@ -36,10 +36,18 @@ func sendtoLoop(l *lab, n int) func() {
 	return l.process(exec.Command(filepath.Join(l.programs, "sendto"), args...), false)
 }
 
-// bySocket and the other two are processes of the test's own program (childMain).
+// bySocket and the others are processes of the test's own program (childMain).
 func bySocket(l *lab, n int) func() { return l.child(job{Kind: "socket", Receivers: n}) }
 
 func inKernel(l *lab, n int) func() { return l.child(job{Kind: "ebpf", Receivers: n, Pins: l.pins}) }
+
+func inKernelBySource(l *lab, n int) func() {
+	return l.child(job{Kind: "ebpf", Receivers: n, Pins: l.pins, Trigger: table.TriggerSource})
+}
+
+func naiveGo(l *lab, n int) func() { return l.child(job{Kind: "naive", Receivers: n}) }
+
+// merging has the kernel merge datagrams without options before the gateway sees them.
 func merging(c copier) copier {
 	return func(l *lab, n int) func() {
 		l.feature("lan0", "rx-udp-gro-forwarding", true)
@@ -50,12 +58,6 @@ func merging(c copier) copier {
 		}
 	}
 }
-
-func inKernelBySource(l *lab, n int) func() {
-	return l.child(job{Kind: "ebpf", Receivers: n, Pins: l.pins, Trigger: table.TriggerSource})
-}
-
-func naiveGo(l *lab, n int) func() { return l.child(job{Kind: "naive", Receivers: n}) }
 
 func cutByKernel(c copier) copier {
 	return func(l *lab, n int) func() {
