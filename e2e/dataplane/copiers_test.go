@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -35,11 +36,28 @@ func sendtoLoop(l *lab, n int) func() {
 	return l.process(exec.Command(filepath.Join(l.programs, "sendto"), args...), false)
 }
 
-// bySocket and the other two are processes of the test's own program (childMain).
+// bySocket and the others are processes of the test's own program (childMain).
 func bySocket(l *lab, n int) func() { return l.child(job{Kind: "socket", Receivers: n}) }
 
 func inKernel(l *lab, n int) func() { return l.child(job{Kind: "ebpf", Receivers: n, Pins: l.pins}) }
-func naiveGo(l *lab, n int) func()  { return l.child(job{Kind: "naive", Receivers: n}) }
+
+func inKernelBySource(l *lab, n int) func() {
+	return l.child(job{Kind: "ebpf", Receivers: n, Pins: l.pins, Trigger: table.TriggerSource})
+}
+
+func naiveGo(l *lab, n int) func() { return l.child(job{Kind: "naive", Receivers: n}) }
+
+// merging has the kernel merge datagrams without options before the gateway sees them.
+func merging(c copier) copier {
+	return func(l *lab, n int) func() {
+		l.feature("lan0", "rx-udp-gro-forwarding", true)
+		stop := c(l, n)
+		return func() {
+			stop()
+			l.feature("lan0", "rx-udp-gro-forwarding", false)
+		}
+	}
+}
 
 func cutByKernel(c copier) copier {
 	return func(l *lab, n int) func() {
@@ -103,6 +121,7 @@ type job struct {
 	Kind      string
 	Receivers int
 	Pins      string
+	Trigger   table.Trigger // by default the option
 }
 
 func (l *lab) child(j job) func() {
@@ -160,9 +179,10 @@ func childMain(text string) error {
 
 func (j job) snapshot() *table.Snapshot {
 	ip := netip.MustParseAddr(group)
+	trigger := cmp.Or(j.Trigger, table.TriggerOption)
 	g := &table.Group{
 		ID: "g", IP: ip, Generation: 1,
-		Sources: []table.Source{{ID: "camera", Addr: netip.MustParseAddr(camera), Trigger: table.TriggerOption}},
+		Sources: []table.Source{{ID: "camera", Addr: netip.MustParseAddr(camera), Trigger: trigger}},
 	}
 	for i := range j.Receivers {
 		g.Destinations = append(g.Destinations, table.Destination{ID: fmt.Sprint(i), Addr: netip.MustParseAddr(receiver(i))})

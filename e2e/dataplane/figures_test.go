@@ -34,6 +34,7 @@ type run struct {
 	n      int
 	driver bool // copies count when they are handed to the uplink's driver, and end there
 	uneven bool
+	plain  bool // without the option
 	rate   int
 	kernel bool // copies are made as datagrams arrive: many more would be on their way at a time than fit the CPU's cache
 }
@@ -47,6 +48,8 @@ var runs = []run{
 	{name: "nft_dup_8", copy: nftDup, n: 8, kernel: true},
 	{name: "clone_only_8", copy: cloning, n: 8, kernel: true},
 	{name: "ebpf_8", copy: inKernel, n: 8, kernel: true},
+	{name: "ebpf_8_merged", copy: merging(inKernelBySource), n: 8, plain: true, kernel: true},
+	{name: "ebpf_8_merged_software", copy: merging(cutByKernel(inKernelBySource)), n: 8, plain: true, kernel: true},
 	{name: "socket_8_software", copy: cutByKernel(bySocket), n: 8},
 	{name: "socket_8_device", copy: bySocket, n: 8},
 	{name: "sendto_8_driver", copy: sendtoLoop, n: 8, driver: true},
@@ -65,7 +68,7 @@ var runs = []run{
 
 func (l *lab) measure(r run, seconds float64) measurement {
 	l.t.Helper()
-	w := load{to: group, copies: r.n, window: 256, rate: r.rate, uneven: r.uneven, stamp: r.rate > 0, seconds: seconds}
+	w := load{to: group, copies: r.n, window: 256, rate: r.rate, uneven: r.uneven, plain: r.plain, stamp: r.rate > 0, seconds: seconds}
 	if r.kernel {
 		w.window = min(max(1024/r.n, 2), 256)
 	}

@@ -309,6 +309,7 @@ type load struct {
 	window  int
 	rate    int // datagrams per second; 0: as many as are copied
 	uneven  bool
+	plain   bool // without the option
 	stamp   bool
 	seconds float64
 }
@@ -338,7 +339,7 @@ func (l *lab) generate(w load) measurement {
 		}
 	}
 	cmd := exec.Command(filepath.Join(l.programs, "generator"), "cam0", l.lan.String(), l.cam.String(), camera, w.to, strconv.Itoa(w.copies),
-		strconv.Itoa(w.window), strconv.Itoa(w.rate), fmt.Sprint(w.seconds), number(w.uneven), number(w.stamp), number(l.realtime))
+		strconv.Itoa(w.window), strconv.Itoa(w.rate), fmt.Sprint(w.seconds), number(w.uneven), number(w.stamp), number(l.realtime), number(!w.plain))
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = &out, &out, []*os.File{file}
 	l.Camera.Start(cmd)

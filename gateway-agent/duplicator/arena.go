@@ -87,6 +87,26 @@ func manyMessages(call uintptr, fd int, m []message, flags uintptr) (int, error)
 	}
 }
 
+// sendMessages sends what it can at once. A datagram alone needs no description of a message, which the kernel would have to read.
+func sendMessages(fd int, m []message) (int, error) {
+	const flags = unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL
+	if len(m) > 1 || m[0].parts() > 1 {
+		return manyMessages(unix.SYS_SENDMMSG, fd, m, flags)
+	}
+	for {
+		payload := m[0].Iov
+		n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(payload.Base)), uintptr(payload.Len), flags, 0, 0)
+		switch errno {
+		case 0:
+			m[0].length = uint32(n)
+			return 1, nil
+		case unix.EINTR:
+		default:
+			return 0, errno
+		}
+	}
+}
+
 // arenas are shared by the listeners: there are as many as can be at work at a time.
 type arenas chan *arena
 

@@ -83,7 +83,7 @@ func (o *outlet) send(s *stream, camera packet.Datagram, f *flight, n int, now t
 func (o *outlet) put(messages []message) (sent int, err error) {
 	var answer error
 	for sent < len(messages) {
-		n, err := manyMessages(unix.SYS_SENDMMSG, o.fd, messages[sent:], unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		n, err := sendMessages(o.fd, messages[sent:])
 		if err != nil {
 			if answer == nil && (errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EMSGSIZE)) {
 				// Perhaps the network's answer to an earlier copy; then this one has not been sent yet.

@@ -1,12 +1,13 @@
 // A camera for benchmarks, on CPU 0. It keeps a window of datagrams on their way, so nothing is lost and the CPU under test is never
 // without work; or it sends at a fixed rate. A thread of the lowest real-time priority on CPU 1 measures what that CPU has left.
 //
-// usage: generator INTERFACE TO-MAC FROM-MAC FROM TO COPIES WINDOW RATE SECONDS SIZES STAMP PRIORITY
+// usage: generator INTERFACE TO-MAC FROM-MAC FROM TO COPIES WINDOW RATE SECONDS SIZES STAMP PRIORITY OPTION
 //   COPIES    that each datagram becomes
 //   RATE      datagrams per second; 0: as many as the window lets
 //   SIZES     0: 1200 bytes each; 1: one byte more than the last, so that no two can be segments of one
 //   STAMP     1: the payload ends with the time that it was sent (CLOCK_MONOTONIC, ns) and has no checksum
 //   PRIORITY  1: real time
+//   OPTION    1: with option 0x88
 // File descriptor 3 is a BPF array that can be mapped, whose element 0 counts the copies that arrived.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -26,7 +27,7 @@
 
 #define BATCH 64
 #define PAYLOAD 1200
-#define HEADERS (14 + 28 + 8)
+#define HEADERS (14 + 28 + 8) // at most
 #define PAUSE 0.15 // seconds of warming up
 
 static volatile uint64_t turns __attribute__((aligned(128)));
@@ -77,24 +78,27 @@ static void put16(uint8_t *b, uint32_t v)
 	b[1] = v;
 }
 
-// frame builds a datagram with option 0x88 and gives its length.
-static int frame(uint8_t *f, char **a, int payload, int checksum)
+// frame builds a datagram and gives its length.
+static int frame(uint8_t *f, char **a, int payload, int checksum, int option)
 {
-	uint8_t *ip = f + 14, *udp = ip + 28;
+	int header = option ? 28 : 20;
+	uint8_t *ip = f + 14, *udp = ip + header;
 	memcpy(f, ether_aton(a[1]), 6);
 	memcpy(f + 6, ether_aton(a[2]), 6);
 	put16(f + 12, ETH_P_IP);
-	ip[0] = 0x47;
-	put16(ip + 2, 36 + payload);
+	ip[0] = 0x40 | header / 4;
+	put16(ip + 2, header + 8 + payload);
 	ip[6] = 0x40;
 	ip[8] = 64;
 	ip[9] = 17;
 	inet_pton(AF_INET, a[3], ip + 12);
 	inet_pton(AF_INET, a[4], ip + 16);
-	ip[20] = 0x88;
-	ip[21] = 6;
-	memcpy(ip + 22, ip + 12, 4);
-	put16(ip + 10, ~sum(ip, 28, 0));
+	if (option) {
+		ip[20] = 0x88;
+		ip[21] = 6;
+		memcpy(ip + 22, ip + 12, 4);
+	}
+	put16(ip + 10, ~sum(ip, header, 0));
 	put16(udp, 5000);
 	put16(udp + 2, 5004);
 	put16(udp + 4, 8 + payload);
@@ -102,12 +106,12 @@ static int frame(uint8_t *f, char **a, int payload, int checksum)
 		udp[8 + i] = i * 7;
 	uint16_t check = ~sum(udp, 8 + payload, sum(ip + 12, 8, 17 + 8 + payload));
 	put16(udp + 6, !checksum ? 0 : check ? check : 0xffff);
-	return HEADERS + payload;
+	return 14 + header + 8 + payload;
 }
 
 int main(int argc, char **argv)
 {
-	if (argc != 13)
+	if (argc != 14)
 		return 2;
 	char **a = argv + 1;
 	int copies = atoi(a[5]), window = atoi(a[6]), sizes = atoi(a[9]), stamp = atoi(a[10]);
@@ -133,7 +137,7 @@ int main(int argc, char **argv)
 	for (int i = 0; i < 2 * BATCH; i++) { // twice, so that a batch can begin anywhere
 		if (i < BATCH) {
 			parts[i].iov_base = frames[i];
-			parts[i].iov_len = frame(frames[i], a, sizes ? PAYLOAD - BATCH + 1 + i : PAYLOAD, !stamp);
+			parts[i].iov_len = frame(frames[i], a, sizes ? PAYLOAD - BATCH + 1 + i : PAYLOAD, !stamp, atoi(a[12]));
 		} else {
 			parts[i] = parts[i - BATCH];
 		}

@@ -47,6 +47,7 @@ var cases = slices.Concat(
 		{name: "wrong source", run: wrongSource},
 		{name: "wrong stream id", run: wrongStreamID},
 		{name: "wrong interface", run: wrongInterface},
+		{name: "a source that comes and goes", run: sourceComesAndGoes},
 		{name: "foreign group", run: foreignGroup},
 		{name: "no hop left", run: noHop},
 		{name: "don't fragment", run: dontFragment},
@@ -375,6 +376,41 @@ func wrongInterface(t *testing.T, b Backend) {
 	if n := after.Received - before.Received; n != 4*2 || total(after.Drops) != 0 {
 		t.Errorf("%d datagrams were judged, want 8; %+v", n, after)
 	}
+}
+
+// A stream that was copied is judged anew by every snapshot: whether its camera is a source, and whether it needs the option.
+func sourceComesAndGoes(t *testing.T, b Backend) {
+	h := NewHome(t, b, packet.Strip, nil)
+	sources := func(trigger table.Trigger, cameras ...netip.Addr) {
+		s := WorkedExample()
+		g := s.Groups[Groupcast1]
+		g.Sources = nil
+		for _, a := range cameras {
+			g.Sources = append(g.Sources, table.Source{ID: a.String(), Addr: a, Trigger: trigger})
+		}
+		h.Apply(s)
+	}
+	flagged, plain := raw{payload: []byte("flagged"), id: 1}.bytes(), raw{payload: []byte("plain"), id: 2, noOptions: true}.bytes()
+	copies := func(when string, want int) {
+		t.Helper()
+		before, received := len(h.onUplink()), h.Duplicator.Counters().Groups[Groupcast1].Received
+		h.inject(flagged, plain)
+		h.until("judged", func() bool { return h.Duplicator.Counters().Groups[Groupcast1].Received == received+2 })
+		h.until(when, func() bool { return len(h.onUplink()) >= before+3*want })
+		time.Sleep(20 * time.Millisecond)
+		if n := len(h.onUplink()) - before; n != 3*want {
+			t.Errorf("%s: %d copies, want %d", when, n, 3*want)
+		}
+	}
+	copies("it needs the option", 1)
+	sources(table.TriggerOption, Neighbour)
+	copies("another is the source", 0)
+	sources(table.TriggerOption, Neighbour, Camera)
+	copies("it is a source again", 1)
+	sources(table.TriggerSource, Camera)
+	copies("it needs no option", 2)
+	sources(table.TriggerOption, Camera)
+	copies("it needs the option again", 1)
 }
 
 // What is sent to a group IP of nobody leaves by no interface, whatever it carries.

@@ -64,6 +64,8 @@ enum destination_counter {
 #define COUNTERS 12
 
 enum kind {
+	K_NONE,       // nothing is in the slot
+	K_GROUP,      // the group is
 	K_RESOLVED,   // both MAC addresses are known
 	K_RESOLVE,    // the next hop's isn't known (yet): the kernel asks for it
 	K_UNREACHABLE // the next hop doesn't answer
@@ -71,16 +73,20 @@ enum kind {
 
 enum trigger { T_OPTION, T_SOURCE };
 
-// slot is an element of a group's inner map: slot 0 is the group (struct group), the others are destinations.
+// slot is a piece of a group's inner map: slot 0 is the group (struct group), the others are destinations. An element holds many of them: a function call
+// for each copy costs more than all that is compared and written for it.
 struct slot {
 	__be32 addr;
 	__be16 port; // 0: the camera's
+	__u16 mac0;  // the MAC addresses of destination and source, by their offsets
+	__u32 mac2, mac6;
+	__u16 mac10;
 	__u8 kind;
-	__u8 twin; // how many destinations before this one have its address
+	__u8 twin : 7; // how many destinations before this one have its address
+	__u8 last : 1; // of the group
 	__u32 ifindex;
 	__u32 index; // of counters and deadlines
 	__u32 mtu;
-	__u8 mac[12]; // destination, source
 	__be32 source; // the one whose datagrams are copied there; 0: all of the group's
 };
 
@@ -89,10 +95,19 @@ struct group {
 	__u32 index;
 	__u32 version; // of its sources
 	__u32 socket;  // 1: the socket backend has destinations of its own
-	__u8 pad[20];
+	__u8 pad[2];
+	__u8 kind; // as in struct slot
+	__u8 more[17];
 };
 
-_Static_assert(sizeof(struct slot) == sizeof(struct group), "both are elements of one map");
+_Static_assert(sizeof(struct slot) == sizeof(struct group), "both are slots of one map");
+_Static_assert(offsetof(struct slot, kind) == offsetof(struct group, kind), "a slot says what it is");
+
+#define BLOCK 16
+
+struct block {
+	struct slot slot[BLOCK];
+};
 
 struct source_key {
 	__be32 group, addr;
@@ -107,24 +122,26 @@ struct stream_key {
 struct stream {
 	__u64 used; // boot time
 	__be16 port;
-	__u8 pad[6];
+	__u8 pad[2];
+	__u32 admitted; // version of the group's sources with its camera among them, times two, and one more if its trigger is T_SOURCE
 };
 
 struct counters {
 	__u64 n[COUNTERS];
 };
 
+// By the place of the group IP in the range.
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
-	__uint(max_entries, 512);
-	__type(key, __be32);
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
 	__array(
 	    values, struct {
 		    __uint(type, BPF_MAP_TYPE_ARRAY);
 		    __uint(max_entries, 1);
 		    __uint(map_flags, BPF_F_INNER_MAP);
 		    __uint(key_size, sizeof(__u32));
-		    __uint(value_size, sizeof(struct slot));
+		    __uint(value_size, sizeof(struct block));
 	    });
 } groups SEC(".maps");
 
@@ -218,11 +235,14 @@ static __always_inline __u32 fold(__u64 s)
 	return (s & 0xffff) + (s >> 16);
 }
 
-struct head {
-	__u16 mac[6];
-	__be16 proto;
-	struct iphdr ip;
-} __attribute__((packed, aligned(2)));
+// fold_few folds a sum of a few 16-bit words.
+static __always_inline __u32 fold_few(__u32 s)
+{
+	s = (s & 0xffff) + (s >> 16);
+	return (s & 0xffff) + (s >> 16);
+}
+
+static __always_inline __u32 halves(__u32 word) { return (word & 0xffff) + (word >> 16); }
 
 struct udp {
 	__be16 source, dest, len;
@@ -235,10 +255,8 @@ enum checksum {
 	C_PARTIAL, // of the pseudo header only: the sender is on this host and leaves the rest to the device
 };
 
-// pass is what the callback of bpf_loop works with.
+// pass is what all copies of a packet have in common.
 struct pass {
-	struct __sk_buff *skb;
-	void *inner;
 	__u64 now;
 	__u64 bytes;      // UDP payload
 	__u32 packets;    // datagrams: 0 for a later fragment, more than one for a super-packet
@@ -248,7 +266,7 @@ struct pass {
 	__u32 udp;        // offset of the UDP header, 0 for a later fragment
 	__u32 size;       // of the IPv4 packet
 	__u32 super;      // a super-packet: size isn't that on the wire
-	__u64 check;      // of the UDP checksum, without what differs from copy to copy
+	__u32 check;      // of the UDP checksum, without what differs from copy to copy
 	enum checksum kind;
 	__be16 own_port;  // the camera's
 	__be32 source;    // the camera
@@ -257,11 +275,11 @@ struct pass {
 
 // write_copy writes what differs from copy to copy, straight into the packet: calls of helpers cost more than the writing. The kernel
 // keeps the head of a packet writable that was cloned by bpf_clone_redirect.
-static __always_inline long write_copy(struct pass *p, struct slot *d)
+static __always_inline long write_copy(struct __sk_buff *skb, struct pass *p, struct slot *d)
 {
-	void *data = (void *)(long)p->skb->data, *end = (void *)(long)p->skb->data_end;
-	struct head *h = data;
-	if (data + sizeof(*h) > end)
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct iphdr *ip = data + ETH_HLEN;
+	if ((void *)(ip + 1) > end)
 		return -1;
 	__be32 addr = d->addr;
 	if (p->udp) {
@@ -271,18 +289,21 @@ static __always_inline long write_copy(struct pass *p, struct slot *d)
 			return -1;
 		u->dest = port;
 		if (p->kind != C_NONE) {
-			__u16 check = p->kind == C_FULL ? ~fold(p->check + addr + port) : fold(p->check + addr);
+			__u32 sum = p->check + halves(addr);
+			__u16 check = p->kind == C_FULL ? ~fold_few(sum + port) : fold_few(sum);
 			u->check = check ?: 0xffff;
 		}
 	}
 	// A receiver couldn't tell the fragments for two of its ports apart if they had one identification.
 	__be16 id = p->id ^ bpf_htons((__u16)d->twin << 12);
-	h->ip.daddr = addr;
-	h->ip.id = id;
-	h->ip.check = ~fold((__u64)p->sum + addr + id);
-	const __u16 *mac = (const void *)d->mac;
-	for (int i = 0; i < 6; i++)
-		h->mac[i] = mac[i];
+	ip->daddr = addr;
+	ip->id = id;
+	ip->check = ~fold_few(p->sum + halves(addr) + id);
+	// The IPv4 header begins at a multiple of four, so these words do too.
+	*(__u16 *)data = d->mac0;
+	*(__u32 *)(data + 2) = d->mac2;
+	*(__u32 *)(data + 6) = d->mac6;
+	*(__u16 *)(data + 10) = d->mac10;
 	return 0;
 }
 
@@ -298,46 +319,42 @@ static __always_inline bool take(__u32 index, __u64 now, __u32 bytes)
 	return true;
 }
 
-static long copy_to(__u32 i, struct pass *p)
+static __always_inline void copy_to(struct __sk_buff *skb, struct pass *p, struct slot *d)
 {
-	__u32 slot = i + 1;
-	struct slot *d = bpf_map_lookup_elem(p->inner, &slot);
-	if (!d)
-		return 1;
 	struct counters *c = counters_of(d->index);
 	__u64 datagrams = p->packets;
 	if (d->source && d->source != p->source)
-		return 0;
+		return;
 	if (!in_force(d->index, p->now)) {
 		count(c, D_STALE, datagrams);
-		return 0;
+		return;
 	}
 	if (d->kind == K_UNREACHABLE) {
 		count(c, D_UNREACHABLE, datagrams);
-		return 0;
+		return;
 	}
 	if (!p->super && p->size > d->mtu) {
 		count(c, D_TOO_BIG, datagrams);
-		return 0;
+		return;
 	}
-	if (pace_per_byte && !take(d->index, p->now, p->skb->len - ETH_HLEN)) {
+	if (pace_per_byte && !take(d->index, p->now, skb->len - ETH_HLEN)) {
 		count(c, D_RATE, datagrams);
-		return 0;
+		return;
 	}
-	if (write_copy(p, d)) {
+	if (write_copy(skb, p, d)) {
 		count(c, D_ERROR, datagrams);
-		return 0;
+		return;
 	}
 	__u32 ifindex = d->ifindex;
 	long result = 0;
 	if (d->kind == K_RESOLVE) {
-		p->skb->mark = MARK_RESOLVE | (ifindex & ~MARK_MASK);
-		result = bpf_clone_redirect(p->skb, p->skb->ifindex, BPF_F_INGRESS);
-		p->skb->mark = 0;
-	} else if (slot == p->count) {
+		skb->mark = MARK_RESOLVE | (ifindex & ~MARK_MASK);
+		result = bpf_clone_redirect(skb, skb->ifindex, BPF_F_INGRESS);
+		skb->mark = 0;
+	} else if (d->last) {
 		p->last = ifindex;
 	} else {
-		result = bpf_clone_redirect(p->skb, ifindex, 0);
+		result = bpf_clone_redirect(skb, ifindex, 0);
 	}
 	if (result == 0 || result == 2 /* NET_XMIT_CN: it was sent */) {
 		count(c, D_PACKETS, datagrams);
@@ -345,41 +362,78 @@ static long copy_to(__u32 i, struct pass *p)
 	} else {
 		count(c, result > 0 ? D_FULL : D_ERROR, datagrams);
 	}
+}
+
+// copy_block makes the copies for the destinations of a block. It is global, so that the verifier looks at it once and not for every way that leads there;
+// where destinations begin and end is in the slots, because it follows each number that the end of a loop is compared with.
+__noinline int copy_block(struct __sk_buff *skb, struct pass *p, struct block *b)
+{
+	if (!p || !b)
+		return 1;
+	for (__u32 i = 0; i < BLOCK; i++) {
+		struct slot *d = &b->slot[i];
+		if (d->kind == K_NONE)
+			break;
+		if (d->kind != K_GROUP)
+			copy_to(skb, p, d);
+	}
 	return 0;
 }
 
-// read_checksum prepares what write_copy makes of the UDP checksum. A program can't ask whether it is full or partial, but the helper changes
-// only a full one for something that is not in the pseudo header.
-static __always_inline long read_checksum(struct pass *p, struct udp *u, __be32 camera, __be16 source_port, __be32 group)
+// rest is what the callback of bpf_loop works with that copies for the blocks after the first.
+struct rest {
+	struct __sk_buff *skb;
+	void *inner;
+	struct pass *pass;
+};
+
+static long next_block(__u32 i, struct rest *r)
+{
+	__u32 n = i + 1;
+	struct block *b = bpf_map_lookup_elem(r->inner, &n);
+	if (!b)
+		return 1;
+	return copy_block(r->skb, r->pass, b) != 0;
+}
+
+// read_checksum prepares what write_copy makes of the UDP checksum. One that isn't the sum of the pseudo header is full. For the others: a program can't
+// ask, but the helper changes only a full one for something that is not in the pseudo header.
+static __always_inline long read_checksum(struct __sk_buff *skb, struct pass *p, struct udp *u, __be32 camera, __be16 source_port, __be32 group)
 {
 	__u32 at = p->udp + offsetof(struct udp, check);
 	__u16 changed = 0;
 	if (!u->check)
 		return 0;
-	if (bpf_l4_csum_replace(p->skb, at, 0, 1, 2) || bpf_skb_load_bytes(p->skb, at, &changed, 2))
-		return -1;
-	p->kind = changed == u->check ? C_PARTIAL : C_FULL;
-	p->check = (__u64)(__u32)~camera + uplink + (__u32)~group;
+	p->kind = C_FULL;
+	if (fold((__u64)camera + group + bpf_htons(IPPROTO_UDP) + u->len) == u->check) {
+		if (bpf_l4_csum_replace(skb, at, 0, 1, 2) || bpf_skb_load_bytes(skb, at, &changed, 2))
+			return -1;
+		if (changed == u->check)
+			p->kind = C_PARTIAL;
+	}
+	__u64 sum = (__u64)(__u32)~camera + uplink + (__u32)~group;
 	if (p->kind == C_PARTIAL)
-		p->check += u->check;
+		sum += u->check;
 	else
-		p->check += (__u64)(__u16)~u->check + (__u16)~u->source + source_port + (__u16)~u->dest;
+		sum += (__u64)(__u16)~u->check + (__u16)~u->source + source_port + (__u16)~u->dest;
+	p->check = fold(sum);
 	return 0;
 }
 
-// stream_port gives the source port of a camera stream, or 0 if there are too many streams.
-static __always_inline __be16 stream_port(struct stream_key *key, __u64 now)
+// stream_port gives the source port of a camera stream, which may be a new one, or 0 if there are too many streams.
+static __always_inline __be16 stream_port(struct stream *s, struct stream_key *key, __u64 now, __u32 admitted)
 {
-	struct stream *s = bpf_map_lookup_elem(&streams, key);
 	if (s) {
 		if (now - s->used > SECOND)
 			s->used = now;
+		if (s->admitted != admitted)
+			s->admitted = admitted;
 		return s->port;
 	}
 	__u32 port = 0;
 	if (bpf_map_pop_elem(&ports, &port))
 		return 0;
-	struct stream fresh = {.used = now, .port = port};
+	struct stream fresh = {.used = now, .port = port, .admitted = admitted};
 	long err = bpf_map_update_elem(&streams, key, &fresh, BPF_NOEXIST);
 	if (!err)
 		return port;
@@ -426,13 +480,67 @@ static long next_option(__u32 i, struct search *o)
 	return 0;
 }
 
+static __always_inline __u64 sum_header(const struct iphdr *ip)
+{
+	__u64 sum = 0;
+	for (__u32 i = 0; i < MIN_HEADER / 4; i++)
+		sum += ((const __be32 *)ip)[i];
+	return sum;
+}
+
+// content is what is read of a packet beside the fixed part of its IPv4 header.
+struct content {
+	struct udp udp;
+	__be32 id; // of option 0x88
+	__u32 flagged;
+};
+
+// usual reads a datagram whose header holds the option and an end, and is right: that is what cameras send. It gives false for all others.
+static __always_inline bool usual(void *data, void *end, const struct iphdr *ip, __u32 header, struct content *content)
+{
+	const __u32 *options = data + ETH_HLEN + sizeof(*ip);
+	if (header != MIN_HEADER + 8 || (void *)(options + 4) > end)
+		return false;
+	__u32 first = options[0], second = options[1], filler = second >> 16;
+	if ((__u16)first != (OPTION_TYPE | OPTION_LENGTH << 8) || ((__u8)filler && filler != NOP && filler != (NOP | NOP << 8)))
+		return false;
+	if (fold(sum_header(ip) + first + second) != 0xffff)
+		return false;
+	content->udp = *(struct udp *)(options + 2);
+	content->flagged = true;
+	content->id = first >> 16 | second << 16;
+	return true;
+}
+
+// read_content reads step by step a header of that length and so many bytes after it, and gives 1 if the header is wrong. It is global, so that the verifier
+// looks at it once and not for every way that leads there.
+__noinline int read_content(struct __sk_buff *skb, struct content *content, __u32 header, __u32 after)
+{
+	__u32 zero = 0;
+	struct scratch *scr = bpf_map_lookup_elem(&scratch, &zero);
+	if (!scr || !content || header < MIN_HEADER || header > MAX_HEADER || after > UDP_HEADER || bpf_skb_load_bytes(skb, ETH_HLEN, scr->header, header + after))
+		return 1;
+	__u64 sum = 0;
+	for (__u32 i = 0; i < MAX_HEADER && i < header; i += 4)
+		sum += *(__be32 *)(scr->header + i);
+	if (fold(sum) != 0xffff)
+		return 1;
+	content->udp = *(struct udp *)(scr->header + (header & 0x3c));
+	struct search option = {.header = scr->header, .at = MIN_HEADER, .length = header};
+	if (header > MIN_HEADER)
+		bpf_loop(MAX_HEADER - MIN_HEADER, next_option, &option, 0);
+	content->flagged = option.found;
+	content->id = option.id;
+	return option.bad;
+}
+
 static __always_inline bool media_port(__be16 port)
 {
 	__u16 p = bpf_ntohs(port);
-	for (__u32 i = 0; i < MAX_PORTS; i++)
-		if (i < media_port_count && media_ports[i] == p)
+	for (__u32 i = 0; i < MAX_PORTS && i < media_port_count; i++)
+		if (media_ports[i] == p)
 			return true;
-	return false;
+	return media_port_count == 0;
 }
 
 SEC("tc")
@@ -450,7 +558,10 @@ int copy(struct __sk_buff *skb)
 		return TCX_NEXT;
 	}
 	struct iphdr ip;
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)))
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	if (data + ETH_HLEN + sizeof(ip) <= end)
+		ip = *(struct iphdr *)(data + ETH_HLEN);
+	else if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)))
 		return TCX_NEXT;
 	__u32 to = bpf_ntohl(ip.daddr);
 	if (to < range_first || to > range_last)
@@ -459,19 +570,18 @@ int copy(struct __sk_buff *skb)
 	// From here on nothing passes.
 	__u32 zero = 0;
 	__be32 group_ip = ip.daddr;
-	void *inner = bpf_map_lookup_elem(&groups, &group_ip);
-	struct scratch *scr = bpf_map_lookup_elem(&scratch, &zero);
-	if (!scr)
-		return TCX_DROP;
+	__u32 place = to - range_first;
+	void *inner = bpf_map_lookup_elem(&groups, &place);
 	if (!inner) {
 		count(counters_of(0), G_UNKNOWN_GROUP, 1);
 		return TCX_DROP;
 	}
-	struct group *g = bpf_map_lookup_elem(inner, &zero);
-	if (!g)
+	struct block *block = bpf_map_lookup_elem(inner, &zero);
+	if (!block)
 		return TCX_DROP;
+	struct group *g = (void *)block;
 	__u32 version = g->version, socket = g->socket, index = g->index;
-	struct pass p = {.skb = skb, .inner = inner, .count = g->destinations, .now = bpf_ktime_get_boot_ns()};
+	struct pass p = {.count = g->destinations, .now = bpf_ktime_get_boot_ns()};
 	struct counters *c = counters_of(index);
 	if (ip.protocol != IPPROTO_UDP) {
 		count(c, G_NOT_UDP, 1);
@@ -488,32 +598,22 @@ int copy(struct __sk_buff *skb)
 	if (ip.version != 4 || header < MIN_HEADER || header > MAX_HEADER || size < header || size > length)
 		goto malformed;
 	__u32 payload = size - header;
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, scr->header, header + (first && payload >= UDP_HEADER ? UDP_HEADER : 0)))
+	struct content content = {};
+	if (!(first && usual(data, end, &ip, header, &content)) &&
+	    read_content(skb, &content, header, first && payload >= UDP_HEADER ? UDP_HEADER : 0))
 		goto malformed;
-	__u64 sum = 0;
-	for (__u32 i = 0; i < MAX_HEADER; i += 4)
-		if (i < header)
-			sum += *(__be32 *)(scr->header + i);
-	if (fold(sum) != 0xffff)
-		goto malformed;
+	struct udp udp = content.udp;
 	if ((more && (payload == 0 || payload % 8)) || header + offset + payload > MAX_IPV4)
 		goto malformed;
-	struct udp udp = {};
 	if (first) {
 		if (payload < UDP_HEADER)
 			goto malformed;
-		udp = *(struct udp *)(scr->header + (header & 0x3c));
 		__u32 udp_length = bpf_ntohs(udp.len);
 		if (udp_length < UDP_HEADER || (!more && udp_length > payload))
 			goto malformed;
 	}
-	struct search option = {.header = scr->header, .at = MIN_HEADER, .length = header};
-	if (header > MIN_HEADER)
-		bpf_loop(MAX_HEADER - MIN_HEADER, next_option, &option, 0);
-	if (option.bad)
-		goto malformed;
-	bool flagged = option.found;
-	if (first && media_port_count && !media_port(udp.dest)) {
+	bool flagged = content.flagged;
+	if (first && !media_port(udp.dest)) {
 		count(c, G_OTHER_PORT, p.packets);
 		return TCX_DROP;
 	}
@@ -523,18 +623,25 @@ int copy(struct __sk_buff *skb)
 		count(c, G_STALE, p.packets);
 		return TCX_DROP;
 	}
-	if (flagged && option.id != ip.saddr) {
+	if (flagged && content.id != ip.saddr) {
 		count(c, G_SPOOF, p.packets);
 		return TCX_DROP;
 	}
-	struct source_key source = {.group = group_ip, .addr = ip.saddr, .version = version};
-	__u32 *trigger = bpf_map_lookup_elem(&sources, &source);
-	if (!trigger) {
-		count(c, G_UNREGISTERED, p.packets);
-		return TCX_DROP;
+	struct stream_key key = {.addr = ip.saddr, .group = group_ip, .port = udp.source, .group_port = udp.dest};
+	struct stream *known = first ? bpf_map_lookup_elem(&streams, &key) : NULL;
+	__u32 admitted = known ? known->admitted : 0;
+	__be16 source_port = 0; // reserved for this source; 0: each of its streams has one, and only those are remembered
+	if (admitted >> 1 != version) {
+		struct source_key source = {.group = group_ip, .addr = ip.saddr, .version = version};
+		__u32 *trigger = bpf_map_lookup_elem(&sources, &source);
+		if (!trigger) {
+			count(c, G_UNREGISTERED, p.packets);
+			return TCX_DROP;
+		}
+		admitted = version << 1 | ((*trigger & 0xffff) == T_SOURCE);
+		source_port = *trigger >> 16;
 	}
-	__u32 by_source = (*trigger & 0xffff) == T_SOURCE;
-	__be16 source_port = *trigger >> 16; // reserved for this source; 0: each of its streams has one
+	__u32 by_source = admitted & 1;
 	if (!flagged && !by_source) {
 		count(c, G_UNFLAGGED, p.packets);
 		return TCX_DROP;
@@ -555,8 +662,7 @@ int copy(struct __sk_buff *skb)
 		return TCX_DROP;
 	p.source = ip.saddr;
 	if (first && !source_port) {
-		struct stream_key stream = {.addr = ip.saddr, .group = group_ip, .port = udp.source, .group_port = udp.dest};
-		source_port = stream_port(&stream, p.now);
+		source_port = stream_port(known, &key, p.now, admitted);
 		if (!source_port) {
 			count(c, G_STREAMS, p.packets);
 			return TCX_DROP;
@@ -581,34 +687,38 @@ int copy(struct __sk_buff *skb)
 	ip.check = ip.id = ip.daddr = 0;
 	__be32 from = ip.saddr;
 	ip.saddr = uplink;
-	sum = options ? NOP : 0;
-	for (__u32 i = 0; i < MIN_HEADER / 4; i++)
-		sum += ((__be32 *)&ip)[i];
-	p.sum = fold(sum);
+	p.sum = fold(sum_header(&ip) + (options ? NOP : 0));
 	if (first) {
 		p.udp = ETH_HLEN + MIN_HEADER + options;
 		p.own_port = udp.dest;
-		if (read_checksum(&p, &udp, from, source_port, group_ip))
+		if (read_checksum(skb, &p, &udp, from, source_port, group_ip))
 			goto failed;
 	}
-	if (bpf_skb_pull_data(skb, ETH_HLEN + MIN_HEADER + options + (first ? sizeof(udp) : 0)))
+	__u32 headers = ETH_HLEN + MIN_HEADER + options + (first ? sizeof(udp) : 0);
+	if ((void *)(long)skb->data + headers > (void *)(long)skb->data_end && bpf_skb_pull_data(skb, headers))
 		goto failed;
-	struct head *h = (void *)(long)skb->data;
-	struct udp *u = (void *)(h + 1) + options;
-	if ((void *)(h + 1) > (void *)(long)skb->data_end)
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	if (data + ETH_HLEN + sizeof(ip) > end)
 		goto failed;
-	h->ip = ip;
+	*(struct iphdr *)(data + ETH_HLEN) = ip;
+	data += ETH_HLEN + sizeof(ip);
 	if (options) {
-		if ((void *)(h + 1) + 4 > (void *)(long)skb->data_end)
+		if (data + 4 > end)
 			goto failed;
-		*(__be32 *)(h + 1) = NOP;
+		*(__be32 *)data = NOP;
+		data += 4;
 	}
 	if (first) {
-		if ((void *)(u + 1) > (void *)(long)skb->data_end)
+		if (data + sizeof(udp) > end)
 			goto failed;
-		u->source = source_port;
+		((struct udp *)data)->source = source_port;
 	}
-	bpf_loop(p.count, copy_to, &p, 0);
+	copy_block(skb, &p, block);
+	if (p.count >= BLOCK) {
+		struct rest rest = {.skb = skb, .inner = inner, .pass = &p};
+		bpf_loop(p.count / BLOCK, next_block, &rest, 0);
+	}
 	if (p.last)
 		return bpf_redirect(p.last, 0);
 	return TCX_DROP;

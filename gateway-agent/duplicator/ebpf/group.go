@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -11,20 +12,24 @@ import (
 
 	"github.com/groupcast/groupcast/gateway-agent/packet"
 	"github.com/groupcast/groupcast/gateway-agent/table"
+	"github.com/groupcast/groupcast/models"
 )
 
 // slot is struct slot of copy.bpf.c. Addresses and ports are in network byte order.
 type slot struct {
 	Addr    [4]byte
 	Port    [2]byte
+	MAC     [12]byte // destination, source
 	Kind    uint8
-	Twin    uint8 // how many destinations before this one have its address
+	Twin    uint8 // how many destinations before this one have its address; and lastSlot
 	Ifindex uint32
 	Index   uint32
 	MTU     uint32
-	MAC     [12]byte // destination, source
-	Source  [4]byte  // zero: all of the group's
+	Source  [4]byte // zero: all of the group's
 }
+
+// lastSlot marks the last destination of a group, which gets the camera's own packet.
+const lastSlot = 0x80
 
 // maxTwins is how many destinations of a group may have one address: four bits of the identification tell them apart.
 const maxTwins = 16
@@ -35,7 +40,9 @@ type header struct {
 	Index        uint32
 	Version      uint32
 	Socket       uint32
-	_            [20]byte
+	_            [2]byte
+	Kind         uint8 // kindGroup
+	_            [17]byte
 }
 
 type sourceKey struct {
@@ -174,29 +181,63 @@ func (b *Backend) put(ip netip.Addr, g *group) error {
 			return fmt.Errorf("put a source into the kernel: %w", err)
 		}
 	}
+	blocks := g.blocks()
 	inner, err := ebpf.NewMap(&ebpf.MapSpec{
-		Type: ebpf.Array, KeySize: 4, ValueSize: 36, MaxEntries: uint32(len(g.slots)) + 1, Flags: innerMap,
+		Type: ebpf.Array, KeySize: 4, ValueSize: blockSlots * slotSize, MaxEntries: uint32(len(blocks)), Flags: innerMap,
 	})
 	if err != nil {
 		return fmt.Errorf("make the map of a group: %w", err)
 	}
 	defer inner.Close()
-	h := header{Destinations: uint32(len(g.slots)), Index: g.index, Version: g.version}
-	if g.socket {
-		h.Socket = 1
+	errs := []error{b.until.begin(g.index, time.Time{})}
+	for i := range blocks {
+		errs = append(errs, inner.Put(uint32(i), blocks[i][:]))
 	}
-	errs := []error{inner.Put(uint32(0), &h), b.until.begin(g.index, time.Time{})}
 	for i := range g.slots {
-		errs = append(errs, inner.Put(uint32(i+1), &g.slots[i]), b.until.begin(g.slots[i].Index, g.until[g.slots[i].Index]))
+		errs = append(errs, b.until.begin(g.slots[i].Index, g.until[g.slots[i].Index]))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("fill the map of a group: %w", err)
 	}
 	// Returns when no packet is copied by the map before any more.
-	if err := b.kernel.maps.Groups.Put(key, inner); err != nil {
+	if err := b.kernel.maps.Groups.Put(place(b.config.GroupRange, ip), inner); err != nil {
 		return fmt.Errorf("put a group into the kernel: %w", err)
 	}
 	return nil
+}
+
+const (
+	slotSize   = 36
+	blockSlots = 16 // BLOCK of copy.bpf.c
+)
+
+// blocks gives the elements of the group's inner map: slot 0 is the group, the others are its destinations.
+func (g *group) blocks() [][blockSlots * slotSize]byte {
+	h := header{Destinations: uint32(len(g.slots)), Index: g.index, Version: g.version, Kind: kindGroup}
+	if g.socket {
+		h.Socket = 1
+	}
+	blocks := make([][blockSlots * slotSize]byte, len(g.slots)/blockSlots+1)
+	put := func(slot int, value any) {
+		at := slot % blockSlots * slotSize
+		if _, err := binary.Encode(blocks[slot/blockSlots][at:at+slotSize], binary.NativeEndian, value); err != nil {
+			panic(err) // the types are of that size
+		}
+	}
+	put(0, &h)
+	for i, s := range g.slots {
+		if i == len(g.slots)-1 {
+			s.Twin |= lastSlot
+		}
+		put(i+1, &s)
+	}
+	return blocks
+}
+
+// place is that of a group IP in the group range.
+func place(r models.AddrRange, ip netip.Addr) uint32 {
+	first, at := r.First.As4(), ip.As4()
+	return binary.BigEndian.Uint32(at[:]) - binary.BigEndian.Uint32(first[:])
 }
 
 // innerMap is BPF_F_INNER_MAP: inner maps may differ in size.
@@ -209,7 +250,7 @@ func (b *Backend) remove(ip netip.Addr) error {
 		return nil
 	}
 	_ = b.until.write(old.index, 0) // whatever comes next
-	if err := b.kernel.maps.Groups.Delete(ip.As4()); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+	if err := b.kernel.maps.Groups.Delete(place(b.config.GroupRange, ip)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("take group IP %s out of the kernel: %w", ip, err)
 	}
 	delete(b.groups, ip)

@@ -14,7 +14,9 @@ import (
 
 // Values of enum kind of copy.bpf.c.
 const (
-	kindResolved uint8 = iota
+	_ uint8 = iota
+	kindGroup
+	kindResolved
 	kindResolve
 	kindUnreachable
 )
