@@ -1277,11 +1277,11 @@ type RegistrationRequest struct {
 // ReportedConsent defines model for ReportedConsent.
 type ReportedConsent struct {
 	// IPv4 Where the copies go, unless it is IPv6; absent if the consent isn't live.
-	IPv4 *netip.Addr `json:"IPv4,omitempty"`
-	IPv6 *netip.Addr `json:"IPv6,omitempty"`
+	IPv4 nullable.Nullable[netip.Addr] `json:"IPv4,omitempty"`
+	IPv6 nullable.Nullable[netip.Addr] `json:"IPv6,omitempty"`
 
 	// Port Goes with the address.
-	Port *int32 `json:"port,omitempty"`
+	Port nullable.Nullable[int32] `json:"port,omitempty"`
 
 	// RegistrationID One member's lease in a group.
 	RegistrationID RegistrationID `json:"registrationId"`
@@ -1297,19 +1297,19 @@ type ReportedConsentState string
 // ReportedSender The ports that are reserved for a source. It replaces what was reported of that source before.
 type ReportedSender struct {
 	// IPv6 Where copies to IPv6 destinations come from; absent if there is no IPv6.
-	IPv6 *netip.Addr `json:"IPv6,omitempty"`
+	IPv6 nullable.Nullable[netip.Addr] `json:"IPv6,omitempty"`
 
 	// MappedIPv4 What a NAT in front of the gateway makes of the uplink's address, as the STUN port tells; absent if there is none.
-	MappedIPv4 *netip.Addr `json:"mappedIPv4,omitempty"`
+	MappedIPv4 nullable.Nullable[netip.Addr] `json:"mappedIPv4,omitempty"`
 
 	// MappedPort What it makes of the port; goes with mappedIPv4.
-	MappedPort *int32 `json:"mappedPort,omitempty"`
+	MappedPort nullable.Nullable[int32] `json:"mappedPort,omitempty"`
 
 	// Port At the uplink's IPv4 address.
 	Port int32 `json:"port"`
 
 	// PortIPv6 Goes with IPv6.
-	PortIPv6 *int32 `json:"portIPv6,omitempty"`
+	PortIPv6 nullable.Nullable[int32] `json:"portIPv6,omitempty"`
 
 	// RegistrationID One member's lease in a group.
 	RegistrationID RegistrationID `json:"registrationId"`

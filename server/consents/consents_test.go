@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/netip"
-	"regexp"
 	"testing"
 	"time"
 
@@ -51,7 +50,7 @@ func consentOf(t *testing.T, h *servertest.Home, viewer models.Principal) (model
 
 // TestCredentialOfTheRegistration: 128 bits that live as long as the registration, for it and its gateway, and nowhere at rest.
 func TestCredentialOfTheRegistration(t *testing.T) {
-	each(t, func(t *testing.T, h *servertest.Home, camera models.Principal, source registrations.Answer) {
+	each(t, func(t *testing.T, h *servertest.Home, _ models.Principal, source registrations.Answer) {
 		require.Equal(t, registrations.Consent{}, source.Consent, "a source consents to nothing")
 		phone := h.Device(t, models.DevicePhone, "phone")
 		ask := servertest.Destination(phone, "96.114.14.7", "g")
@@ -60,7 +59,7 @@ func TestCredentialOfTheRegistration(t *testing.T) {
 		key, err := base64.RawStdEncoding.DecodeString(credential.Password)
 		require.NoError(t, err)
 		require.Len(t, key, 16)
-		require.Regexp(t, regexp.MustCompile(`^[A-Za-z0-9+/]{12}$`), credential.Ufrag)
+		require.Regexp(t, `^[A-Za-z0-9+/]{12}$`, credential.Ufrag)
 		require.NotContains(t, fmt.Sprintf("%v %+v %#v", servertest.Credentials, servertest.Credentials, servertest.Credentials), "key of tests")
 
 		require.Equal(t, credential, h.Join(t, phone, ask).Consent.Credential, "renewed")

@@ -77,13 +77,13 @@ func TestConsentOverHTTP(t *testing.T) {
 			}
 		}
 		assert.Equal(t, information["revision"], get("/v1/gateways/"+h.home.gateway.String()+"/groups", gateway...)["revision"])
-		for _, bad := range []string{
-			`{"sequence":2,"consents":[{"registrationId":%q,"sender":%q,"state":"exempt"}]}`,
-			`{"sequence":2,"consents":[{"registrationId":%q,"sender":%q,"state":"live","IPv4":"198.51.99.9"}]}`,
-			`{"sequence":2,"consents":[{"registrationId":%q,"sender":%q,"state":"live","IPv4":"198.51.99.9","IPv6":"2600::1","port":1}]}`,
+		for bad, want := range map[string]int{
+			`{"sequence":2,"consents":[{"registrationId":%q,"sender":%q,"state":"exempt"}]}`:                                              http.StatusBadRequest,
+			`{"sequence":2,"consents":[{"registrationId":%q,"sender":%q,"state":"live","IPv4":"198.51.99.9"}]}`:                           http.StatusUnprocessableEntity,
+			`{"sequence":2,"consents":[{"registrationId":%q,"sender":%q,"state":"live","IPv4":"198.51.99.9","IPv6":"2600::1","port":1}]}`: http.StatusUnprocessableEntity,
 		} {
 			r := s.do(t, http.MethodPost, "/v1/gateways/"+h.home.gateway.String()+"/consents", fmt.Sprintf(bad, destination, source), gateway...)
-			assert.Equal(t, http.StatusBadRequest, r.StatusCode, bad)
+			assert.Equal(t, want, r.StatusCode, bad)
 		}
 	})
 }

@@ -90,7 +90,7 @@ func TestAttackNotificationLeaksAddresses(t *testing.T) {
 		require.JSONEq(t, fmt.Sprintf(`{"specversion":"1.0","id":"%[1]s/2","source":"/v1/groups/%[1]s","type":"groupcast.member.joined","time":"",
 			"datacontenttype":"application/json","sequence":"0000000002","data":{"groupId":"%[1]s","premisesId":%[2]q,"groupName":"door","groupIP":%[3]q,
 			"generation":1,"rev":2,"state":1,"members":[{"type":"Device","id":"%[4]s","role":"source","name":"camera"},
-			{"type":"Device","id":"%[5]s","role":"destination","name":"phone"}]}}`, g, l.Premises.ID, a.GroupIP, camera.Device.ID, phone.Device.ID), timeless)
+			{"type":"Device","id":"%[5]s","role":"destination","name":"phone","consent":"pending"}]}}`, g, l.Premises.ID, a.GroupIP, camera.Device.ID, phone.Device.ID), timeless)
 	})
 }
 

@@ -18,25 +18,25 @@ func (h handlers) ReportConsents(ctx context.Context, r ginserver.ReportConsents
 	for _, v := range value(r.Body.Senders) {
 		s := models.SenderPorts{RegistrationID: v.RegistrationID, Port: uint16(v.Port)}
 		var err error
-		if s.Mapped, err = place("mappedIPv4 and mappedPort", v.MappedIPv4, v.MappedPort); err != nil {
+		if s.Mapped, err = place("mappedIPv4 and mappedPort", given(v.MappedIPv4), given(v.MappedPort)); err != nil {
 			return nil, err
 		}
-		if s.IPv6, err = place("IPv6 and portIPv6", v.IPv6, v.PortIPv6); err != nil {
+		if s.IPv6, err = place("IPv6 and portIPv6", given(v.IPv6), given(v.PortIPv6)); err != nil {
 			return nil, err
 		}
 		report.Senders = append(report.Senders, s)
 	}
 	for _, v := range value(r.Body.Consents) {
 		c := models.SenderConsent{RegistrationID: v.RegistrationID, SenderID: v.Sender, State: models.ConsentState(v.State)}
-		at := v.IPv4
+		at := given(v.IPv4)
 		switch {
-		case v.IPv4 != nil && v.IPv6 != nil:
-			return nil, models.Errorf(models.CodeBadRequest, "Copies go to one address: send IPv4 or IPv6.")
-		case v.IPv6 != nil:
-			at = v.IPv6
+		case !at.IsValid():
+			at = given(v.IPv6)
+		case given(v.IPv6).IsValid():
+			return nil, models.Errorf(models.CodeBadAddress, "The copies for a destination go to one address. Send IPv4 or IPv6.")
 		}
 		var err error
-		if c.Learned, err = place("an address and port", at, v.Port); err != nil {
+		if c.Learned, err = place("an address and port", at, given(v.Port)); err != nil {
 			return nil, err
 		}
 		if c.State != models.ConsentLive {
@@ -52,14 +52,14 @@ func (h handlers) ReportConsents(ctx context.Context, r ginserver.ReportConsents
 }
 
 // place makes one value of two that go together.
-func place(what string, a *netip.Addr, port *int32) (netip.AddrPort, error) {
+func place(what string, a netip.Addr, port int32) (netip.AddrPort, error) {
 	switch {
-	case a == nil && port == nil:
+	case !a.IsValid() && port == 0:
 		return netip.AddrPort{}, nil
-	case a == nil || port == nil:
-		return netip.AddrPort{}, models.Errorf(models.CodeBadRequest, "In a report, %s go together. Send both or neither.", what)
+	case !a.IsValid() || port == 0:
+		return netip.AddrPort{}, models.Errorf(models.CodeBadAddress, "In a report, %s go together. Send both or neither.", what)
 	}
-	return netip.AddrPortFrom(*a, uint16(*port)), nil
+	return netip.AddrPortFrom(a, uint16(port)), nil
 }
 
 // How often consent is asked for and how long it lasts, as the contract says it.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -51,7 +52,7 @@ func TestAnswer(t *testing.T) {
 		"nothing": {}, "a bare request, smaller than its answer": request(t), "media": append([]byte{0x80, 96}, make([]byte, 1200)...),
 		"an answer": stunport.Answer(nil, padded, v4), "an indication": indication(t),
 		"credentials": request(t, stun.NewUsername("gw:x"), stun.NewShortTermIntegrity("x"), stun.Fingerprint), "a broken fingerprint": broken,
-		"a length that is wrong": append(padded[:len(padded):len(padded)], 0, 0, 0, 0), "too much": request(t, stun.NewSoftware(strings.Repeat("x", 600))),
+		"a length that is wrong": append(slices.Clip(padded), 0, 0, 0, 0), "too much": request(t, stun.NewSoftware(strings.Repeat("x", 600))),
 		"cut": padded[:len(padded)-4],
 	} {
 		require.Empty(t, stunport.Answer(nil, datagram, v4), name)
