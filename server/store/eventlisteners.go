@@ -121,7 +121,7 @@ func (s *Store) heard(ctx context.Context, h Hearer, join, where string, args []
 	columns, from, first := "0, "+isMember, "events e", []any{int64(h.Device)}
 	if h.Service != "" {
 		columns = "coalesce(l.service_account_id, 0), 1 = 0"
-		from += " " + join + " service_links l ON l.service_id = ? AND l.account_id = e.account_id AND " + linkHeard("e") + " AND " + linkHears("e")
+		from += " " + join + " service_links l ON l.service_id = ? AND l.account_id = e.account_id AND " + linkHeard + " AND " + linkHears
 		first = []any{string(h.Service)}
 	}
 	err = s.reading(ctx, func(tx *Tx) error {

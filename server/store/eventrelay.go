@@ -146,7 +146,7 @@ func (s *Store) UnpublishedEvents(ctx context.Context, limit int, but []int64) (
 			e.StoredEvent, err = scanEvent(scanAlso{r, []any{hearersColumn{&e.Hearers}}})
 			return e, err
 		}, "SELECT "+eventColumns+`, (SELECT string_agg(l.service_id || ' ' || CAST(l.service_account_id AS text), ' ') FROM service_links l
-				WHERE l.account_id = e.account_id AND `+linkHears("e")+`)
+				WHERE l.account_id = e.account_id AND `+linkHears+`)
 			FROM events e WHERE e.published_at = 0 AND NOT e.id {among bigints} ORDER BY e.id LIMIT ?`, tx.numbers(but), limit)
 		return err
 	})
@@ -188,7 +188,7 @@ func (s *Store) HeardGroups(ctx context.Context, of models.Link, groups []models
 		heard, err = list(tx, scanInto[models.GroupID], `
 			SELECT e.group_id FROM service_links l JOIN events e ON e.account_id = l.account_id WHERE l.service_id = ? AND l.service_account_id = ?
 			AND e.group_id {among texts} AND e.rev = (SELECT max(n.rev) FROM events n WHERE n.account_id = e.account_id AND n.group_id = e.group_id)
-			AND `+linkHears("e"), string(of.ServiceID), int64(of.ServiceAccountID), texts(tx, groups))
+			AND `+linkHears, string(of.ServiceID), int64(of.ServiceAccountID), texts(tx, groups))
 		return err
 	})
 	return heard, err

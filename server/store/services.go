@@ -124,25 +124,21 @@ func consentCovers(consent, premises string) string {
 	return "(" + consent + ".premises_filter = '*' OR " + consent + ".premises_filter LIKE '% ' || " + premises + " || ' %')"
 }
 
-// linkHears is the condition that the consent of the link l lets its service hear of the event under an alias now: of the link itself; of a group
-// in premises that it covers with gc:events, or with gc:notify while the service is a member. It is the only place that says so.
-func linkHears(event string) string { return consentHears("l", event, "("+linkIsLive+")") }
+// linkHears is the condition that the consent of the link l lets its service hear of the event e now: of the link itself; of a group in premises that
+// it covers with gc:events, or with gc:notify while the service is a member. It is the only place that says so.
+var linkHears = consentHears("l", "("+linkIsLive+")")
 
-// linkHeard is the condition that a consent of the link l of the time of the event let its service hear of it: the one of now, or one before.
-func linkHeard(event string) string {
-	return "(l.granted_at <= " + event + ".created_at OR EXISTS (SELECT 1 FROM past_consents p WHERE p.service_id = l.service_id " +
-		"AND p.service_account_id = l.service_account_id AND " + event + ".created_at BETWEEN p.granted_at AND p.ended_at AND " +
-		consentHears("p", event, "1 = 1") + "))"
-}
+// linkHeard is the condition that a consent of the link l of the time of the event e let its service hear of it: the one of now, or one before.
+var linkHeard = "(l.granted_at <= e.created_at OR EXISTS (SELECT 1 FROM past_consents p WHERE p.service_id = l.service_id " +
+	"AND p.service_account_id = l.service_account_id AND e.created_at BETWEEN p.granted_at AND p.ended_at AND " + consentHears("p", "1 = 1") + "))"
 
 // consentHears is what both say of a row that holds a consent, which counts under a condition.
-func consentHears(consent, event, live string) string {
+func consentHears(consent, live string) string {
 	grants := func(scope string) string {
 		return live + " AND ' ' || " + consent + ".scopes || ' ' LIKE '% " + scope + " %'"
 	}
-	return "(" + event + ".group_id = '' OR " + consentCovers(consent, event+".premises_id") + " AND (" + grants(models.ScopeEvents) + " OR " + grants(models.ScopeNotify) +
-		" AND EXISTS (SELECT 1 FROM registrations r WHERE r.group_id = " + event + ".group_id " +
-		"AND r.owner_service = l.service_id AND r.member_id = l.service_account_id)))"
+	return "(e.group_id = '' OR " + consentCovers(consent, "e.premises_id") + " AND (" + grants(models.ScopeEvents) + " OR " + grants(models.ScopeNotify) +
+		" AND EXISTS (SELECT 1 FROM registrations r WHERE r.group_id = e.group_id AND r.owner_service = l.service_id AND r.member_id = l.service_account_id)))"
 }
 
 // InsertLink adds a link unless the account is linked with the service already, and tells whether it was added. A service or an account that

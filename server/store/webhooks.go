@@ -253,7 +253,7 @@ func (s *Store) NextWebhookEvent(ctx context.Context, v models.WebhookStream) (d
 			WHERE w.id = ? AND w.disabled = '' AND (w.event_types = '' OR w.event_types LIKE '%|' || e.type || '|%')
 			AND (e.group_id <> '' OR e.type IN ('link.granted', 'link.revoked'))
 			AND (e.type = 'link.revoked' OR EXISTS (SELECT 1 FROM service_links l WHERE l.service_id = w.service_id AND l.account_id = e.account_id
-				AND l.service_account_id = ? AND `+linkHears("e")+`))
+				AND l.service_account_id = ? AND `+linkHears+`))
 			ORDER BY e.rev LIMIT 1`,
 			string(v.AccountID), string(v.GroupID), v.Rev, string(v.WebhookID), int64(v.ServiceAccountID))
 		return err
