@@ -1,7 +1,6 @@
 package receiver
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -9,9 +8,10 @@ import (
 	"net/netip"
 	"os"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/groupcast/groupcast/consentcheck"
 )
 
 // Beside is a socket for checks at a port that another program has, one that knows nothing of them: it sees the STUN that comes to the port, besides that
@@ -30,18 +30,22 @@ func OpenBeside(at netip.AddrPort) (*Beside, error) {
 	if !at.Addr().Is4() || at.Port() == 0 {
 		return nil, fmt.Errorf("%s is not an IPv4 address and a port", at)
 	}
-	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		var err error
-		return errors.Join(c.Control(func(fd uintptr) { err = onlyChecks(int(fd), at.Port()) }), err)
-	}}
-	conn, err := config.ListenPacket(context.Background(), "ip4:udp", at.Addr().String())
+	conn, err := net.ListenIP("ip4:udp", &net.IPAddr{IP: at.Addr().AsSlice()})
 	if errors.Is(err, os.ErrPermission) {
 		return nil, errors.New("a raw socket needs CAP_NET_RAW: run this as root, or give the program that capability")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open a raw socket: %w", err)
 	}
-	return &Beside{conn.(*net.IPConn), at}, nil
+	raw, err := conn.SyscallConn()
+	if err == nil {
+		var set error
+		err = errors.Join(raw.Control(func(fd uintptr) { set = onlyChecks(int(fd), at.Port()) }), set)
+	}
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return &Beside{conn, at}, nil
 }
 
 // onlyChecks has the kernel drop all but UDP with STUN to the port: a first byte of 0 to 3 and the magic cookie (RFC 7983). Offsets are from the IP header, whose
@@ -73,7 +77,9 @@ func (b *Beside) ReadFromUDPAddrPort(datagram []byte) (int, netip.AddrPort, erro
 			return 0, netip.AddrPort{}, err
 		}
 		addr, ok := netip.AddrFromSlice(from.IP)
-		if size := int(binary.BigEndian.Uint16(raw[4:])); ok && n >= udpHeader && size >= udpHeader && size <= n {
+		size := int(binary.BigEndian.Uint16(raw[4:]))
+		// Before the filter was there something else may have come.
+		if ok && n >= udpHeader && size >= udpHeader && size <= n && binary.BigEndian.Uint16(raw[2:]) == b.at.Port() && consentcheck.IsSTUN(raw[udpHeader:size]) {
 			n = copy(datagram, raw[udpHeader:size])
 			return n, netip.AddrPortFrom(addr.Unmap(), binary.BigEndian.Uint16(raw)), nil
 		}

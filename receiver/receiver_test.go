@@ -135,7 +135,7 @@ func TestConsentBesideAnotherProgram(t *testing.T) {
 	m := machine(at.Addr().String(), at.Port())
 	b := make([]byte, 1500)
 	exchange := func() bool { // a request and what it leads to
-		_ = agent.SetReadDeadline(time.Now().Add(5 * time.Second))
+		_ = agent.SetReadDeadline(time.Now().Add(20 * time.Second))
 		n, from, err := agent.ReadFromUDPAddrPort(b)
 		if err != nil {
 			return false

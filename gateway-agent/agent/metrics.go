@@ -73,9 +73,18 @@ func (a *Agent) exposition() []byte {
 		result string
 		n      uint64
 	}{
-		{"answered", s.Checks.Answered}, {"asked", s.Checks.Asked}, {"capped", s.Checks.Capped}, {"expired", s.Checks.Expired}, {"forged", s.Checks.Forged},
-		{"malformed", s.Checks.Malformed}, {"probed", s.Checks.Probed}, {"refused", s.Checks.Refused}, {"renewed", s.Checks.Renewed},
-		{"unasked", s.Checks.Unasked}, {"unknown", s.Checks.Unknown}, {"validated", s.Checks.Validated},
+		{"answered", s.Checks.Answered},
+		{"asked", s.Checks.Asked},
+		{"capped", s.Checks.Capped},
+		{"expired", s.Checks.Expired},
+		{"forged", s.Checks.Forged},
+		{"malformed", s.Checks.Malformed},
+		{"probed", s.Checks.Probed},
+		{"refused", s.Checks.Refused},
+		{"renewed", s.Checks.Renewed},
+		{"unasked", s.Checks.Unasked},
+		{"unknown", s.Checks.Unknown},
+		{"validated", s.Checks.Validated},
 	} {
 		check(fmt.Sprintf(`{result="%s"}`, c.result), c.n)
 	}

@@ -155,7 +155,7 @@ func TestConsentSilentVictim(t *testing.T) {
 	w := newWorld(t, wanted)
 	var at []time.Duration
 	start := w.now
-	w.pass(24*time.Hour, func(p Packet) { at = append(at, w.now.Sub(start)) })
+	w.pass(24*time.Hour, func(Packet) { at = append(at, w.now.Sub(start)) })
 	assert.Equal(t, []time.Duration{0, 500 * time.Millisecond, 1500 * time.Millisecond, 3500 * time.Millisecond, 7500 * time.Millisecond}, at)
 	assert.Less(t, w.sent[away], 5*128)
 	w.nobody()

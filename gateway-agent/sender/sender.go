@@ -6,7 +6,6 @@
 package sender
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,7 +13,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strconv"
 	"sync"
 	"syscall"
 
@@ -205,31 +203,25 @@ func (p *Ports) reserve(port uint16) (*reservation, error) {
 // listen binds a port for itself, and only then lets the backend's sockets of this user have it, too: the kernel may give a port that is
 // shared already to a socket that asks for a shared one.
 func listen(network string, at netip.AddrPort) (*net.UDPConn, error) {
-	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		var err error
-		return errors.Join(c.Control(func(fd uintptr) {
-			err = OnlySTUN(int(fd))
-			if network == "udp4" {
-				err = errors.Join(err, unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_RECVERR, 1))
-			}
-		}), err)
-	}}
-	conn, err := config.ListenPacket(context.Background(), network, net.JoinHostPort(at.Addr().String(), strconv.Itoa(int(at.Port()))))
+	conn, err := net.ListenUDP(network, net.UDPAddrFromAddrPort(at))
 	if err != nil {
 		return nil, err
 	}
-	udp := conn.(*net.UDPConn)
-	raw, err := udp.SyscallConn()
+	raw, err := conn.SyscallConn()
 	if err == nil {
-		var shared error
-		err = errors.Join(raw.Control(func(fd uintptr) {
-			shared = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
-		}), shared)
+		var set error
+		err = raw.Control(func(fd uintptr) {
+			set = errors.Join(OnlySTUN(int(fd)), unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
+			if network == "udp4" {
+				set = errors.Join(set, unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_RECVERR, 1))
+			}
+		})
+		err = errors.Join(err, set)
 	}
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	return udp, nil
+	return conn, nil
 }
 
 // Listen hands on what comes to a socket until that is closed.
@@ -272,7 +264,7 @@ func (r *reservation) close() {
 
 // IPv6Address is the public address that this host sends to the IPv6 internet from; the zero Addr if it has none. Nothing is sent.
 func IPv6Address() netip.Addr {
-	c, err := net.Dial("udp6", "[2000::1]:9")
+	c, err := net.DialUDP("udp6", nil, &net.UDPAddr{IP: net.ParseIP("2000::1"), Port: 9})
 	if err != nil {
 		return netip.Addr{}
 	}

@@ -19,7 +19,8 @@ func BenchmarkReplaceAndDerive(b *testing.B) {
 			ID: models.GroupID(fmt.Sprintf("g_%d", g)), Name: fmt.Sprintf("n%d", g), IP: netip.AddrFrom4([4]byte{172, 168, 0, byte(233 + g)}), Generation: 1,
 		}}
 		for d := range 8 {
-			group.Destinations = append(group.Destinations, models.GatewayDestination{Policy: models.PolicyExempt,
+			group.Destinations = append(group.Destinations, models.GatewayDestination{
+				Policy:         models.PolicyExempt,
 				RegistrationID: models.RegistrationID(fmt.Sprintf("r_%d_%d", g, d)), IPv4: netip.MustParseAddr("192.0.2.1"),
 			})
 		}

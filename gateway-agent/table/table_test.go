@@ -161,7 +161,8 @@ func information(t *rapid.T) models.GroupInformation {
 			g.Sources = append(g.Sources, models.GatewaySource{RegistrationID: id(), IPv4: addr("source"), Trigger: models.TriggerOption})
 		}
 		for range rapid.IntRange(0, 8).Draw(t, "destinations") {
-			g.Destinations = append(g.Destinations, models.GatewayDestination{Policy: models.PolicyExempt,
+			g.Destinations = append(g.Destinations, models.GatewayDestination{
+				Policy:         models.PolicyExempt,
 				RegistrationID: id(), IPv4: addr("destination"), Port: rapid.Uint16().Draw(t, "port"),
 			})
 		}
