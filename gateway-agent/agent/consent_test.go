@@ -132,7 +132,7 @@ func TestConsentNothingBeforeItAndCopiesAfter(t *testing.T) {
 				continue
 			}
 			for _, c := range *r.Consents {
-				if c.State == api.Live && c.RegistrationID == "r_1_0" && c.Sender == "r_camera1" && *c.IPv4 == at.Addr() && *c.Port == int32(at.Port()) {
+				if c.State == api.Live && c.RegistrationID == "r_1_0" && c.Sender == "r_camera1" && c.IPv4.MustGet() == at.Addr() && c.Port.MustGet() == int32(at.Port()) {
 					return r.Sequence > 41
 				}
 			}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/oapi-codegen/nullable"
+
 	"github.com/groupcast/groupcast/gateway-agent/config"
 	"github.com/groupcast/groupcast/gateway-agent/consent"
 	"github.com/groupcast/groupcast/gateway-agent/sender"
@@ -168,8 +170,7 @@ func (k *consents) report(now time.Time) (map[string]api.ReportedSender, map[con
 	for source, port := range k.ports.Of() {
 		s := api.ReportedSender{RegistrationID: models.RegistrationID(source), Port: int32(port)}
 		if at, ok := k.ports.At(port); ok && k.ipv6.IsValid() && k.ports.IPv6(at) {
-			addr, at6 := k.ipv6, s.Port
-			s.IPv6, s.PortIPv6 = &addr, &at6
+			s.IPv6, s.PortIPv6 = nullable.NewNullableWithValue(k.ipv6), nullable.NewNullableWithValue(s.Port)
 		}
 		senders[source] = s
 	}

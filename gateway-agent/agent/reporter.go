@@ -8,6 +8,8 @@ import (
 	stdsync "sync"
 	"time"
 
+	"github.com/oapi-codegen/nullable"
+
 	"github.com/groupcast/groupcast/gateway-agent/consent"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
@@ -88,12 +90,12 @@ func (r *reporter) next() (report api.ConsentReport, urgent bool) {
 			RegistrationID: models.RegistrationID(key.Destination), Sender: models.RegistrationID(key.Source), State: api.ReportedConsentState(s.state),
 		}
 		if s.state == models.ConsentLive {
-			at, port := s.lease.At.Addr(), int32(s.lease.At.Port())
-			c.Port = &port
-			if at.Is4() {
-				c.IPv4 = &at
+			at := nullable.NewNullableWithValue(s.lease.At.Addr())
+			c.Port = nullable.NewNullableWithValue(int32(s.lease.At.Port()))
+			if s.lease.At.Addr().Is4() {
+				c.IPv4 = at
 			} else {
-				c.IPv6 = &at
+				c.IPv6 = at
 			}
 		}
 		consents = append(consents, c)
@@ -108,7 +110,9 @@ func (r *reporter) next() (report api.ConsentReport, urgent bool) {
 }
 
 func equalAddr(a, b api.ReportedSender) bool {
-	return (a.IPv6 == nil) == (b.IPv6 == nil) && (a.IPv6 == nil || *a.IPv6 == *b.IPv6)
+	before, _ := a.IPv6.Get()
+	now, _ := b.IPv6.Get()
+	return before == now // the zero Addr is none
 }
 
 // run reports until ctx ends.
@@ -198,9 +202,10 @@ func told(c api.ReportedConsent, s standing) bool {
 	if s.state != models.ConsentLive {
 		return true
 	}
-	at := c.IPv4
-	if at == nil {
-		at = c.IPv6
+	at, err := c.IPv4.Get()
+	if err != nil {
+		at, _ = c.IPv6.Get()
 	}
-	return at != nil && *at == s.lease.At.Addr() && c.Port != nil && uint16(*c.Port) == s.lease.At.Port()
+	port, _ := c.Port.Get()
+	return at == s.lease.At.Addr() && uint16(port) == s.lease.At.Port()
 }
