@@ -111,7 +111,7 @@ func (b *Beside) Close() error { return b.conn.Close() }
 
 // listens tells whether a UDP socket of this host would get what comes there.
 func listens(at netip.AddrPort) (bool, error) {
-	for _, file := range []string{"/proc/net/udp", "/proc/net/udp6"} { // a socket for both kinds of IP stands in the second
+	for _, file := range []string{"/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"} { // a socket for both kinds of IP stands in the second
 		table, err := os.ReadFile(file)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return false, err
