@@ -47,6 +47,7 @@ func wireInformation() api.GroupInformation {
 			RegistrationID: "r_upload", DestinationID: "1", DestinationName: "upload",
 			DestinationIPv4: nullable.NewNullableWithValue(netip.MustParseAddr(netlab.Upload)),
 			DestinationIPv6: nullable.NewNullNullable[netip.Addr](), DestinationPort: nullable.NewNullNullable[int32](),
+			Consent: &api.GatewayConsent{Policy: models.PolicyExempt},
 		}},
 	})
 	return info

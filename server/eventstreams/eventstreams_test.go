@@ -330,7 +330,7 @@ func TestAConsentThatChanged(t *testing.T) {
 			time.Sleep(5 * time.Millisecond) // times are in milliseconds
 		}
 		move := func(n int) {
-			l.Join(t, phone, servertest.Destination(phone, fmt.Sprint("198.51.100.", n), "groupcast1"))
+			l.Join(t, phone, servertest.Destination(phone, fmt.Sprint("198.51.99.", n), "groupcast1"))
 		}
 		l.Join(t, camera, servertest.Source(camera, "172.168.0.5", "groupcast1"))
 		began := l.listen(l.as(upload.Principal), "", nil).last

@@ -166,7 +166,7 @@ func (l *lab) happen(t *testing.T, n int) {
 	t.Helper()
 	for range n {
 		l.n++
-		l.Join(t, l.phone, servertest.Destination(l.phone, fmt.Sprintf("198.51.100.%d", 1+l.n%200), "door"))
+		l.Join(t, l.phone, servertest.Destination(l.phone, fmt.Sprintf("198.51.99.%d", 1+l.n%200), "door"))
 	}
 }
 

@@ -45,27 +45,56 @@ func (m GroupMatch) where(alias string) (string, []any) {
 	var args []any
 	where := groupAsked(alias, func(what string) string {
 		args = append(args, values[what])
-		if what == "service_account_id" {
-			return "CAST(? AS bigint)"
+		return "?"
+	}, func(what string) presence {
+		if values[what] == "" {
+			return absent
 		}
-		return "CAST(? AS text)"
+		return present
 	})
 	return where, args
 }
 
+// presence is what is known of a thing that a request may hold before the statement is written. What is known needn't be asked for: Postgres takes a
+// plan for all requests only if it is as good as one for each.
+type presence int
+
+const (
+	perhaps presence = iota
+	present
+	absent
+)
+
 // groupAsked is the condition that the group under an alias is the one that a request means, wherever that stands: say gives the expression of each
-// thing that a GroupMatch holds, and is called in the order of the text.
-func groupAsked(alias string, say func(what string) string) string {
+// thing that a GroupMatch holds, and is called in the order of the text; has tells what is known of those that may be empty.
+func groupAsked(alias string, say func(what string) string, has func(what string) presence) string {
 	link := func() string {
 		return "FROM service_links l WHERE l.service_id = " + say("service_id") + " AND l.service_account_id = " + say("service_account_id") + " AND "
 	}
 	// The first part finds the rows by their index, the second looks at their premises.
-	return alias + ".account_id = CASE " + say("service_id") + " WHEN '' THEN " + say("account_id") +
-		" ELSE (SELECT l.account_id " + link() + linkGranting(models.ScopeRegister) + ") END" +
-		" AND (" + say("service_id") + " = '' OR EXISTS (SELECT 1 " + link() + linkCovers(alias+".premises_id") + "))" +
-		" AND " + alias + ".name = " + say("name") +
-		" AND (" + say("premises_id") + " = '' OR " + alias + ".premises_id = " + say("premises_id") + ")" +
-		" AND (" + say("ip") + " = '' OR " + alias + ".ip = " + say("ip") + ")"
+	accountOf := func() string { return "(SELECT l.account_id " + link() + linkGranting(models.ScopeRegister) + ")" }
+	covered := func() string { return "EXISTS (SELECT 1 " + link() + linkCovers(alias+".premises_id") + ")" }
+	var where string
+	switch has("service_id") {
+	case absent:
+		where = alias + ".account_id = " + say("account_id")
+	case present:
+		where = alias + ".account_id = " + accountOf() + " AND " + covered()
+	case perhaps:
+		where = alias + ".account_id = CASE " + say("service_id") + " WHEN '' THEN " + say("account_id") + " ELSE " + accountOf() + " END" +
+			" AND (" + say("service_id") + " = '' OR " + covered() + ")"
+	}
+	where += " AND " + alias + ".name = " + say("name")
+	for _, narrows := range []string{"premises_id", "ip"} {
+		switch has(narrows) {
+		case absent:
+		case present:
+			where += " AND " + alias + "." + narrows + " = " + say(narrows)
+		case perhaps:
+			where += " AND (" + say(narrows) + " = '' OR " + alias + "." + narrows + " = " + say(narrows) + ")"
+		}
+	}
+	return where
 }
 
 // GroupsMatching reads the groups that match, sorted by id.

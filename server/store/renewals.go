@@ -73,5 +73,5 @@ func (s *Store) renew(ctx context.Context, all []renewal) (renewed []*Renewed, e
 
 // askedGroup is GroupMatch.where with what was asked in columns of a.
 func askedGroup(alias string) string {
-	return groupAsked(alias, func(what string) string { return "a." + what })
+	return groupAsked(alias, func(what string) string { return "a." + what }, func(string) presence { return perhaps })
 }

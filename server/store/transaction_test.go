@@ -223,7 +223,7 @@ func TestPoolIsExhausted(t *testing.T) {
 
 // TestServerHasNoConnectionLeft: the same when Postgres itself refuses.
 func TestServerHasNoConnectionLeft(t *testing.T) {
-	cluster := pgtest.New(t, pgtest.Options{Settings: map[string]string{"max_connections": "6", "superuser_reserved_connections": "3"}})
+	cluster := pgtest.New(t, pgtest.Options{Settings: map[string]string{"max_connections": "9", "superuser_reserved_connections": "3"}})
 	url := cluster.URL(t)
 	db := storetest.PostgresAt(t, url, store.Options{Timeout: 2 * time.Second, MaxConns: 2})
 	h := servertest.On(db, db.Store).NewHome(t)

@@ -51,7 +51,7 @@ func (Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, secretPrefi
 // types are those a service can hear of.
 var types = []models.EventType{
 	models.EventGroupCreated, models.EventGroupChanged, models.EventGroupEnded, models.EventMemberJoined, models.EventMemberLeft, models.EventMemberExpired,
-	models.EventMemberMoved, models.EventLinkGranted, models.EventLinkRevoked,
+	models.EventMemberMoved, models.EventConsentChanged, models.EventLinkGranted, models.EventLinkRevoked,
 }
 
 // Service keeps webhooks.
