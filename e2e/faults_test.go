@@ -49,7 +49,8 @@ func newHome(t testing.TB) *home {
 	h.uploadToken = s.ServiceToken(t, "svc-upload")
 	gatewayToken := s.DeviceToken(t, gateway)
 	h.agent = harness.StartAgent(t, harness.AgentOptions{
-		Server: s, GatewayID: gateway, Token: gatewayToken, AllowLoopback: true,
+		Unasked: true,
+		Server:  s, GatewayID: gateway, Token: gatewayToken, AllowLoopback: true,
 		LANInterface: "lo", LANPrefix: lan + "0/24", LANAddress: lan + "1", Uplink: "127.0.0.1",
 	})
 	require.Eventually(t, func() bool {

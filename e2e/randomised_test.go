@@ -188,7 +188,8 @@ func newRandomised(t *testing.T, backend string, seed uint64) *randomised {
 	t.Cleanup(func() { capture.Frames() })
 	r.example = newExample(t, harness.Options{In: r.wire.gateway, Listen: "127.0.0.1:8080"})
 	r.agent = harness.StartAgent(t, harness.AgentOptions{
-		Server: r.Server, GatewayID: r.gateway, Token: r.gatewayToken, In: r.wire.gateway,
+		Unasked: true,
+		Server:  r.Server, GatewayID: r.gateway, Token: r.gatewayToken, In: r.wire.gateway,
 		LANInterface: "lan0", LANPrefix: "172.168.0.0/24", LANAddress: gatewayAddr, Uplink: uplinkAddr,
 		GroupRange: "172.168.0.233-172.168.0.254", Backend: backend, BPFDir: filepath.Join(netlab.BPFFS(t), "groupcast"),
 	})

@@ -23,8 +23,8 @@ import (
 	"github.com/groupcast/groupcast/openapi/api"
 )
 
-// receiver is a partner's HTTPS server. The service trusts its certificate if it is started with trusted.
-type receiver struct {
+// partner is a partner's HTTPS server. The service trusts its certificate if it is started with trusted.
+type partner struct {
 	*httptest.Server
 	// trusted is for the service's environment.
 	trusted string
@@ -34,9 +34,9 @@ type receiver struct {
 	status  int
 }
 
-func newReceiver(t *testing.T) *receiver {
+func newPartner(t *testing.T) *partner {
 	t.Helper()
-	v := &receiver{status: http.StatusNoContent}
+	v := &partner{status: http.StatusNoContent}
 	v.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
@@ -56,14 +56,14 @@ func newReceiver(t *testing.T) *receiver {
 	return v
 }
 
-func (v *receiver) answers(status int) {
+func (v *partner) answers(status int) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.status = status
 }
 
 // taken gives the revs that were taken, by group.
-func (v *receiver) taken(t *testing.T) map[string][]int {
+func (v *partner) taken(t *testing.T) map[string][]int {
 	t.Helper()
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -86,7 +86,7 @@ func (v *receiver) taken(t *testing.T) map[string][]int {
 func TestDrillWebhooksSurviveKills(t *testing.T) {
 	t.Parallel()
 	harness.Databases(t, func(t *testing.T, databaseURL string) {
-		partner := newReceiver(t)
+		partner := newPartner(t)
 		e := newExample(t, harness.Options{DatabaseURL: databaseURL, Args: []string{"--allow-loopback"}, Env: []string{partner.trusted}})
 		e.declare(t)
 		created, err := e.Client(t, e.uploadToken).CreateWebhookWithResponse(t.Context(), nil, api.WebhookRequest{URL: partner.URL + "/hook"})
@@ -133,7 +133,7 @@ func TestDrillWebhooksSurviveKills(t *testing.T) {
 // TestWebhooksByHand: groupcastctl, and the verifiers of docs/webhooks.md as they are printed there.
 func TestWebhooksByHand(t *testing.T) {
 	t.Parallel()
-	partner := newReceiver(t)
+	partner := newPartner(t)
 	e := newExample(t, harness.Options{Args: []string{"--allow-loopback"}, Env: []string{partner.trusted}})
 	e.declare(t)
 	c := ctl{t: t, server: e.Server, tokens: t.TempDir()}

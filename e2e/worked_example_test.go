@@ -57,8 +57,9 @@ func newExample(t *testing.T, o harness.Options) *example {
 	e.camera2 = s.Device(t, e.premises, adminapi.DeviceRequest{Type: models.DeviceCamera, Name: "camera2", Pop: &off})
 	e.gateway = s.Device(t, e.premises, adminapi.DeviceRequest{Type: models.DeviceGateway, Name: "gateway", Pop: &off})
 	e.phone = s.Device(t, e.premises, adminapi.DeviceRequest{Type: models.DevicePhone, Name: "phone", Pop: &off})
-	for _, svc := range []models.ServiceID{"svc-upload", "svc-thumbnail", "svc-other"} {
+	for svc, address := range map[models.ServiceID]string{"svc-upload": uploadAddr, "svc-thumbnail": thumbnailAddr, "svc-other": foreignAddr} {
 		s.Service(t, svc, string(svc))
+		s.Exempt(t, svc, address)
 	}
 	require.Equal(t, uploadAccountID, s.Link(t, "svc-upload", e.account, uploadAccountID))
 	e.thumbnailID = s.Link(t, "svc-thumbnail", e.account, 0)
@@ -85,13 +86,20 @@ func (e *example) declare(t *testing.T) {
 	assert.Equal(t, groupRange, r.JSON200.GroupRange)
 }
 
-// post registers with the document's own body and gives the answer.
-func (e *example) post(t *testing.T, token, body string) (answer struct {
+// registered is what the worked example needs of an answer.
+type registered struct {
 	GroupIP        string `json:"groupIP"`
 	State          int    `json:"state"`
 	RegistrationID string `json:"registrationId"`
-},
-) {
+	Consent        struct{ Ufrag, Pwd string }
+	Senders        []struct {
+		Address netip.Addr
+		Port    uint16
+	}
+}
+
+// post registers with the document's own body and gives the answer.
+func (e *example) post(t *testing.T, token, body string) (answer registered) {
 	t.Helper()
 	status, text := e.Post(t, "/v1/registrations", token, body) // the bare token: the document's header has no scheme
 	require.Equal(t, 200, status, "%s", text)
@@ -124,12 +132,12 @@ func (e *example) postThumbnail(t *testing.T) string {
 	return a.RegistrationID
 }
 
-func (e *example) postPhone(t *testing.T) string {
+func (e *example) postPhone(t *testing.T) registered {
 	t.Helper()
 	a := e.post(t, e.phoneToken, fmt.Sprintf(`{"type":"Device","id":"%s","destination":true,"privateIPv4":null,
 		"publicIPv4":%q,"IPv6":null,"groupName":"groupcast1","groupIP":"172.168.0.233","TTLs":3600}`, e.phone, phoneAddr))
 	assert.Equal(t, 3, a.State)
-	return a.RegistrationID
+	return a
 }
 
 // postSecondGroup makes groupcast2: its camera asks for .235 by name, and one service receives it.

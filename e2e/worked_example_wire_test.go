@@ -19,6 +19,8 @@ import (
 
 	"github.com/groupcast/groupcast/e2e/harness"
 	"github.com/groupcast/groupcast/e2e/netlab"
+	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/receiver"
 )
 
 const mediaPort = 5004
@@ -28,7 +30,7 @@ const mediaPort = 5004
 type wire struct {
 	camera, gateway *netlab.Namespace
 	uplink          *netlab.Capture
-	receivers       map[string]*net.UDPConn
+	receivers       map[string]*listener
 }
 
 func newWire(t *testing.T) *wire {
@@ -36,12 +38,45 @@ func newWire(t *testing.T) *wire {
 	home.Camera.Address("cam0", "172.168.0.6/24") // groupcast2's camera
 	w := &wire{
 		camera: home.Camera, gateway: home.Gateway,
-		uplink: home.Gateway.Capture("wan0"), receivers: map[string]*net.UDPConn{},
+		uplink: home.Gateway.Capture("wan0"), receivers: map[string]*listener{},
 	}
 	for _, addr := range []string{uploadAddr, thumbnailAddr, phoneAddr, foreignAddr} {
-		w.receivers[addr] = home.WAN.ListenUDP(fmt.Sprintf("%s:%d", addr, mediaPort))
+		w.receivers[addr] = &listener{UDPConn: home.WAN.ListenUDP(fmt.Sprintf("%s:%d", addr, mediaPort))}
 	}
 	return w
+}
+
+// listener is where a member gets its copies.
+type listener struct {
+	*net.UDPConn
+
+	consent *receiver.Consent // nil: it is exempt
+}
+
+// consents has the member keep its consent with the gateway's reserved port, which the answer names once the gateway has told.
+func (m *listener) consents(t *testing.T, register func() registered) {
+	var a registered
+	require.Eventually(t, func() bool { a = register(); return len(a.Senders) == 1 }, 10*time.Second, 20*time.Millisecond, "the gateway hasn't told where it sends from")
+	m.consent = receiver.New(models.ConsentCredential{Ufrag: a.Consent.Ufrag, Password: a.Consent.Pwd})
+	m.consent.Senders([]netip.AddrPort{netip.AddrPortFrom(a.Senders[0].Address, a.Senders[0].Port)})
+	go m.consent.Keep(t.Context(), m.UDPConn)
+}
+
+// Read gives a copy. Checks are answered and are none.
+func (m *listener) Read(b []byte) (int, error) {
+	for {
+		n, from, err := m.ReadFromUDPAddrPort(b)
+		if err != nil || m.consent == nil {
+			return n, err
+		}
+		reply, check := m.consent.Take(time.Now(), from, b[:n])
+		if !check {
+			return n, nil
+		}
+		if reply != nil {
+			_, _ = m.WriteToUDPAddrPort(reply, from)
+		}
+	}
 }
 
 // send sends one datagram from the camera with the given IP options, as firmware does with setsockopt(IP_OPTIONS).
@@ -182,6 +217,9 @@ func TestWorkedExampleOnTheWire(t *testing.T) {
 			e.postUpload(t)
 			thumbnail := e.postThumbnail(t)
 			e.postPhone(t)
+			// The services are exempt; the phone gets nothing before it consents.
+			w.await(t, uploadAddr, thumbnailAddr)
+			w.receivers[phoneAddr].consents(t, func() registered { return e.postPhone(t) })
 			members := []string{uploadAddr, thumbnailAddr, phoneAddr}
 			w.await(t, members...)
 

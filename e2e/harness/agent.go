@@ -28,6 +28,8 @@ type AgentOptions struct {
 	Backend, BPFDir string
 	// AllowLoopback lets the agent copy to 127/8.
 	AllowLoopback bool
+	// Unasked lets the agent copy without consent, for tests of something else.
+	Unasked bool
 }
 
 // Agent is a running gateway agent with its state on disk.
@@ -66,7 +68,7 @@ func StartAgent(t testing.TB, o AgentOptions) *Agent {
 			fmt.Fprintf(&b, "%s: %q\n", kv[0], kv[1])
 		}
 	}
-	fmt.Fprintf(&b, "metrics-listen: \"\"\nallow-loopback: %t\nallow-without-consent: true\n", o.AllowLoopback)
+	fmt.Fprintf(&b, "metrics-listen: \"\"\nallow-loopback: %t\nallow-without-consent: %t\n", o.AllowLoopback, o.Unasked)
 	require.NoError(t, os.WriteFile(a.config(), []byte(b.String()), 0o600))
 	a.Start(t)
 	return a

@@ -189,6 +189,19 @@ func (s *Server) Service(t testing.TB, id models.ServiceID, name string) {
 	require.NotNil(t, r.JSON200, "%s", r.Body)
 }
 
+// Exempt lets a service receive at these addresses and nowhere else, without being asked by the gateway.
+func (s *Server) Exempt(t testing.TB, id models.ServiceID, addresses ...string) {
+	t.Helper()
+	exempt := adminapi.Exempt
+	var allowed adminapi.AllowedCIDRs
+	for _, a := range addresses {
+		allowed = append(allowed, adminapi.AllowedCIDR{Cidr: a + "/32", Consent: &exempt})
+	}
+	r, err := s.Admin.ChangeServiceWithResponse(t.Context(), id, adminapi.ServiceChange{Name: string(id), AllowedCIDRs: allowed})
+	require.NoError(t, err)
+	require.NotNil(t, r.JSON200, "%s", r.Body)
+}
+
 // Link records the account's consent for the service and gives the service account id; a zero id draws one.
 func (s *Server) Link(t testing.TB, service models.ServiceID, account models.AccountID, id models.ID) models.ID {
 	t.Helper()
