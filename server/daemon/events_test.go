@@ -110,6 +110,26 @@ func TestCurlHears(t *testing.T) {
 	})
 }
 
+// TestAListenerIsToldToComeBack: EventSource gives up for ever after any answer but a stream, so it gets one that ends; others get the error.
+func TestAListenerIsToldToComeBack(t *testing.T) {
+	t.Parallel()
+	s := start(t, settings(t, dataDir(t), "--long-poll-max-waiters", "1"))
+	h := s.house(t, "Shared")
+	phone := []string{"-H", "Authorization: Bearer " + h.phoneToken}
+	first, _ := s.curl(t, "/v1/events", phone...)
+	assert.Contains(t, first(), "group.state")
+	browser, stop := s.curl(t, "/v1/events", append(phone, "-i", "-H", "Accept: text/event-stream")...)
+	assert.Equal(t, "end  unavailable", browser())
+	text := stop()
+	assert.Contains(t, text, "HTTP/1.1 200")
+	assert.Contains(t, text, "retry: ")
+	for _, accept := range []string{"*/*", "application/json", "text/event-stream, application/json"} {
+		r := s.do(t, http.MethodGet, "/v1/events", "", "Authorization", "Bearer "+h.phoneToken, "Accept", accept)
+		assert.Equal(t, http.StatusServiceUnavailable, r.StatusCode, accept)
+		assert.NotEmpty(t, r.Header.Get("Retry-After"), accept)
+	}
+}
+
 // TestEventsLongPoll: the same resource for those who can't read a stream.
 func TestEventsLongPoll(t *testing.T) {
 	t.Parallel()

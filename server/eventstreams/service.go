@@ -119,6 +119,7 @@ const (
 	GroupEnded   = "group-ended"
 	Unlinked     = "unlinked"
 	Stopping     = "stopping"
+	Unavailable  = "unavailable" // it couldn't begin
 )
 
 // EndedError says that a stream gives nothing any more.

@@ -57,9 +57,13 @@ type heard interface {
 }
 
 func (h handlers) listen(ctx context.Context, group models.GroupID, cursor *string, wait *int32) (heard, error) {
-	poll := wantsJSON(ctx)
+	poll, onlyEvents := wants(ctx)
 	ctx, p := caller(ctx)
 	st, err := h.Streams.Open(ctx, eventstreams.Caller{Principal: p, IssuedAt: p.IssuedAt, ExpiresAt: p.ExpiresAt}, group, cursor)
+	if refusal, ok := errors.AsType[*models.Error](err); ok && onlyEvents &&
+		(refusal.Code == models.CodeUnavailable || refusal.Code == models.CodeOverloaded) {
+		return comeBack{&eventstreams.EndedError{Reason: eventstreams.Unavailable, Detail: refusal.Detail}}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -70,22 +74,27 @@ func (h handlers) listen(ctx context.Context, group models.GroupID, cursor *stri
 	return pollEvents(ctx, st, time.Duration(value(wait))*time.Second)
 }
 
-// wantsJSON tells a long poll from a stream, which is what a client gets that doesn't say.
-func wantsJSON(ctx context.Context) bool {
+// wants tells a long poll from a stream, which is what a client gets that doesn't say, and whether the client takes nothing but a stream, as
+// EventSource does.
+func wants(ctx context.Context) (poll, onlyEvents bool) {
 	g, ok := ctx.(*gin.Context)
 	if !ok {
-		return false
+		return false, false
 	}
-	wants := false
+	events, others := false, false
 	for accepted := range strings.SplitSeq(strings.Join(g.Request.Header.Values("Accept"), ","), ",") {
 		switch media, _, _ := mime.ParseMediaType(accepted); media {
-		case mediaEvents, "*/*":
-			return false
+		case mediaEvents:
+			events = true
+		case "*/*":
+			events, others = true, true
 		case mediaJSON:
-			wants = true
+			poll, others = true, true
+		default:
+			others = true
 		}
 	}
-	return wants
+	return poll && !events, events && !others
 }
 
 // eventBatch is EventBatch of the contract, with events that are written already.
@@ -163,12 +172,7 @@ type eventStream struct {
 // VisitListenResponse writes the stream.
 func (s eventStream) VisitListenResponse(w http.ResponseWriter) error {
 	defer s.Close()
-	h := w.Header()
-	h.Set("Content-Type", mediaEvents)
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Accel-Buffering", "no")
-	w.WriteHeader(http.StatusOK)
-	out := sseWriter{w: w, control: http.NewResponseController(w)}
+	out := begin(w)
 	out.retry()
 	for {
 		if out.send() != nil {
@@ -192,6 +196,23 @@ func (s eventStream) VisitListenResponse(w http.ResponseWriter) error {
 	}
 }
 
+// comeBack answers a client that takes nothing but a stream, and that can't have one now, with a stream that ends at once: EventSource never asks again
+// after a 503 (WHATWG HTML §9.2.3).
+type comeBack struct{ why *eventstreams.EndedError }
+
+// VisitListenResponse says when to ask again.
+func (c comeBack) VisitListenResponse(w http.ResponseWriter) error {
+	out := begin(w)
+	err := out.end(c.why)
+	_ = out.send()
+	return err
+}
+
+// VisitListenToGroupResponse does the same.
+func (c comeBack) VisitListenToGroupResponse(w http.ResponseWriter) error {
+	return c.VisitListenResponse(w)
+}
+
 // VisitListenToGroupResponse writes the stream.
 func (s eventStream) VisitListenToGroupResponse(w http.ResponseWriter) error {
 	return s.VisitListenResponse(w)
@@ -202,6 +223,16 @@ type sseWriter struct {
 	w       http.ResponseWriter
 	control *http.ResponseController
 	buffer  bytes.Buffer
+}
+
+// begin answers with a stream.
+func begin(w http.ResponseWriter) *sseWriter {
+	h := w.Header()
+	h.Set("Content-Type", mediaEvents)
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Accel-Buffering", "no")
+	w.WriteHeader(http.StatusOK)
+	return &sseWriter{w: w, control: http.NewResponseController(w)}
 }
 
 func (o *sseWriter) send() error {
@@ -273,7 +304,7 @@ func (o *sseWriter) batch(b eventstreams.Batch) error {
 
 // end says why nothing more comes.
 func (o *sseWriter) end(why *eventstreams.EndedError) error {
-	if why.Reason == eventstreams.Stopping {
+	if why.Reason == eventstreams.Stopping || why.Reason == eventstreams.Unavailable {
 		o.retry()
 	}
 	data, err := json.Marshal(struct {
