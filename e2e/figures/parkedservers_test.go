@@ -65,6 +65,8 @@ func runService(text []byte) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	ballast := daemon.Ballast() // as daemon.Run does
+	defer runtime.KeepAlive(ballast)
 	d, err := daemon.Start(ctx, cfg, "figures", slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -487,6 +488,8 @@ func (d *Daemon) close() {
 
 // Run runs the service until the context is done, and stops it then.
 func Run(ctx context.Context, cfg config.Config, version string, log *slog.Logger) error {
+	ballast := Ballast()
+	defer runtime.KeepAlive(ballast)
 	d, err := Start(ctx, cfg, version, log)
 	if err != nil {
 		return err

@@ -68,9 +68,10 @@ func (s *session) run() {
 	s.mu.Lock()
 	why := s.why
 	s.mu.Unlock()
-	s.edge.remove(s)
+	// Before it counts as gone, so that whoever waits for that finds it counted.
 	s.edge.metrics.connections.Dec()
 	s.edge.metrics.ended.WithLabelValues(string(why)).Inc()
+	s.edge.remove(s)
 	s.edge.leave(s.conn)
 }
 
