@@ -26,7 +26,7 @@ func bare(kind string) int {
 		case "registrations":
 			h, err = bareRegistrations(text)
 		case "polls":
-			h = barePolls()
+			h, err = barePolls(text)
 		case "service":
 			if err = runService(text); err == nil {
 				return 0

@@ -55,6 +55,7 @@ func waiting(t testing.TB, s parkedScale) {
 	certificate, key := certificateFiles(t)
 	kek := filepath.Join(t.TempDir(), "kek")
 
+	information := "" // the statement that reads it
 	measure := func(secure bool) (size float64, one, posted, all []time.Duration) {
 		args := []string{"--key-encryption-key-file", kek}
 		if secure {
@@ -84,6 +85,19 @@ func waiting(t testing.TB, s parkedScale) {
 		if secure {
 			return size, nil, nil, nil
 		}
+		logStatements(t, c, "all")
+		for _, u := range logged(t, c, func() {
+			park.change(t, 1, func() time.Time { return service.changed(t, "/change?k="+strconv.FormatInt(gatewayID(1), 10)) })
+		}) {
+			for _, statement := range u.Statements {
+				if strings.Contains(statement.Text, "max_stale_seconds") && len(statement.Parameters) == 1 {
+					information = statement.Text
+				}
+			}
+		}
+		logStatements(t, c, "none")
+		require.NotEmpty(t, information)
+		time.Sleep(pace)
 		poster, err := net.Dial("tcp", service.addr)
 		require.NoError(t, err)
 		defer poster.Close()
@@ -109,7 +123,7 @@ func waiting(t testing.TB, s parkedScale) {
 		return size, one, posted, all
 	}
 	measureBare := func() (size float64, one, all []time.Duration) {
-		bare := bareServer(t, "polls", nil)
+		bare := bareServer(t, "polls", pollSettings{world, information})
 		defer bare.end()
 		before := bare.resident(t)
 		park := parkAll(t, bare, false, s.gateways, func(k int, _ string) string {
@@ -126,8 +140,8 @@ func waiting(t testing.TB, s parkedScale) {
 		}
 		return size, one, all
 	}
-	bareSize, bareOne, bareAll := measureBare()
 	size, one, posted, all := measure(false)
+	bareSize, bareOne, bareAll := measureBare()
 	secureSize, _, _, _ := measure(true)
 	fmt.Printf("bare: a parked poll takes %.1f kB\n", bareSize)
 	figure(s2, "parked_plain", size, "kB", "<=", 35)

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,6 +22,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/groupcast/groupcast/e2e/harness"
 	"github.com/groupcast/groupcast/models"
@@ -138,8 +141,26 @@ func resident(w http.ResponseWriter, _ *http.Request) {
 	fmt.Fprint(w, pages*os.Getpagesize())
 }
 
-// barePolls is as little as can let clients wait: net/http and a channel for each. Its answers have the size of the service's.
-func barePolls() http.Handler {
+// pollSettings is what a bare server of polls is told: the statement by which the service reads group information, which takes gateways' ids.
+type pollSettings struct{ DatabaseURL, Information string }
+
+// readAtOnce is how many gateways the service reads in one statement, and readers how many of those are sent at once.
+const (
+	readAtOnce = 500
+	readers    = 2
+)
+
+// barePolls is as little as can let clients wait: net/http and a channel for each. When all have changed it reads what of each has to be told, by the service's
+// own statement. Its answers are of the size of the service's.
+func barePolls(text []byte) (http.Handler, error) {
+	var s pollSettings
+	if err := json.Unmarshal(text, &s); err != nil {
+		return nil, err
+	}
+	pool, err := pgxpool.New(context.Background(), s.DatabaseURL)
+	if err != nil {
+		return nil, err
+	}
 	var mu sync.Mutex
 	waiting := map[string]chan struct{}{}
 	body := strings.Repeat(".", 700)
@@ -169,12 +190,45 @@ func barePolls() http.Handler {
 		defer mu.Unlock()
 		wake(r.URL.Query().Get("k"))
 	})
-	mux.HandleFunc("/all", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("/all", func(w http.ResponseWriter, r *http.Request) {
 		committed(w)
+		_ = http.NewResponseController(w).Flush()
 		mu.Lock()
-		defer mu.Unlock()
-		for k := range waiting {
-			wake(k)
+		all := slices.Collect(maps.Keys(waiting))
+		mu.Unlock()
+		var reading errgroup.Group
+		reading.SetLimit(readers)
+		for some := range slices.Chunk(all, readAtOnce) {
+			reading.Go(func() error {
+				ids := make([]string, len(some))
+				for i, k := range some {
+					n, err := strconv.Atoi(k)
+					if err != nil {
+						return err
+					}
+					ids[i] = strconv.FormatInt(gatewayID(n), 10)
+				}
+				rows, err := pool.Query(r.Context(), s.Information, "{"+strings.Join(ids, ",")+"}")
+				if err != nil {
+					return err
+				}
+				read := 0
+				for rows.Next() {
+					read++
+				}
+				if rows.Close(); rows.Err() != nil || read < len(some) {
+					return fmt.Errorf("%d rows of %d gateways: %w", read, len(some), rows.Err())
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				for _, k := range some {
+					wake(k)
+				}
+				return nil
+			})
+		}
+		if err := reading.Wait(); err != nil {
+			fmt.Fprintln(os.Stderr, err) // the clients wait in vain, which fails the run
 		}
 	})
 	mux.HandleFunc("/waiting", func(w http.ResponseWriter, _ *http.Request) {
@@ -183,5 +237,5 @@ func barePolls() http.Handler {
 		fmt.Fprint(w, len(waiting))
 	})
 	mux.HandleFunc("/resident", resident)
-	return mux
+	return mux, nil
 }
