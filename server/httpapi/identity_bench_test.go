@@ -102,7 +102,7 @@ func BenchmarkIdentityFigures(b *testing.B) {
 	}
 	fmt.Printf("ed25519.Verify takes %.1f µs here and now\n", median(base))
 	figure("identity_dpop_request", median(full), 2.5)
-	fmt.Printf("beside identity_dpop_request, the first request of a device to a process: %.3f\n", median(first))
+	figure("identity_dpop_request_new_device", median(first), 2.5)
 	figure("identity_dpop_request_repeated_token", median(again), 2.5)
 	figure("identity_repeated_token", median(repeated), 0.1)
 }
