@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/groupcast/groupcast/consentcheck"
+	"github.com/groupcast/groupcast/receiver/consentcheck"
 )
 
 // Beside is a socket for checks at a port that another program has, one that knows nothing of them: it sees the STUN that comes to the port, besides that

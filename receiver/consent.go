@@ -26,8 +26,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/groupcast/groupcast/consentcheck"
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/receiver/consentcheck"
 )
 
 const (

@@ -16,8 +16,8 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/groupcast/groupcast/consentcheck"
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/receiver/consentcheck"
 )
 
 // How long and how often (RFC 7675 §5.1, SPEC §10).

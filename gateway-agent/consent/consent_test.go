@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/groupcast/groupcast/consentcheck"
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/receiver/consentcheck"
 )
 
 var (

@@ -11,8 +11,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/groupcast/groupcast/consentcheck"
 	"github.com/groupcast/groupcast/gateway-agent/consent"
+	"github.com/groupcast/groupcast/receiver/consentcheck"
 )
 
 var (

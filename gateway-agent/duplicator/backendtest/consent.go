@@ -7,13 +7,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/groupcast/groupcast/consentcheck"
 	"github.com/groupcast/groupcast/e2e/netlab"
 	"github.com/groupcast/groupcast/gateway-agent/consent"
 	"github.com/groupcast/groupcast/gateway-agent/duplicator"
 	"github.com/groupcast/groupcast/gateway-agent/packet"
 	"github.com/groupcast/groupcast/gateway-agent/sender"
 	"github.com/groupcast/groupcast/gateway-agent/table"
+	"github.com/groupcast/groupcast/receiver/consentcheck"
 )
 
 // withOther is the worked example with a second camera, and ports for both.

@@ -20,9 +20,9 @@ import (
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/receive"
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/rtp"
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/scripted"
-	"github.com/groupcast/groupcast/consentcheck"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
+	"github.com/groupcast/groupcast/receiver/consentcheck"
 )
 
 // stage is a receiver that runs, and a sender aimed at it.
