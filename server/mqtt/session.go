@@ -68,6 +68,10 @@ func (s *session) run() {
 	s.mu.Lock()
 	why := s.why
 	s.mu.Unlock()
+	// Whoever drains closes the connection and ends what is being read and written for it.
+	if (why == Gone || why == Slow || why == Unavailable) && s.edge.isDraining() {
+		why = Draining
+	}
 	// Before it counts as gone, so that whoever waits for that finds it counted.
 	s.edge.metrics.connections.Dec()
 	s.edge.metrics.ended.WithLabelValues(string(why)).Inc()
@@ -88,8 +92,6 @@ func (s *session) read() Reason {
 			return NotAllowed
 		case errors.Is(err, errMalformed), errors.Is(err, errTooLong), errors.Is(err, errVersion):
 			return Malformed
-		case err != nil && s.edge.isDraining():
-			return Draining
 		case err != nil:
 			return Gone
 		}
