@@ -27,8 +27,9 @@ func (s *Service) Join(ctx context.Context, p models.Principal, r Request) (Answ
 	if err != nil {
 		return Answer{}, err
 	}
+	renew := s.store.Renew
 	for range maxRounds {
-		renewed, found, err := s.store.Renew(ctx, m.group, m.registration, m.lease)
+		renewed, found, err := renew(ctx, m.group, m.registration, m.lease)
 		if err != nil {
 			return Answer{}, err
 		}
@@ -37,6 +38,7 @@ func (s *Service) Join(ctx context.Context, p models.Principal, r Request) (Answ
 		}
 		joined, err := s.change(ctx, m)
 		if errors.Is(err, errUnchanged) {
+			renew = s.store.RenewWaiting // somebody else is at the lease
 			continue
 		}
 		if err != nil {

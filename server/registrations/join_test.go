@@ -54,6 +54,29 @@ func TestRenewalChangesNothingElse(t *testing.T) {
 	})
 }
 
+// Renewals that share a statement pass by a lease that somebody else is at. They are answered all the same, once it is free.
+func TestRenewalWaitsForWhoeverIsAtTheLease(t *testing.T) {
+	db := storetest.Postgres(t)
+	h := servertest.On(db, db.Store).NewHome(t)
+	camera, phone := h.Device(t, models.DeviceCamera, "camera"), h.Device(t, models.DevicePhone, "phone")
+	h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g"))
+	destination := servertest.Destination(phone, "198.51.99.9", "g")
+	h.Join(t, phone, destination)
+
+	released := make(chan struct{})
+	go func() {
+		defer close(released)
+		db.Exec(t, "DO $$ BEGIN UPDATE leases SET ttl_seconds = ttl_seconds; PERFORM pg_sleep(1); END $$")
+	}()
+	require.Eventually(t, func() bool {
+		return db.Ints(t, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'")[0] == 1
+	}, 10*time.Second, time.Millisecond)
+	before := h.Information(t)
+	require.NoError(t, join(h, phone, destination))
+	require.Equal(t, before, h.Information(t), "no revision")
+	<-released
+}
+
 func TestMoveKeepsTheMember(t *testing.T) {
 	each(t, func(t *testing.T, h *servertest.Home) {
 		camera, phone := h.Device(t, models.DeviceCamera, "camera"), h.Device(t, models.DevicePhone, "phone")

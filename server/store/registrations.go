@@ -84,15 +84,20 @@ type Renewed struct {
 // Renew pushes the lease of a member forward if it is in the only group that matches and nothing about it changed. It is one
 // statement that writes one narrow row and takes no other lock; on Postgres renewals that come at the same time share it. There it doesn't
 // wait for somebody else who is at the same lease, but finds none, so a caller that gets no answer looks at the member under its
-// gateway's lock and tries again.
+// gateway's lock and then asks RenewWaiting.
 func (s *Store) Renew(ctx context.Context, m GroupMatch, r models.Registration, l Lease) (v Renewed, found bool, err error) {
-	if s.renewals != nil {
-		renewed, err := s.renewals.ask(ctx, renewal{m, r, l})
-		if err != nil || renewed == nil {
-			return v, false, err
-		}
-		return *renewed, true, nil
+	if s.renewals == nil {
+		return s.RenewWaiting(ctx, m, r, l)
 	}
+	renewed, err := s.renewals.ask(ctx, renewal{m, r, l})
+	if err != nil || renewed == nil {
+		return v, false, err
+	}
+	return *renewed, true, nil
+}
+
+// RenewWaiting does the same in a statement of its own, which waits for whoever is at the lease.
+func (s *Store) RenewWaiting(ctx context.Context, m GroupMatch, r models.Registration, l Lease) (v Renewed, found bool, err error) {
 	group, groupArgs := m.where("g")
 	other, otherArgs := m.where("o")
 	args := append(l.args(), groupArgs...)
