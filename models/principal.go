@@ -17,6 +17,11 @@ const (
 	KindOperator Kind = "operator"
 )
 
+// Machine tells whether a program acts, not a person.
+func (k Kind) Machine() bool {
+	return k == KindDevice || k == KindGateway || k == KindService
+}
+
 // Principal is an authenticated caller. Account, premises and device come from the token and from the row it names, never from
 // a request body (SPEC §4).
 type Principal struct {

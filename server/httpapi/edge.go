@@ -223,8 +223,8 @@ func (e *Edge) observed(ctx context.Context, o observation, status int) {
 	took := time.Since(o.began)
 	e.metrics.observe(o.operation, status, took)
 	level := slog.LevelDebug
-	if status >= http.StatusBadRequest || o.method != http.MethodGet {
-		level = slog.LevelInfo
+	if status >= http.StatusBadRequest || o.method != http.MethodGet && !o.kind.Machine() {
+		level = slog.LevelInfo // what machines do right comes by the thousand: the events and the metrics tell of it
 	}
 	if !e.log.Enabled(ctx, level) {
 		return
