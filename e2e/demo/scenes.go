@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"time"
@@ -85,16 +86,29 @@ func (d *demo) startListeners(context.Context) error {
 	return nil
 }
 
-// awaitListeners waits until they have heard of the group and joined it.
+// awaitListeners waits until they have heard of the group, joined it, and proved to the gateway that they want the stream: whoever
+// has joined counts at once, but gets copies only then.
 func (d *demo) awaitListeners(ctx context.Context) error {
 	for _, r := range d.home.receivers {
-		if r.auto {
-			if err := d.joined(ctx, r); err != nil {
-				return err
-			}
+		if !r.auto {
+			continue
+		}
+		if err := d.joined(ctx, r); err != nil {
+			return err
+		}
+		if err := until(ctx, r.name+" to consent", r.program, func(ctx context.Context) (bool, error) {
+			group, err := d.group(ctx)
+			return slices.ContainsFunc(group.Members, r.live), err
+		}); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// live tells whether m is the receiver, and gets copies.
+func (r *receiver) live(m api.Member) bool {
+	return m.Role == api.Destination && m.Name == r.name && m.Consent != nil && *m.Consent == models.ConsentLive
 }
 
 // startVideo starts what makes the picture: 720p15 H.264 at 1.5 Mbit/s in RTP/MP2T, with a key frame each second, so that a

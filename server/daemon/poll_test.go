@@ -230,11 +230,12 @@ func TestWhileStoppingTheServiceIsNotReadyButAlive(t *testing.T) {
 	t.Parallel()
 	s := start(t, settings(t, dataDir(t), "--drain-time", "1s"))
 	// Those that wait hold the stop up; together for long enough to look meanwhile.
+	var answers []<-chan *http.Response
 	for _, name := range []string{"Smith", "Jones", "Brown"} {
 		h := s.home(t, name)
 		etag := s.poll(t, h, "").Header.Get("ETag")
 		for range 2 {
-			s.pollLater(t, h, etag)
+			answers = append(answers, s.pollLater(t, h, etag))
 		}
 	}
 	s.waitForWaiters(t, 6)
@@ -256,6 +257,9 @@ func TestWhileStoppingTheServiceIsNotReadyButAlive(t *testing.T) {
 	}, 5*time.Second, time.Millisecond)
 	assert.Equal(t, 503, seen)
 	require.NoError(t, <-stopped)
+	for _, answered := range answers {
+		assert.NotNil(t, <-answered, "a poll that waited has no answer")
+	}
 }
 
 // A poll that waited is answered as one that didn't: nothing but its time and its name differ. Its connection serves what comes after it.
