@@ -7,7 +7,8 @@ import (
 
 // gather lets requests that come while a statement is under way share the next one: one round trip and one commit for all of them
 // (docs/adr/0018). Nobody waits for company: the first of an idle gather goes at once. Nobody is answered before the statement that
-// he was in is over, and that began after he asked.
+// he was in is over, and that began after he asked. One statement is under way at a time: two halve the company, and the second
+// passes by the leases that the first has locked.
 type gather[Q, A any] struct {
 	// run answers questions in their order. Its error is everybody's.
 	run func(context.Context, []Q) ([]A, error)
@@ -19,12 +20,9 @@ type gather[Q, A any] struct {
 
 	mu      sync.Mutex
 	waiting []*question[Q, A]
-	running int
-	asked   int // questions of the statements under way
+	running bool
+	asked   int // questions of the statement under way
 }
-
-// maxRunning statements of a gather are under way at once: while one commits, the next is prepared.
-const maxRunning = 2
 
 type question[Q, A any] struct {
 	ctx      context.Context //nolint:containedctx // it is the asker's, who waits
@@ -39,8 +37,8 @@ func (g *gather[Q, A]) ask(ctx context.Context, ask Q) (answer A, err error) {
 	q := &question[Q, A]{ctx: ctx, ask: ask, answered: make(chan struct{})}
 	g.mu.Lock()
 	g.waiting = append(g.waiting, q)
-	if g.running < maxRunning {
-		g.running++
+	if !g.running {
+		g.running = true
 		go g.work() //nolint:contextcheck // it works for others too, each with his own context
 	}
 	g.mu.Unlock()
@@ -110,8 +108,6 @@ func (g *gather[Q, A]) next() (batch []*question[Q, A]) {
 // took counts the questions of the next statement; g.mu is held.
 func (g *gather[Q, A]) took(batch []*question[Q, A]) []*question[Q, A] {
 	g.asked += len(batch)
-	if len(batch) == 0 {
-		g.running--
-	}
+	g.running = len(batch) > 0
 	return batch
 }
