@@ -1,4 +1,4 @@
-package e2e
+package nat
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -31,15 +32,23 @@ import (
 	"github.com/groupcast/groupcast/receiver"
 )
 
-// Where things are around the internet of natLab.
+// Where things are around the internet of the lab.
 const (
-	natServer    = "96.114.14.9"
-	natHome      = "71.230.36.1" // of the home, be it the gateway's own or its NAT's
-	natHomeLater = "71.230.36.3" // what the provider gives it afterwards
-	natUplink    = "192.168.5.2" // of a gateway behind a NAT
-	natGroup     = "groupcast1"
-	natWait      = 45 * time.Second // for what takes up to 30 s by the clock
+	serverAddr = "96.114.14.9"
+	homeAddr   = "71.230.36.1" // of the home, be it the gateway's own or its NAT's
+	homeLater  = "71.230.36.3" // what the provider gives it afterwards
+	uplinkAddr = "192.168.5.2" // of a gateway behind a NAT
+	groupName  = "groupcast1"
+	long       = 45 * time.Second // for what takes up to 30 s by the clock
+	mediaPort  = 5004
 )
+
+func TestMain(m *testing.M) {
+	netlab.WaitTogether()
+	code := m.Run()
+	harness.RemoveBuilt()
+	os.Exit(code)
+}
 
 // The NATs are the kernel's, and so is their forgetting. %OUT% is the address outside, %IN% that of the host inside.
 const (
@@ -54,8 +63,8 @@ const (
 	strictNAT = "table ip nat { chain post { type nat hook postrouting priority srcnat; oifname wan0 meta l4proto udp masquerade fully-random; oifname wan0 masquerade; }; }"
 )
 
-// natLab is a home with a camera and a gateway, the real service somewhere in the internet, and receivers elsewhere. Each link is a network of its own.
-type natLab struct {
+// lab is a home with a camera and a gateway, the real service somewhere in the internet, and receivers elsewhere. Each link is a network of its own.
+type lab struct {
 	*harness.Server
 
 	t         *testing.T
@@ -66,15 +75,15 @@ type natLab struct {
 	premises  models.PremisesID
 	groupIP   string
 	group     string
-	receivers []*natReceiver
+	receivers []*phone
 	mu        sync.Mutex
 	senders   []netip.AddrPort    // outside, as the last event told
 	consents  map[string][]string // what events told of each member's consent, in order
 }
 
-// natReceiver is one of the account's phones, with the receiver kit on a socket.
-type natReceiver struct {
-	lab          *natLab
+// phone is one of the account's phones, with the receiver kit on a socket.
+type phone struct {
+	lab          *lab
 	nat          *netlab.Namespace // in front of it; nil: none
 	id           models.ID
 	token        string
@@ -86,39 +95,39 @@ type natReceiver struct {
 	media        atomic.Int64
 }
 
-// newNATLab builds the home behind the NAT with the given rules, or behind none, and starts the service, the agent and the camera's stream.
-func newNATLab(t *testing.T, backend, rules string) *natLab {
-	l := &natLab{t: t, internet: netlab.New(t, "internet"), consents: map[string][]string{}}
+// newLab builds the home behind the NAT with the given rules, or behind none, and starts the service, the agent and the camera's stream.
+func newLab(t *testing.T, backend, rules string) *lab {
+	l := &lab{t: t, internet: netlab.New(t, "internet"), consents: map[string][]string{}}
 	camera, gateway := netlab.New(t, "camera"), netlab.New(t, "gateway")
-	l.internet.Address("lo", natServer+"/32")
+	l.internet.Address("lo", serverAddr+"/32")
 	l.internet.Sysctl("net.ipv4.ip_forward", "1")
 	netlab.Connect(camera, "cam0", gateway, "lan0")
 	camera.Address("cam0", "10.9.0.5/24")
 	gateway.Address("lan0", "10.9.0.1/24")
-	uplink := natHome
+	uplink := homeAddr
 	if rules == "" {
 		netlab.Connect(gateway, "wan0", l.internet, "home0")
-		gateway.Address("wan0", natHome+"/29")
+		gateway.Address("wan0", homeAddr+"/29")
 		gateway.Route("0.0.0.0/0", "71.230.36.6")
 	} else {
-		uplink = natUplink
+		uplink = uplinkAddr
 		l.nat = netlab.New(t, "home")
 		netlab.Connect(gateway, "wan0", l.nat, "lan0")
 		netlab.Connect(l.nat, "wan0", l.internet, "home0")
-		gateway.Address("wan0", natUplink+"/24")
+		gateway.Address("wan0", uplinkAddr+"/24")
 		gateway.Route("0.0.0.0/0", "192.168.5.1")
 		l.nat.Address("lan0", "192.168.5.1/24")
-		l.nat.Address("wan0", natHome+"/29")
-		l.nat.Address("wan0", natHomeLater+"/29")
+		l.nat.Address("wan0", homeAddr+"/29")
+		l.nat.Address("wan0", homeLater+"/29")
 		l.nat.Route("0.0.0.0/0", "71.230.36.6")
 		l.nat.Sysctl("net.ipv4.ip_forward", "1")
-		l.nat.Run("nft", natRules(rules, natHome, natUplink, 0))
+		l.nat.Run("nft", fill(rules, homeAddr, uplinkAddr, 0))
 	}
 	l.internet.Address("home0", "71.230.36.6/29")
 	gateway.Sysctl("net.ipv4.ip_forward", "1")
 
-	l.Server = harness.StartServer(t, harness.Options{In: l.internet, Listen: natServer + ":8080", Args: []string{
-		"--behind-proxy", "--stun-listen", natServer + ":3478", "--stun-address", natServer + ":3478",
+	l.Server = harness.StartServer(t, harness.Options{In: l.internet, Listen: serverAddr + ":8080", Args: []string{
+		"--behind-proxy", "--stun-listen", serverAddr + ":3478", "--stun-address", serverAddr + ":3478",
 	}})
 	off := false
 	l.account = l.Account(t, "NATs")
@@ -141,9 +150,9 @@ func newNATLab(t *testing.T, backend, rules string) *natLab {
 		}
 		assert.Equal(t, rules != "", *r.JSON200.BehindNAT, "the agent tells by the uplink's address")
 		return true
-	}, natWait, 20*time.Millisecond, "the agent has not declared its LAN")
+	}, long, 20*time.Millisecond, "the agent has not declared its LAN")
 	cameraToken := l.DeviceToken(t, cameraID)
-	l.groupIP = l.register(cameraToken, fmt.Sprintf(`{"type":"Device","id":"%s","destination":false,"privateIPv4":"10.9.0.5","publicIPv4":%q,"groupName":%q}`, cameraID, natHome, natGroup)).GroupIP
+	l.groupIP = l.register(cameraToken, fmt.Sprintf(`{"type":"Device","id":"%s","destination":false,"privateIPv4":"10.9.0.5","publicIPv4":%q,"groupName":%q}`, cameraID, homeAddr, groupName)).GroupIP
 	groups, err := l.Client(t, cameraToken).ListGroupsWithResponse(t.Context(), nil)
 	require.NoError(t, err)
 	require.NotNil(t, groups.JSON200, "%s", groups.Body)
@@ -152,12 +161,12 @@ func newNATLab(t *testing.T, backend, rules string) *natLab {
 	return l
 }
 
-func natRules(text, out, in string, port uint16) string {
+func fill(text, out, in string, port uint16) string {
 	return strings.NewReplacer("%OUT%", out, "%IN%", in, "%PORT%", fmt.Sprint(port)).Replace(text)
 }
 
-// natAnswer is what the tests need of an answer to a registration.
-type natAnswer struct {
+// answer is what the tests need of an answer to a registration.
+type answer struct {
 	GroupIP        string
 	RegistrationID string
 	Consent        struct{ Ufrag, Pwd, State string }
@@ -167,7 +176,7 @@ type natAnswer struct {
 	}
 }
 
-func (l *natLab) register(token, body string) (a natAnswer) {
+func (l *lab) register(token, body string) (a answer) {
 	l.t.Helper()
 	status, text := l.Post(l.t, "/v1/registrations", token, body)
 	require.Equal(l.t, http.StatusOK, status, "%s", text)
@@ -176,7 +185,7 @@ func (l *natLab) register(token, body string) (a natAnswer) {
 }
 
 // stream has the camera send until the test ends.
-func (l *natLab) stream(camera *netlab.Namespace) {
+func (l *lab) stream(camera *netlab.Namespace) {
 	var conn net.Conn
 	var err error
 	camera.Do(func() {
@@ -185,7 +194,7 @@ func (l *natLab) stream(camera *netlab.Namespace) {
 			Control: func(_, _ string, c syscall.RawConn) error {
 				var set error
 				return errors.Join(c.Control(func(fd uintptr) {
-					set = syscall.SetsockoptString(int(fd), syscall.IPPROTO_IP, syscall.IP_OPTIONS, string(streamOption(0x88, "10.9.0.5")))
+					set = syscall.SetsockoptString(int(fd), syscall.IPPROTO_IP, syscall.IP_OPTIONS, "\x88\x06\x0a\x09\x00\x05")
 				}), set)
 			},
 		}
@@ -213,32 +222,32 @@ func (l *natLab) stream(camera *netlab.Namespace) {
 }
 
 // receiver registers a phone behind a NAT with these rules, or without one at a port of its own. Its network is 69.252.N.0/24.
-func (l *natLab) receiver(name string, n int, rules string) *natReceiver {
+func (l *lab) receiver(name string, n int, rules string) *phone {
 	l.t.Helper()
 	off := false
-	r := &natReceiver{lab: l, id: l.Device(l.t, l.premises, adminapi.DeviceRequest{Type: models.DevicePhone, Name: name, Pop: &off})}
+	r := &phone{lab: l, id: l.Device(l.t, l.premises, adminapi.DeviceRequest{Type: models.DevicePhone, Name: name, Pop: &off})}
 	r.token = l.DeviceToken(l.t, r.id)
 	outside, link := fmt.Sprintf("69.252.%d.75", n), fmt.Sprintf("net%d", n)
-	phone, edge, inside, port := netlab.New(l.t, name), (*netlab.Namespace)(nil), outside, ""
+	host, edge, inside, port := netlab.New(l.t, name), (*netlab.Namespace)(nil), outside, ""
 	if rules == "" {
-		netlab.Connect(phone, "wan0", l.internet, link)
-		edge, port = phone, fmt.Sprintf(`,"port":%d`, mediaPort)
+		netlab.Connect(host, "wan0", l.internet, link)
+		edge, port = host, fmt.Sprintf(`,"port":%d`, mediaPort)
 	} else {
 		r.nat, inside = netlab.New(l.t, name+"-nat"), "10.1.0.2"
-		netlab.Connect(phone, "lan0", r.nat, "lan0")
+		netlab.Connect(host, "lan0", r.nat, "lan0")
 		netlab.Connect(r.nat, "wan0", l.internet, link)
-		phone.Address("lan0", "10.1.0.2/24")
-		phone.Route("0.0.0.0/0", "10.1.0.1")
+		host.Address("lan0", "10.1.0.2/24")
+		host.Route("0.0.0.0/0", "10.1.0.1")
 		r.nat.Address("lan0", "10.1.0.1/24")
 		r.nat.Sysctl("net.ipv4.ip_forward", "1")
-		r.nat.Run("nft", natRules(rules, outside, inside, 0))
+		r.nat.Run("nft", fill(rules, outside, inside, 0))
 		edge = r.nat
 	}
 	l.internet.Address(link, fmt.Sprintf("69.252.%d.254/24", n))
 	edge.Address("wan0", outside+"/24")
 	edge.Route("0.0.0.0/0", fmt.Sprintf("69.252.%d.254", n))
-	r.conn = phone.ListenUDP(fmt.Sprintf("%s:%d", inside, mediaPort))
-	a := l.register(r.token, fmt.Sprintf(`{"type":"Device","id":"%s","destination":true,"publicIPv4":%q,"groupName":%q%s}`, r.id, outside, natGroup, port))
+	r.conn = host.ListenUDP(fmt.Sprintf("%s:%d", inside, mediaPort))
+	a := l.register(r.token, fmt.Sprintf(`{"type":"Device","id":"%s","destination":true,"publicIPv4":%q,"groupName":%q%s}`, r.id, outside, groupName, port))
 	r.registration = a.RegistrationID
 	r.kit = receiver.New(models.ConsentCredential{Ufrag: a.Consent.Ufrag, Password: a.Consent.Pwd})
 	var ctx context.Context
@@ -255,7 +264,7 @@ func (l *natLab) receiver(name string, n int, rules string) *natReceiver {
 	return r
 }
 
-func (r *natReceiver) receive() {
+func (r *phone) receive() {
 	b := make([]byte, 1500)
 	for {
 		n, from, err := r.conn.ReadFromUDPAddrPort(b)
@@ -273,26 +282,26 @@ func (r *natReceiver) receive() {
 }
 
 // gets waits for more of the stream.
-func (r *natReceiver) gets(what string) {
+func (r *phone) gets(what string) {
 	r.lab.t.Helper()
 	before := r.media.Load()
-	require.Eventually(r.lab.t, func() bool { return r.media.Load() >= before+5 }, natWait, 10*time.Millisecond, "the stream %s", what)
+	require.Eventually(r.lab.t, func() bool { return r.media.Load() >= before+5 }, long, 10*time.Millisecond, "the stream %s", what)
 }
 
 // becomes waits until the group's API and the events tell that state of the receiver.
-func (r *natReceiver) becomes(want models.ConsentState) {
+func (r *phone) becomes(want models.ConsentState) {
 	l := r.lab
 	l.t.Helper()
-	require.Eventually(l.t, func() bool { return r.consent() == string(want) }, natWait, 200*time.Millisecond, "consent of %s becomes %s", r.id, want)
+	require.Eventually(l.t, func() bool { return r.consent() == string(want) }, long, 200*time.Millisecond, "consent of %s becomes %s", r.id, want)
 	require.Eventually(l.t, func() bool {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		return slices.Contains(l.consents[r.id.String()], string(want))
-	}, natWait, 10*time.Millisecond, "an event tells it")
+	}, long, 10*time.Millisecond, "an event tells it")
 }
 
 // consent is what the group's API says of the receiver.
-func (r *natReceiver) consent() string {
+func (r *phone) consent() string {
 	var group struct {
 		Members []struct{ ID, Consent string }
 	}
@@ -308,8 +317,8 @@ func (r *natReceiver) consent() string {
 }
 
 // learned is where the service says that the receiver's copies go.
-func (r *natReceiver) learned() (at netip.AddrPort) {
-	var a natAnswer
+func (r *phone) learned() (at netip.AddrPort) {
+	var a answer
 	status, text := r.lab.Send(r.lab.t, http.MethodGet, "/v1/registrations/"+r.registration, r.token, "")
 	require.Equal(r.lab.t, http.StatusOK, status, "%s", text)
 	require.NoError(r.lab.t, json.Unmarshal([]byte(text), &a))
@@ -322,7 +331,7 @@ func (r *natReceiver) learned() (at netip.AddrPort) {
 }
 
 // follow hears of the group, and has the receivers send their checks to where the events say that copies come from.
-func (l *natLab) follow(token string) {
+func (l *lab) follow(token string) {
 	ctx := l.t.Context()
 	for last := ""; ctx.Err() == nil; {
 		var batch struct {
@@ -369,7 +378,7 @@ func (l *natLab) follow(token string) {
 	}
 }
 
-func (l *natLab) hear(ctx context.Context, token, last string, into any) error {
+func (l *lab) hear(ctx context.Context, token, last string, into any) error {
 	q := url.Values{"wait": {"20"}}
 	if last != "" {
 		q.Set("lastEventId", last)
@@ -396,7 +405,7 @@ func (l *natLab) hear(ctx context.Context, token, last string, into any) error {
 }
 
 // sendersAre waits until events tell that copies come from exactly there, outside.
-func (l *natLab) sendersAre(want func(netip.AddrPort) bool) (at netip.AddrPort) {
+func (l *lab) sendersAre(want func(netip.AddrPort) bool) (at netip.AddrPort) {
 	l.t.Helper()
 	require.Eventually(l.t, func() bool {
 		l.mu.Lock()
@@ -406,12 +415,12 @@ func (l *natLab) sendersAre(want func(netip.AddrPort) bool) (at netip.AddrPort) 
 		}
 		at = l.senders[0]
 		return true
-	}, natWait, 10*time.Millisecond, "where copies come from is told")
+	}, long, 10*time.Millisecond, "where copies come from is told")
 	return at
 }
 
 // port is the one that the agent reserved.
-func (l *natLab) port() (port uint16) {
+func (l *lab) port() (port uint16) {
 	l.t.Helper()
 	s, err := agent.Ask(l.t.Context(), l.agent.StateDir())
 	require.NoError(l.t, err)
@@ -425,7 +434,7 @@ func (l *natLab) port() (port uint16) {
 }
 
 // forget has a NAT lose all mappings, as one that starts again.
-func (l *natLab) forget(nat *netlab.Namespace) {
+func (l *lab) forget(nat *netlab.Namespace) {
 	l.t.Helper()
 	nat.Do(func() { require.NoError(l.t, netlink.ConntrackTableFlush(netlink.ConntrackTable)) })
 }
@@ -433,7 +442,6 @@ func (l *natLab) forget(nat *netlab.Namespace) {
 // TestConsentAcrossNATs has a NAT of either kind in front of the receiver, the gateway or both, with the real service, agent and receiver kit: whoever can
 // be reached gets the stream, also when a NAT forgets; who goes silent gets no more; and who can't be reached is said to be so.
 func TestConsentAcrossNATs(t *testing.T) {
-	t.Parallel()
 	netlab.Require(t)
 	for _, backend := range []string{"socket", "ebpf"} {
 		for name, test := range map[string]func(*testing.T, string){
@@ -448,9 +456,9 @@ func TestConsentAcrossNATs(t *testing.T) {
 }
 
 func receiversBehindNATs(t *testing.T, backend string) {
-	l := newNATLab(t, backend, "")
+	l := newLab(t, backend, "")
 	one, other := l.receiver("open", 1, openReceiver), l.receiver("strict", 2, strictNAT)
-	assert.Equal(t, netip.AddrPortFrom(netip.MustParseAddr(natHome), l.port()), l.sendersAre(netip.AddrPort.IsValid))
+	assert.Equal(t, netip.AddrPortFrom(netip.MustParseAddr(homeAddr), l.port()), l.sendersAre(netip.AddrPort.IsValid))
 	for _, r := range l.receivers {
 		r.gets("after consent")
 		r.becomes(models.ConsentLive)
@@ -460,7 +468,7 @@ func receiversBehindNATs(t *testing.T, backend string) {
 	assert.Equal(t, "69.252.2.75", before.Addr().String())
 
 	l.forget(other.nat)
-	require.Eventually(t, func() bool { return other.learned() != before }, natWait, 200*time.Millisecond, "the new mapping is followed")
+	require.Eventually(t, func() bool { return other.learned() != before }, long, 200*time.Millisecond, "the new mapping is followed")
 	other.gets("at the new mapping")
 
 	// One of them goes away without a word.
@@ -473,21 +481,21 @@ func receiversBehindNATs(t *testing.T, backend string) {
 }
 
 func bothBehindNATs(t *testing.T, backend string) {
-	l := newNATLab(t, backend, openHome)
+	l := newLab(t, backend, openHome)
 	l.receiver("plain", 1, "")
 	l.receiver("open", 2, openReceiver)
 	l.receiver("strict", 3, strictNAT)
 	port := l.port()
-	assert.Equal(t, netip.AddrPortFrom(netip.MustParseAddr(natHome), port), l.sendersAre(netip.AddrPort.IsValid), "never the gateway's own address")
+	assert.Equal(t, netip.AddrPortFrom(netip.MustParseAddr(homeAddr), port), l.sendersAre(netip.AddrPort.IsValid), "never the gateway's own address")
 	for _, r := range l.receivers {
 		r.gets("after consent")
 		r.becomes(models.ConsentLive)
 	}
 
 	// The home gets another address, and the NAT another port.
-	l.nat.Run("nft", natRules(openHomeLater, natHomeLater, natUplink, port))
+	l.nat.Run("nft", fill(openHomeLater, homeLater, uplinkAddr, port))
 	l.forget(l.nat)
-	later := netip.MustParseAddrPort(natHomeLater + ":7000")
+	later := netip.MustParseAddrPort(homeLater + ":7000")
 	l.sendersAre(func(at netip.AddrPort) bool { return at == later })
 	for _, r := range l.receivers {
 		r.gets("from the new place")
@@ -498,7 +506,7 @@ func bothBehindNATs(t *testing.T, backend string) {
 // gatewayBehindStrictNAT: what the STUN port says of such a NAT holds for nobody else. Whoever registered a port is asked first and gets through; nobody reaches the others,
 // and all can see that.
 func gatewayBehindStrictNAT(t *testing.T, backend string) {
-	l := newNATLab(t, backend, strictNAT)
+	l := newLab(t, backend, strictNAT)
 	plain, strict := l.receiver("plain", 1, ""), l.receiver("strict", 2, strictNAT)
 	plain.gets("after both sides sent checks")
 	plain.becomes(models.ConsentLive)
