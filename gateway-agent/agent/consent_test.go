@@ -55,8 +55,14 @@ func (h *home) consentBecomes(want models.ConsentState) {
 	require.Eventually(h.t, func() bool { return h.consent("r_1_0") == want }, 20*time.Second, patience, "consent becomes %s", want)
 }
 
-// ask sends a check, and answers what comes back until its own is answered.
-func (r *receiver) ask(port uint16, c consentcheck.Credential) (answered bool) {
+// consents has the receiver go through the whole exchange with a port.
+func (r *receiver) consents(port uint16) {
+	r.t.Helper()
+	require.True(r.t, r.ask(port, secret, soon), "its check is answered")
+}
+
+// ask sends a check, and answers what comes back until its own is answered, or nothing more comes for so long.
+func (r *receiver) ask(port uint16, c consentcheck.Credential, wait time.Duration) (answered bool) {
 	r.t.Helper()
 	to := netip.AddrPortFrom(netip.MustParseAddr(uplink), port)
 	data, id := consentcheck.NewRequest(c, consentcheck.ToAgent)
@@ -64,7 +70,7 @@ func (r *receiver) ask(port uint16, c consentcheck.Credential) (answered bool) {
 	require.NoError(r.t, err)
 	b := make([]byte, 1500)
 	for {
-		require.NoError(r.t, r.conn.SetReadDeadline(time.Now().Add(quietness)))
+		require.NoError(r.t, r.conn.SetReadDeadline(time.Now().Add(wait)))
 		n, from, err := r.conn.ReadFromUDPAddrPort(b)
 		if err != nil {
 			require.ErrorIs(r.t, err, os.ErrDeadlineExceeded)
@@ -94,11 +100,11 @@ func TestConsentNothingBeforeItAndCopiesAfter(t *testing.T) {
 	assert.Equal(t, models.ConsentPending, h.consent("r_1_0"))
 	h.send(groupIP, "unasked")
 	one.getsNothing()
-	assert.False(t, one.ask(port, consentcheck.Credential{Ufrag: secret.Ufrag, Password: "not that one"}))
+	assert.False(t, one.ask(port, consentcheck.Credential{Ufrag: secret.Ufrag, Password: "not that one"}, quietness))
 	h.send(groupIP, "with another secret")
 	one.getsNothing()
 
-	require.True(t, one.ask(port, secret))
+	one.consents(port)
 	h.consentBecomes(models.ConsentLive)
 	h.send(groupIP, "asked")
 	b := make([]byte, 1500)
@@ -111,14 +117,14 @@ func TestConsentNothingBeforeItAndCopiesAfter(t *testing.T) {
 		require.NoError(t, err)
 	}
 	// Now there is a socket of the backend's that is connected to the receiver: checks come to that.
-	require.True(t, one.ask(port, secret))
+	one.consents(port)
 
 	// It moves to another port: that gets the copies when it has consented, and the old one none from then on.
 	moved, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP("127.31.1.1")})
 	require.NoError(t, err)
 	defer moved.Close()
 	other := &receiver{t, moved}
-	require.True(t, other.ask(port, secret))
+	other.consents(port)
 	require.Eventually(t, func() bool {
 		h.send(groupIP, "moved")
 		_ = moved.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
@@ -154,7 +160,7 @@ func TestConsentNothingBeforeItAndCopiesAfter(t *testing.T) {
 	h.inForce("e1.2")
 	assert.Equal(t, port, h.senderPort())
 	assert.NotEqual(t, models.ConsentLive, h.consent("r_1_0"))
-	require.True(t, other.ask(port, secret))
+	other.consents(port)
 	h.consentBecomes(models.ConsentLive)
 }
 
@@ -314,7 +320,7 @@ func TestConsentEndsWhenTheServiceSays(t *testing.T) {
 	h.service.Set(info)
 	h.start()
 	h.inForce("e1.2")
-	require.True(t, one.ask(h.senderPort(), secret))
+	one.consents(h.senderPort())
 	h.consentBecomes(models.ConsentLost) // within 20 s, not 30
 	b := make([]byte, 1500)
 	for { // the agent's own checks
