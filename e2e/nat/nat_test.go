@@ -228,10 +228,11 @@ func (l *lab) receiver(name string, n int, rules string) *phone {
 	r := &phone{lab: l, id: l.Device(l.t, l.premises, adminapi.DeviceRequest{Type: models.DevicePhone, Name: name, Pop: &off})}
 	r.token = l.DeviceToken(l.t, r.id)
 	outside, link := fmt.Sprintf("69.252.%d.75", n), fmt.Sprintf("net%d", n)
-	host, edge, inside, port := netlab.New(l.t, name), (*netlab.Namespace)(nil), outside, ""
+	host, inside, port := netlab.New(l.t, name), outside, ""
+	edge := host // of the internet
 	if rules == "" {
 		netlab.Connect(host, "wan0", l.internet, link)
-		edge, port = host, fmt.Sprintf(`,"port":%d`, mediaPort)
+		port = fmt.Sprintf(`,"port":%d`, mediaPort)
 	} else {
 		r.nat, inside = netlab.New(l.t, name+"-nat"), "10.1.0.2"
 		netlab.Connect(host, "lan0", r.nat, "lan0")
