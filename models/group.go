@@ -140,4 +140,6 @@ type GatewayDestination struct {
 	Probes         int
 	// Credential is zero if nobody asks for consent.
 	Credential ConsentCredential
+	// Every and Expires are how often consent is asked for and how long it lasts, as a gateway was told; zero: as usual.
+	Every, Expires time.Duration
 }

@@ -9,9 +9,8 @@ import (
 	"os"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/groupcast/groupcast/receiver/consentcheck"
+	"github.com/groupcast/groupcast/receiver/stunfilter"
 )
 
 // Beside is a socket for checks at a port that another program has, one that knows nothing of them: it sees the STUN that comes to the port, besides that
@@ -40,30 +39,12 @@ func OpenBeside(at netip.AddrPort) (*Beside, error) {
 	raw, err := conn.SyscallConn()
 	if err == nil {
 		var set error
-		err = errors.Join(raw.Control(func(fd uintptr) { set = onlyChecks(int(fd), at.Port()) }), set)
+		err = errors.Join(raw.Control(func(fd uintptr) { set = stunfilter.OnRaw(int(fd), at.Port()) }), set)
 	}
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
 	return &Beside{conn, at}, nil
-}
-
-// onlyChecks has the kernel drop all but UDP with STUN to the port: a first byte of 0 to 3 and the magic cookie (RFC 7983). Offsets are from the IP header, whose
-// length the X register holds.
-func onlyChecks(fd int, port uint16) error {
-	const accept, drop = 0xffffffff, 0
-	program := []unix.SockFilter{
-		{Code: unix.BPF_LDX | unix.BPF_B | unix.BPF_MSH},
-		{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_IND, K: 2},
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 5, K: uint32(port)},
-		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_IND, K: 8},
-		{Code: unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K, Jt: 3, K: 4},
-		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_IND, K: 12},
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: 0x2112A442},
-		{Code: unix.BPF_RET | unix.BPF_K, K: accept},
-		{Code: unix.BPF_RET | unix.BPF_K, K: drop},
-	}
-	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
 }
 
 const udpHeader = 8

@@ -35,6 +35,7 @@ type Service struct {
 	polls        []Poll
 	declarations []api.GatewayDeclaration
 	sequence     int32
+	stun         *string
 	reports      []api.ConsentReport
 }
 
@@ -139,6 +140,7 @@ func (s *Service) DeclareGateway(_ context.Context, r ginserver.DeclareGatewayRe
 	return ginserver.DeclareGateway200JSONResponse{
 		GatewayID: r.GatewayID, PremisesID: "p_01j9zq3v6t7n8m2k4h5g6f7d8s", LanPrefix: r.Body.LanPrefix,
 		GatewayIPv4: r.Body.GatewayIPv4, UplinkIPv4: r.Body.UplinkIPv4, GroupRange: *r.Body.GroupRange, Revision: s.info.Revision,
+		BehindNAT: r.Body.BehindNAT, Stun: s.stun,
 	}, nil
 }
 
@@ -153,6 +155,7 @@ func (s *Service) GetGateway(_ context.Context, r ginserver.GetGatewayRequestObj
 	return ginserver.GetGateway200JSONResponse{
 		GatewayID: r.GatewayID, PremisesID: "p_01j9zq3v6t7n8m2k4h5g6f7d8s", LanPrefix: d.LanPrefix,
 		GatewayIPv4: d.GatewayIPv4, UplinkIPv4: d.UplinkIPv4, GroupRange: *d.GroupRange, Revision: s.info.Revision,
+		BehindNAT: d.BehindNAT, Stun: s.stun,
 	}, nil
 }
 
@@ -166,6 +169,13 @@ func (s *Service) ReportConsents(_ context.Context, r ginserver.ReportConsentsRe
 		s.reports = append(s.reports, *r.Body)
 	}
 	return ginserver.ReportConsents200JSONResponse{Applied: applied, Sequence: s.sequence, Unknown: []models.RegistrationID{}}, nil
+}
+
+// SetSTUN says where a STUN port is, from the next declaration on.
+func (s *Service) SetSTUN(at string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stun = &at
 }
 
 // SetSequence is as if another agent had reported so often.

@@ -68,12 +68,6 @@ func (a *Agent) open(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrConfiguration, err)
 	}
-	a.poller, err = sync.New(sync.Config{
-		Server: c.Server.String(), Gateway: c.Gateway, Transport: transport, Authorized: credential.Transport(), Log: a.log,
-	})
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrConfiguration, err)
-	}
 	store, err := state.Open(c.StateDir, c.Gateway.ID)
 	if err != nil {
 		return err
@@ -85,6 +79,12 @@ func (a *Agent) open(ctx context.Context) error {
 	}
 	asking := newConsents(c, store.Path(portsFile), a.log)
 	a.closers = append(a.closers, asking.ports.Close)
+	a.poller, err = sync.New(sync.Config{
+		Server: c.Server.String(), Gateway: c.Gateway, Transport: transport, Authorized: credential.Transport(), Located: asking.find, Log: a.log,
+	})
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrConfiguration, err)
+	}
 	backend, err := openDuplicator(c, iface, asking, a.log)
 	if err != nil {
 		return err

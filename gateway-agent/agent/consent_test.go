@@ -4,10 +4,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/oapi-codegen/nullable"
+	"github.com/pion/stun/v3"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -53,8 +55,14 @@ func (h *home) consentBecomes(want models.ConsentState) {
 	require.Eventually(h.t, func() bool { return h.consent("r_1_0") == want }, 20*time.Second, patience, "consent becomes %s", want)
 }
 
-// ask sends a check, and answers what comes back until its own is answered.
-func (r *receiver) ask(port uint16, c consentcheck.Credential) (answered bool) {
+// consents has the receiver go through the whole exchange with a port.
+func (r *receiver) consents(port uint16) {
+	r.t.Helper()
+	require.True(r.t, r.ask(port, secret, soon), "its check is answered")
+}
+
+// ask sends a check, and answers what comes back until its own is answered, or nothing more comes for so long.
+func (r *receiver) ask(port uint16, c consentcheck.Credential, wait time.Duration) (answered bool) {
 	r.t.Helper()
 	to := netip.AddrPortFrom(netip.MustParseAddr(uplink), port)
 	data, id := consentcheck.NewRequest(c, consentcheck.ToAgent)
@@ -62,7 +70,7 @@ func (r *receiver) ask(port uint16, c consentcheck.Credential) (answered bool) {
 	require.NoError(r.t, err)
 	b := make([]byte, 1500)
 	for {
-		require.NoError(r.t, r.conn.SetReadDeadline(time.Now().Add(quietness)))
+		require.NoError(r.t, r.conn.SetReadDeadline(time.Now().Add(wait)))
 		n, from, err := r.conn.ReadFromUDPAddrPort(b)
 		if err != nil {
 			require.ErrorIs(r.t, err, os.ErrDeadlineExceeded)
@@ -92,11 +100,11 @@ func TestConsentNothingBeforeItAndCopiesAfter(t *testing.T) {
 	assert.Equal(t, models.ConsentPending, h.consent("r_1_0"))
 	h.send(groupIP, "unasked")
 	one.getsNothing()
-	assert.False(t, one.ask(port, consentcheck.Credential{Ufrag: secret.Ufrag, Password: "not that one"}))
+	assert.False(t, one.ask(port, consentcheck.Credential{Ufrag: secret.Ufrag, Password: "not that one"}, quietness))
 	h.send(groupIP, "with another secret")
 	one.getsNothing()
 
-	require.True(t, one.ask(port, secret))
+	one.consents(port)
 	h.consentBecomes(models.ConsentLive)
 	h.send(groupIP, "asked")
 	b := make([]byte, 1500)
@@ -109,14 +117,14 @@ func TestConsentNothingBeforeItAndCopiesAfter(t *testing.T) {
 		require.NoError(t, err)
 	}
 	// Now there is a socket of the backend's that is connected to the receiver: checks come to that.
-	require.True(t, one.ask(port, secret))
+	one.consents(port)
 
 	// It moves to another port: that gets the copies when it has consented, and the old one none from then on.
 	moved, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP("127.31.1.1")})
 	require.NoError(t, err)
 	defer moved.Close()
 	other := &receiver{t, moved}
-	require.True(t, other.ask(port, secret))
+	other.consents(port)
 	require.Eventually(t, func() bool {
 		h.send(groupIP, "moved")
 		_ = moved.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
@@ -152,7 +160,7 @@ func TestConsentNothingBeforeItAndCopiesAfter(t *testing.T) {
 	h.inForce("e1.2")
 	assert.Equal(t, port, h.senderPort())
 	assert.NotEqual(t, models.ConsentLive, h.consent("r_1_0"))
-	require.True(t, other.ask(port, secret))
+	other.consents(port)
 	h.consentBecomes(models.ConsentLive)
 }
 
@@ -200,4 +208,146 @@ func TestConsentIsNotAskedForOnlyIfTheOperatorSaysSo(t *testing.T) {
 	h.inForce("e1.3")
 	h.send(groupIP, "unasked")
 	one.getsNothing()
+}
+
+// stunPort is a STUN server that says whatever a test wants to have been mapped; the zero AddrPort is silence.
+type stunPort struct {
+	at     netip.AddrPort
+	mapped atomic.Pointer[netip.AddrPort]
+	other  atomic.Int64 // datagrams that aren't questions
+}
+
+func newSTUNPort(t *testing.T) *stunPort {
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 31, 9, 9)})
+	require.NoError(t, err)
+	s := &stunPort{at: netip.MustParseAddrPort(conn.LocalAddr().String())}
+	s.says("")
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		b := make([]byte, 1500)
+		for {
+			n, from, err := conn.ReadFromUDPAddrPort(b)
+			if err != nil {
+				return
+			}
+			question := &stun.Message{Raw: b[:n]}
+			if question.Decode() != nil || question.Type != stun.BindingRequest || len(question.Attributes) == 0 || question.Attributes[0].Type != stun.AttrSoftware {
+				s.other.Add(1)
+				continue
+			}
+			if at := s.mapped.Load(); at.IsValid() {
+				answer := stun.MustBuild(stun.NewTransactionIDSetter(question.TransactionID), stun.BindingSuccess, &stun.XORMappedAddress{IP: at.Addr().AsSlice(), Port: int(at.Port())})
+				_, _ = conn.WriteToUDPAddrPort(answer.Raw, from)
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		conn.Close()
+		<-done
+	})
+	return s
+}
+
+func (s *stunPort) says(mapped string) {
+	var at netip.AddrPort
+	if mapped != "" {
+		at = netip.MustParseAddrPort(mapped)
+	}
+	s.mapped.Store(&at)
+}
+
+// mapped is where the service was last told that the camera's copies come from outside, and how often it was told of the camera at all.
+func (h *home) mapped() (at netip.AddrPort, told int) {
+	for _, r := range h.service.Reports() {
+		if r.Senders == nil {
+			continue
+		}
+		told++
+		s := (*r.Senders)[0]
+		at = netip.AddrPort{}
+		if addr, err := s.MappedIPv4.Get(); err == nil {
+			at = netip.AddrPortFrom(addr, uint16(s.MappedPort.MustGet()))
+		}
+	}
+	return at, told
+}
+
+func TestConsentAGatewayBehindANATTellsWhatItsPortsAreMappedTo(t *testing.T) {
+	h := newHome(t)
+	h.service.Set(asking(information("e1", 2, "127.31.1.1"), models.PolicyLearned, 0))
+	h.config.Gateway.BehindNAT = true
+	port := newSTUNPort(t)
+	port.says("71.230.36.1:7000")
+	h.service.SetSTUN(port.at.String())
+	h.start()
+	becomes := func(want string, told int) {
+		t.Helper()
+		require.Eventually(t, func() bool { _, n := h.mapped(); return n >= told }, 4*soon, patience)
+		at, n := h.mapped()
+		assert.Equal(t, [2]any{want, told}, [2]any{at.String(), n})
+	}
+	becomes("71.230.36.1:7000", 1) // and not without it before
+	assert.Equal(t, "71.230.36.1:7000", h.status().Groups[0].Mapped["r_camera1"].String())
+	port.says("71.230.36.2:7001")
+	becomes("71.230.36.2:7001", 2)
+	assert.True(t, *h.service.Declarations()[0].BehindNAT)
+	h.stop()
+
+	// Nobody waits for long for a STUN port that is silent.
+	port.says("")
+	h.start()
+	becomes("invalid AddrPort", 3)
+	assert.NotContains(t, h.log.String(), "has no STUN port")
+}
+
+func TestConsentWithoutASTUNPortIsSaid(t *testing.T) {
+	h := newHome(t)
+	h.service.Set(asking(information("e1", 2, "127.31.1.1"), models.PolicyLearned, 0))
+	h.config.Gateway.BehindNAT = true
+	h.start()
+	require.Eventually(t, func() bool { _, n := h.mapped(); return n == 1 }, soon, patience)
+	assert.Contains(t, h.log.String(), "have the operator set stun-listen")
+}
+
+// The service may have consent asked for more often: then copies end as much sooner.
+func TestConsentEndsWhenTheServiceSays(t *testing.T) {
+	h := newHome(t)
+	one := h.receiver("127.31.1.1")
+	info := asking(information("e1", 2, "127.31.1.1"), models.PolicyLearned, 0)
+	every, expires := int32(1), int32(3)
+	info.Groups[0].GroupDestinations[0].Consent.Every, info.Groups[0].GroupDestinations[0].Consent.Expires = &every, &expires
+	h.service.Set(info)
+	h.start()
+	h.inForce("e1.2")
+	one.consents(h.senderPort())
+	h.consentBecomes(models.ConsentLost) // within 20 s, not 30
+	b := make([]byte, 1500)
+	for { // the agent's own checks
+		require.NoError(t, one.conn.SetReadDeadline(time.Now().Add(patience)))
+		if _, err := one.conn.Read(b); err != nil {
+			break
+		}
+	}
+	h.send(groupIP, "too late")
+	one.getsNothing()
+}
+
+// Nobody has copies sent to the service itself, even if it is exempt, nor to this host.
+func TestConsentNoCopiesForTheServiceItself(t *testing.T) {
+	h := newHome(t)
+	port, one := newSTUNPort(t), h.receiver("127.31.1.1")
+	info := information("e1", 2, "127.31.9.9", "127.31.1.1")
+	info.Groups[0].GroupDestinations[0].DestinationPort = nullable.NewNullableWithValue(int32(port.at.Port()))
+	h.service.Set(info)
+	h.service.SetSTUN(port.at.String())
+	h.start()
+	h.inForce("e1.2")
+	require.Eventually(t, func() bool { // it is found out with the first answer, and in force soon after
+		before := port.other.Load()
+		h.send(groupIP, "exempt")
+		one.gets("exempt")
+		time.Sleep(patience)
+		return port.other.Load() == before
+	}, soon, patience)
 }

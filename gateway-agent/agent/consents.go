@@ -4,13 +4,17 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/oapi-codegen/nullable"
 
 	"github.com/groupcast/groupcast/gateway-agent/config"
 	"github.com/groupcast/groupcast/gateway-agent/consent"
+	"github.com/groupcast/groupcast/gateway-agent/duplicator"
+	"github.com/groupcast/groupcast/gateway-agent/mapping"
 	"github.com/groupcast/groupcast/gateway-agent/sender"
+	"github.com/groupcast/groupcast/gateway-agent/sync"
 	"github.com/groupcast/groupcast/gateway-agent/table"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
@@ -41,6 +45,13 @@ type consents struct {
 	unasked bool
 	ipv6    netip.Addr // that copies to IPv6 destinations leave from; the zero Addr if there is none
 
+	uplink    netip.Addr
+	behindNAT bool
+	mapping   mapping.Machine
+	found     atomic.Pointer[sync.Service] // as the poller found it last
+	service   *sync.Service                // of that, what is in force; nil: not known yet
+	own       map[netip.Addr]bool          // addresses of this host, and the broadcast addresses of its networks
+
 	exempt  map[string]bool  // registration ids that were logged
 	applied consent.Counters // as they were when the leases in force were taken
 	settle  time.Time        // when prolonged leases are due; zero: none is
@@ -50,29 +61,53 @@ type consents struct {
 func newConsents(c config.Config, portFile string, log *slog.Logger) *consents {
 	k := &consents{
 		heard: make(chan heardCheck, waitingChecks), due: time.NewTimer(0), unasked: c.AllowWithoutConsent,
-		exempt: map[string]bool{}, log: log,
+		uplink: c.Gateway.Uplink, behindNAT: c.Gateway.BehindNAT, exempt: map[string]bool{}, log: log,
 	}
 	if k.unasked {
 		log.Warn("allow-without-consent is set: copies go to whatever address is registered, asked for or not; whoever can register can flood others")
 	}
-	k.machine = consent.New(permitted(c))
+	k.machine = consent.New(k.permitted(c))
 	k.ports = sender.Open(c.Gateway.Uplink, portFile, k.hear, log)
+	k.ports.Within(c.SenderPorts)
 	return k
 }
 
 // permitted tells which hosts may get media if they consent.
-func permitted(c config.Config) func(netip.Addr) bool {
+func (k *consents) permitted(c config.Config) func(netip.Addr) bool {
 	return func(a netip.Addr) bool {
 		switch {
 		case c.Gateway.Range.Contains(a), a == c.Gateway.LANAddr, a == c.Gateway.Uplink && !a.IsLoopback():
 			return false
 		case a.IsLoopback():
 			return c.AllowLoopback && a.Is4()
+		case k.own[a]:
+			return false
 		case c.Gateway.IsHost(a), slices.ContainsFunc(c.PrivateNetworks, func(p netip.Prefix) bool { return p.Contains(a) }):
 			return true
 		}
 		return models.PublicHost(a)
 	}
+}
+
+// find takes over where the service is. It runs on the poller's goroutine.
+func (k *consents) find(s sync.Service) { k.found.Store(&s) }
+
+// settleService takes over what was found: nobody is a receiver there, and its STUN port is asked.
+func (k *consents) settleService(now time.Time) {
+	found := k.found.Load()
+	if found == nil || found == k.service {
+		return
+	}
+	k.service, k.settle = found, now // the leases in force are looked at again
+	k.machine.Avoid(found.Endpoints)
+	if !k.behindNAT {
+		return
+	}
+	if !found.STUN.IsValid() {
+		k.log.Warn("this gateway is behind a NAT, and there is no STUN port of the service (or no IPv4 address of it) that tells what becomes of its ports: destinations outside can't send " +
+			"their checks here, and only those that may be asked first get copies; have the operator set stun-listen")
+	}
+	k.mapping.Ask(now, found.STUN)
 }
 
 // hear runs on the goroutine of whatever socket a check came to.
@@ -106,7 +141,7 @@ func (k *consents) want(now time.Time, info models.GroupInformation) error {
 			for _, s := range senders[len(senders)-len(g.Sources):] {
 				wanted = append(wanted, consent.Wanted{
 					Key: consent.Key{Sender: s, Destination: id}, Credential: d.Credential, Addr: d.Addr(), Port: d.Port,
-					Strict: d.Policy == models.PolicyStrict, Probes: d.Probes,
+					Strict: d.Policy == models.PolicyStrict, Probes: d.Probes, Every: d.Every, Expires: d.Expires,
 				})
 			}
 		}
@@ -114,6 +149,12 @@ func (k *consents) want(now time.Time, info models.GroupInformation) error {
 	k.exempt = exempt
 	k.ipv6 = sender.IPv6Address()
 	err := k.ports.Keep(senders)
+	if own, ownErr := duplicator.OwnAddresses(); ownErr == nil { // else those of before; the duplicator says why
+		k.own = own
+	}
+	if k.behindNAT {
+		k.mapping.Keep(now, senders)
+	}
 	k.machine.Want(now, wanted)
 	k.due.Reset(0)
 	return err
@@ -123,16 +164,26 @@ func (k *consents) want(now time.Time, info models.GroupInformation) error {
 func (k *consents) inputs(now time.Time, in table.Inputs) table.Inputs {
 	k.applied, k.settle = k.machine.Counters(), time.Time{}
 	in.Ports, in.Leases, in.Unasked = k.ports.Of(), k.machine.Leases(now), k.unasked
+	if k.service != nil {
+		in.Avoided = k.service.Endpoints
+	}
 	return in
 }
 
-// take judges a check and those that wait behind it.
-func (k *consents) take(now time.Time, first heardCheck) {
+// take judges a check and those that wait behind it, and tells whether the NAT does something else with a port now.
+func (k *consents) take(now time.Time, first heardCheck) (moved bool) {
 	next, more := first, true
 	for n := 0; more && n < checksAtOnce; n++ {
 		if s, ok := k.ports.At(next.port); ok {
-			for _, p := range k.machine.Receive(now, s, next.from, next.datagram) {
-				k.ports.Send(p)
+			ours, elsewhere := k.mapping.Receive(now, s, next.from, next.datagram)
+			if elsewhere {
+				moved = true
+				k.log.Info("the NAT in front of this gateway has another port or address for a source's copies", "source", s.Source)
+			}
+			if !ours {
+				for _, p := range k.machine.Receive(now, s, next.from, next.datagram) {
+					k.ports.Send(p)
+				}
 			}
 		}
 		select {
@@ -141,13 +192,19 @@ func (k *consents) take(now time.Time, first heardCheck) {
 			more = false
 		}
 	}
+	return moved
 }
 
 // tick does what is due, and has the timer fire when something is again, a second from now at the latest: others look at how things stand.
 func (k *consents) tick(now time.Time) {
+	k.settleService(now)
 	packets, next := k.machine.Tick(now)
-	for _, p := range packets {
+	questions, soon := k.mapping.Tick(now)
+	for _, p := range append(packets, questions...) {
 		k.ports.Send(p)
+	}
+	if soon.Before(next) {
+		next = soon
 	}
 	k.due.Reset(min(max(next.Sub(now), 10*time.Millisecond), time.Second))
 }
@@ -164,12 +221,33 @@ func (k *consents) changed(now time.Time) bool {
 	return !k.settle.IsZero() && !now.Before(k.settle)
 }
 
-// report is where copies come from and how consents stand.
+// mapped is what a NAT makes of the ports, as far as it is known, by the source's registration id.
+func (k *consents) mapped(now time.Time) map[string]netip.AddrPort {
+	all := map[string]netip.AddrPort{}
+	for source, port := range k.ports.Of() {
+		at, _ := k.ports.At(port)
+		if mapped, _ := k.mapping.Of(now, at); mapped.IsValid() {
+			all[source] = mapped
+		}
+	}
+	return all
+}
+
+// report is where copies come from and how consents stand. A port whose mapping may become known any moment isn't told yet: what stands there before is
+// nobody's outside the NAT.
 func (k *consents) report(now time.Time) (map[string]api.ReportedSender, map[consent.Key]standing) {
 	senders := map[string]api.ReportedSender{}
 	for source, port := range k.ports.Of() {
 		s := api.ReportedSender{RegistrationID: models.RegistrationID(source), Port: int32(port)}
-		if at, ok := k.ports.At(port); ok && k.ipv6.IsValid() && k.ports.IPv6(at) {
+		at, _ := k.ports.At(port)
+		mapped, settled := k.mapping.Of(now, at)
+		if k.behindNAT && (!settled || k.service == nil) {
+			continue
+		}
+		if mapped.IsValid() && mapped != netip.AddrPortFrom(k.uplink, port) {
+			s.MappedIPv4, s.MappedPort = nullable.NewNullableWithValue(mapped.Addr()), nullable.NewNullableWithValue(int32(mapped.Port()))
+		}
+		if k.ipv6.IsValid() && k.ports.IPv6(at) {
 			s.IPv6, s.PortIPv6 = nullable.NewNullableWithValue(k.ipv6), nullable.NewNullableWithValue(s.Port)
 		}
 		senders[source] = s

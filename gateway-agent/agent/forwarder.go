@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -70,6 +71,7 @@ type view struct {
 	forwarding bool
 	fault      string
 	members    map[string][]member // of each group
+	mapped     map[string]netip.AddrPort
 	checks     consent.Counters
 	kept       string // cursor of what a restart would begin with, as far as this agent knows
 }
@@ -120,7 +122,9 @@ func (f *forwarder) run(ctx context.Context) {
 		case <-look.C:
 			f.look()
 		case check := <-f.consents.heard:
-			f.consents.take(time.Now(), check)
+			if f.consents.take(time.Now(), check) {
+				f.watched = time.Time{} // the server is to know at once
+			}
 			f.follow()
 		case <-f.consents.due.C:
 			f.consents.tick(time.Now())
@@ -199,6 +203,9 @@ func (f *forwarder) take(a sync.Answer) error {
 	case f.forwarding && info.Epoch == f.held.Epoch && info.Revision < f.held.Revision:
 		return fmt.Errorf("the server sent revision %d, older than %d which it sent before: if its database was restored, its epoch has to change",
 			info.Revision, f.held.Revision)
+	}
+	if f.held != nil && info.Epoch != f.held.Epoch {
+		f.reporter.forget() // another life of the server's database may not know what was reported
 	}
 	if f.held == nil || info.Cursor() != f.held.Cursor() {
 		if err := f.db.Replace(info.GroupInformation); err != nil {
@@ -290,7 +297,7 @@ func (f *forwarder) watch(now time.Time) {
 	f.watched = now
 	f.reporter.is(f.consents.report(now))
 	seen := *f.view.Load()
-	seen.members, seen.checks = f.members(), f.consents.machine.Counters()
+	seen.members, seen.mapped, seen.checks = f.members(), f.consents.mapped(now), f.consents.machine.Counters()
 	f.view.Store(&seen)
 }
 
@@ -337,5 +344,5 @@ func (f *forwarder) settle(snapshot *table.Snapshot, err error) {
 		f.log.Info("everything is in force again")
 	}
 	f.fault = fault
-	f.view.Store(&view{snapshot, f.heard, f.forwarding, fault, f.members(), f.consents.machine.Counters(), f.kept})
+	f.view.Store(&view{snapshot, f.heard, f.forwarding, fault, f.members(), f.consents.mapped(time.Now()), f.consents.machine.Counters(), f.kept})
 }

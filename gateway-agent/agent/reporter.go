@@ -2,25 +2,29 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	stdsync "sync"
 	"time"
 
 	"github.com/oapi-codegen/nullable"
 
 	"github.com/groupcast/groupcast/gateway-agent/consent"
+	"github.com/groupcast/groupcast/gateway-agent/sync"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
 )
 
 const (
-	reportEvery      = time.Second // but for what somebody waits for
-	firstReportRetry = time.Second
-	lastReportRetry  = 30 * time.Second
-	sendersAtOnce    = 25 // as the contract says
-	consentsAtOnce   = 50
+	reportEvery       = time.Second // but for what somebody waits for
+	firstReportRetry  = time.Second
+	lastReportRetry   = 30 * time.Second
+	longestRetryAfter = 5 * time.Minute // of what the server asks for
+	sendersAtOnce     = 25              // as the contract says
+	consentsAtOnce    = 50
 )
 
 // standing is how one destination's consent stands at one sender.
@@ -41,6 +45,7 @@ type reporter struct {
 	mu       stdsync.Mutex
 	senders  map[string]api.ReportedSender // as it is now, by the source's registration id
 	consents map[consent.Key]standing
+	afresh   bool // what the server was told counts no more
 
 	// Those belong to run.
 	sequence      int32 // the newest that the server took; -1: not known
@@ -66,16 +71,28 @@ func (r *reporter) is(senders map[string]api.ReportedSender, consents map[consen
 	}
 }
 
+// forget has everything told again.
+func (r *reporter) forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.afresh = true
+}
+
 // next gives what the server has not been told yet, as much as fits, and whether somebody waits for it.
 func (r *reporter) next() (report api.ConsentReport, urgent bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.afresh {
+		r.afresh, r.sequence = false, -1
+		clear(r.knownSenders)
+		clear(r.knownConsents)
+	}
 	maps.DeleteFunc(r.knownSenders, func(id string, _ api.ReportedSender) bool { _, ok := r.senders[id]; return !ok })
 	maps.DeleteFunc(r.knownConsents, func(k consent.Key, _ standing) bool { _, ok := r.consents[k]; return !ok })
 	var senders []api.ReportedSender
 	var consents []api.ReportedConsent
 	for id, s := range r.senders {
-		if before, ok := r.knownSenders[id]; len(senders) < sendersAtOnce && (!ok || before.Port != s.Port || !equalAddr(before, s)) {
+		if before, ok := r.knownSenders[id]; len(senders) < sendersAtOnce && (!ok || !equal(before, s)) {
 			senders = append(senders, s)
 			urgent = true
 		}
@@ -109,10 +126,22 @@ func (r *reporter) next() (report api.ConsentReport, urgent bool) {
 	return report, urgent
 }
 
-func equalAddr(a, b api.ReportedSender) bool {
-	before, _ := a.IPv6.Get()
-	now, _ := b.IPv6.Get()
-	return before == now // the zero Addr is none
+// equal compares what is said, not how: null or nothing.
+func equal(a, b api.ReportedSender) bool {
+	type said struct {
+		port              int32
+		mapped, ipv6      netip.Addr
+		mappedPort, port6 int32
+	}
+	of := func(s api.ReportedSender) said {
+		v := said{port: s.Port} // what isn't there is zero
+		v.mapped, _ = s.MappedIPv4.Get()
+		v.mappedPort, _ = s.MappedPort.Get()
+		v.ipv6, _ = s.IPv6.Get()
+		v.port6, _ = s.PortIPv6.Get()
+		return v
+	}
+	return of(a) == of(b)
 }
 
 // run reports until ctx ends.
@@ -137,8 +166,12 @@ func (r *reporter) run(ctx context.Context) {
 		}
 		last = time.Now()
 		if err := r.tell(ctx, report); err != nil {
-			r.log.Debug("the server was not told who consents; trying again", "err", err, "in", retry)
-			if !sleep(ctx, retry/2+rand.N(retry)) {
+			pause := retry/2 + rand.N(retry)
+			if refusal, ok := errors.AsType[*sync.ServerError](err); ok {
+				pause += min(refusal.RetryAfter, longestRetryAfter)
+			}
+			r.log.Debug("the server was not told who consents; trying again", "err", err, "in", pause)
+			if !sleep(ctx, pause) {
 				return
 			}
 			retry = min(2*retry, lastReportRetry)

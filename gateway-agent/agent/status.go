@@ -62,15 +62,17 @@ type UplinkStatus struct {
 
 // GroupStatus is one group in force.
 type GroupStatus struct {
-	ID           string              `json:"groupId"`
-	Name         string              `json:"groupName"`
-	IP           netip.Addr          `json:"groupIP"`
-	Generation   int64               `json:"generation"`
-	Sources      []string            `json:"sources"`
-	Ports        map[string]uint16   `json:"ports"` // that copies leave from, by the source's registration id
-	Received     uint64              `json:"received"`
-	Drops        map[string]uint64   `json:"drops"`
-	Destinations []DestinationStatus `json:"destinations"`
+	ID         string            `json:"groupId"`
+	Name       string            `json:"groupName"`
+	IP         netip.Addr        `json:"groupIP"`
+	Generation int64             `json:"generation"`
+	Sources    []string          `json:"sources"`
+	Ports      map[string]uint16 `json:"ports"` // that copies leave from, by the source's registration id
+	// Mapped is what a NAT in front of the gateway makes of the uplink's address and those ports, as far as the service's STUN port told.
+	Mapped       map[string]netip.AddrPort `json:"mapped,omitempty"`
+	Received     uint64                    `json:"received"`
+	Drops        map[string]uint64         `json:"drops"`
+	Destinations []DestinationStatus       `json:"destinations"`
 }
 
 // DestinationStatus is one destination of the group information; it gets copies if its consent is live or exempt.
@@ -109,12 +111,15 @@ func (a *Agent) status() Status {
 	for _, ip := range slices.SortedFunc(maps.Keys(v.snapshot.Groups), netip.Addr.Compare) {
 		g, count := v.snapshot.Groups[ip], counters.Groups[ip]
 		group := GroupStatus{
-			ID: g.ID, Name: g.Name, IP: ip, Generation: g.Generation, Sources: []string{}, Ports: map[string]uint16{},
+			ID: g.ID, Name: g.Name, IP: ip, Generation: g.Generation, Sources: []string{}, Ports: map[string]uint16{}, Mapped: map[string]netip.AddrPort{},
 			Received: count.Received, Drops: orEmpty(count.Drops), Destinations: []DestinationStatus{},
 		}
 		for _, source := range g.Sources {
 			group.Sources = append(group.Sources, source.Name)
 			group.Ports[source.ID] = source.Port
+			if at, ok := v.mapped[source.ID]; ok {
+				group.Mapped[source.ID] = at
+			}
 		}
 		for _, d := range v.members[g.ID] {
 			count := counters.Destinations[d.id]

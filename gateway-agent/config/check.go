@@ -35,6 +35,16 @@ func (c *Config) defaultRange() {
 	g.Range = r // of size 0 if there is none: Check says so
 }
 
+// behindAuto leaves it to the uplink's address whether a NAT is in front of it.
+const behindAuto = "auto"
+
+// shared is what carriers number their customers from (RFC 6598).
+var shared = netip.MustParsePrefix("100.64.0.0/10")
+
+// translated tells whether an address is nobody's on the internet, so that a NAT has to stand in between. An answer of the STUN port would be better
+// evidence, but anybody on the way could forge that, and the declaration lets the agent ask destinations first.
+func translated(uplink netip.Addr) bool { return uplink.IsPrivate() || shared.Contains(uplink) }
+
 // Check tells everything that keeps an agent from running with this configuration, each with its key.
 func (c Config) Check() error {
 	var faults []error

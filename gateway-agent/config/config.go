@@ -15,6 +15,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/groupcast/groupcast/gateway-agent/packet"
+	"github.com/groupcast/groupcast/gateway-agent/sender"
 	"github.com/groupcast/groupcast/models"
 )
 
@@ -28,12 +29,14 @@ type Config struct {
 	Credential     string // file with the access token
 	AllowPlainHTTP bool
 
-	// Gateway is what the agent declares: its id, LAN prefix, own LAN address, uplink and group range (SPEC §5).
+	// Gateway is what the agent declares: its id, LAN prefix, own LAN address, uplink, group range (SPEC §5) and whether a NAT is in front of it.
 	Gateway      models.Gateway
+	behindNAT    string // true, false or auto
 	LANInterface string
 
 	MediaPorts      []uint16 // empty with AnyPort
 	AnyPort         bool
+	SenderPorts     sender.Range // that copies leave from; the zero Range: any
 	CopyOptions     packet.CopyOptions
 	DestinationRate uint64 // bits per second for the copies of one destination; 0: no limit
 	UplinkRate      uint64 // bits per second for all copies; 0: no limit
@@ -129,6 +132,7 @@ func (s *Source) Load(environ []string) (Config, error) {
 		return Config{}, err
 	}
 	c.defaultRange()
+	c.Gateway.BehindNAT = c.behindNAT == "true" || c.behindNAT == behindAuto && translated(c.Gateway.Uplink)
 	return c, nil
 }
 

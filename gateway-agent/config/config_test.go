@@ -2,6 +2,7 @@ package config_test
 
 import (
 	"flag"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/groupcast/groupcast/gateway-agent/config"
 	"github.com/groupcast/groupcast/gateway-agent/packet"
+	"github.com/groupcast/groupcast/gateway-agent/sender"
 	"github.com/groupcast/groupcast/models"
 )
 
@@ -30,6 +32,7 @@ lan-address: 172.168.0.1
 uplink-address: 203.0.113.1
 group-range: 172.168.0.233-172.168.0.254
 media-ports: [5004, 6000]
+sender-ports: 40000-40099
 copy-options: nop
 state-dir: /run/agent
 metrics-listen: ""
@@ -73,6 +76,7 @@ func TestFileVariablesAndFlagsMeanTheSame(t *testing.T) {
 	assert.Equal(t, netip.MustParsePrefix("172.168.0.0/24"), fromFile.Gateway.LANPrefix)
 	assert.Equal(t, "172.168.0.233-172.168.0.254", fromFile.Gateway.Range.String())
 	assert.Equal(t, []uint16{5004, 6000}, fromFile.MediaPorts)
+	assert.Equal(t, sender.Range{First: 40000, Last: 40099}, fromFile.SenderPorts)
 	assert.Equal(t, packet.NOP, fromFile.CopyOptions)
 	assert.False(t, fromFile.MetricsListen.IsValid(), "an empty metrics-listen turns the metrics off")
 	assert.Equal(t, slog.LevelWarn, fromFile.LogLevel)
@@ -190,6 +194,8 @@ func TestWhatCannotBeReadIsNamed(t *testing.T) {
 		"port 0":            {file: "media-ports: [0]", want: []string{"media-ports", "65535"}},
 		"port twice":        {file: "media-ports: 5004,5004", want: []string{"media-ports", "twice"}},
 		"any and more":      {file: "media-ports: [any, 5004]", want: []string{"media-ports", "stands alone"}},
+		"sender ports":      {file: "sender-ports: 40099-40000", want: []string{"sender-ports", "40000-40099"}},
+		"one sender port":   {file: "sender-ports: 40000", want: []string{"sender-ports"}},
 		"no ports":          {file: "media-ports: []", want: []string{"media-ports"}},
 		"copy options":      {file: "copy-options: off", want: []string{"copy-options", "strip, nop"}},
 		"boolean":           {file: "allow-loopback: yes", want: []string{"allow-loopback", "true, false"}},
@@ -261,4 +267,22 @@ func TestDefaultRangeIsTheServices(t *testing.T) {
 	c, err = load(t, "", nil, []string{"--lan-prefix=192.168.7.224/28", "--lan-address=192.168.7.225"})
 	require.NoError(t, err)
 	assert.Equal(t, "192.168.7.230-192.168.7.238", c.Gateway.Range.String(), "as far as it lies in the LAN")
+}
+
+func TestBehindNATByTheUplinkUnlessItIsSaid(t *testing.T) {
+	for uplink, want := range map[string]bool{
+		"203.0.113.1": false, "71.230.36.1": false, "127.0.0.1": false,
+		"192.168.5.2": true, "10.0.0.2": true, "172.31.0.2": true, "100.64.0.2": true, "100.127.255.254": true, "100.128.0.1": false,
+	} {
+		c, err := load(t, "", nil, []string{"--uplink-address=" + uplink})
+		require.NoError(t, err)
+		assert.Equal(t, want, c.Gateway.BehindNAT, uplink)
+		for _, said := range []bool{true, false} {
+			c, err := load(t, "", nil, []string{"--uplink-address=" + uplink, fmt.Sprintf("--behind-nat=%t", said)})
+			require.NoError(t, err)
+			assert.Equal(t, said, c.Gateway.BehindNAT, uplink)
+		}
+	}
+	_, err := load(t, "", nil, []string{"--behind-nat=maybe"})
+	assert.ErrorContains(t, err, "auto, true, false")
 }

@@ -13,6 +13,7 @@ import (
 	"go4.org/netipx"
 
 	"github.com/groupcast/groupcast/gateway-agent/packet"
+	"github.com/groupcast/groupcast/gateway-agent/sender"
 	"github.com/groupcast/groupcast/models"
 )
 
@@ -63,6 +64,10 @@ var keys = []key{
 		c.Gateway.Uplink, err = ipv4(s)
 		return err
 	}},
+	{name: "behind-nat", def: behindAuto, help: "whether a NAT is between the uplink and the internet: `auto|true|false`; auto: if uplink-address is private", read: func(c *Config, s string) error {
+		c.behindNAT = s
+		return oneOf(s, behindAuto, "true", "false")
+	}},
 	{name: "group-range", help: "`RANGE` of group IPs that DHCP must not hand out, first-last or a prefix; empty: .230 to .254", read: func(c *Config, s string) (err error) {
 		c.Gateway.Range, err = addrRange(s)
 		return err
@@ -72,6 +77,10 @@ var keys = []key{
 			return nil
 		}
 		c.MediaPorts, err = ports(s)
+		return err
+	}},
+	{name: "sender-ports", help: "`FIRST-LAST` UDP port that copies leave from, one for each source in a group; empty: any", read: func(c *Config, s string) (err error) {
+		c.SenderPorts, err = portRange(s)
 		return err
 	}},
 	{name: "copy-options", def: "strip", help: "what copies carry in place of the camera's IP options: `strip|nop`", read: func(c *Config, s string) error {
@@ -226,6 +235,16 @@ func ports(s string) ([]uint16, error) {
 		return nil, fmt.Errorf("%d ports are too many: give at most 16, or any", len(out))
 	}
 	return out, nil
+}
+
+func portRange(s string) (r sender.Range, err error) {
+	first, last, _ := strings.Cut(s, "-")
+	f, errF := strconv.ParseUint(strings.TrimSpace(first), 10, 16)
+	l, errL := strconv.ParseUint(strings.TrimSpace(last), 10, 16)
+	if errF != nil || errL != nil || f == 0 || l < f {
+		return r, fmt.Errorf("%q is not a range of UDP ports, for example 40000-40099", s)
+	}
+	return sender.Range{First: uint16(f), Last: uint16(l)}, nil
 }
 
 // bits reads a rate in bits per second: a number, or one with k, M or G for thousands, millions or billions.

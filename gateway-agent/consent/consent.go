@@ -11,9 +11,11 @@
 package consent
 
 import (
+	"cmp"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/groupcast/groupcast/models"
@@ -22,9 +24,9 @@ import (
 
 // How long and how often (RFC 7675 §5.1, SPEC §10).
 const (
-	// Life is how long media may go on after the last right answer.
+	// Life is how long media may go on after the last right answer, at most; the service may say less.
 	Life = models.ConsentExpires
-	// Every is the time between two requests to a live destination, ± 20 %.
+	// Every is the time between two requests to a live destination, ± 20 %, unless the service says otherwise.
 	Every = models.ConsentEvery
 	// Patience is how long a destination may be pending before it counts as unreachable.
 	Patience = 10 * time.Second
@@ -65,7 +67,13 @@ type Wanted struct {
 	Strict bool
 	// Probes is how many requests may go to Addr and Port before anything came from there, at all its senders together; 5 at most.
 	Probes int
+	// Every and Expires are what holds for this one in place of Every and Life; zero: those. More than Life counts as Life.
+	Every, Expires time.Duration
 }
+
+func (w Wanted) every() time.Duration { return cmp.Or(w.Every, Every) }
+
+func (w Wanted) life() time.Duration { return min(cmp.Or(w.Expires, Life), Life) }
 
 // Lease is where and until when media may go.
 type Lease struct {
@@ -99,6 +107,7 @@ type Counters struct {
 // Machine is for one goroutine.
 type Machine struct {
 	permit   func(netip.Addr) bool
+	avoided  []netip.AddrPort
 	checks   map[Key]*check
 	ufrags   map[ufrag]*check
 	asked    map[consentcheck.ID]asked
@@ -165,6 +174,16 @@ func New(permit func(netip.Addr) bool) *Machine {
 	}
 }
 
+// Avoid replaces the places that get nothing, whatever they prove.
+func (m *Machine) Avoid(places []netip.AddrPort) {
+	m.avoided = places
+	for _, c := range m.checks {
+		if c.lease.At.IsValid() && !m.permits(c, c.lease.At) {
+			m.end(c)
+		}
+	}
+}
+
 // Want replaces what is wanted. Who stays keeps its consent, as long as it may be where it is.
 func (m *Machine) Want(now time.Time, all []Wanted) {
 	before, budgets := m.checks, map[string]*probes{}
@@ -184,8 +203,11 @@ func (m *Machine) Want(now time.Time, all []Wanted) {
 			c.probes, c.probeAt, c.backOff = budget, now, firstProbe
 		}
 		c.Wanted = w
-		if c.lease.At.IsValid() && !m.permits(c, c.lease.At) {
-			c.lease = Lease{}
+		if c.lease.At.IsValid() {
+			c.lease.Until, c.renewAt = earlier(c.lease.Until, now.Add(c.life())), earlier(c.renewAt, now.Add(c.every()))
+			if !m.permits(c, c.lease.At) {
+				c.lease = Lease{}
+			}
 		}
 		m.checks[w.Key], m.ufrags[ufrag{w.Sender, w.Credential.Ufrag}] = c, c
 	}
@@ -198,13 +220,26 @@ func (m *Machine) Want(now time.Time, all []Wanted) {
 	// Slots stay: who leaves and comes again has no new ones.
 }
 
+// end ends a lease that was in force.
+func (m *Machine) end(c *check) {
+	c.lease = Lease{}
+	m.counters.Expired++
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
 // permits tells whether media for the destination may go there.
 func (m *Machine) permits(c *check, to netip.AddrPort) bool {
 	switch {
 	case to.Port() == 0, c.Port != 0 && to.Port() != c.Port, c.Strict && to.Addr() != c.Addr:
 		return false
 	}
-	return m.permit(to.Addr())
+	return m.permit(to.Addr()) && !slices.Contains(m.avoided, to)
 }
 
 // target is where the media of a destination goes whose check came from there.
@@ -312,7 +347,7 @@ func sameHost(a, b netip.Addr) bool {
 func (m *Machine) answered(now time.Time, s Sender, from netip.AddrPort, message consentcheck.Message) []Packet {
 	a, ok := m.asked[message.ID]
 	switch {
-	case !ok, a.check.Sender != s, a.to != from, now.Sub(a.at) >= Life:
+	case !ok, a.check.Sender != s, a.to != from, now.Sub(a.at) >= a.check.life():
 		m.counters.Unasked++
 		return nil
 	case !message.Authentic(a.check.Credential.Password):
@@ -331,11 +366,11 @@ func (m *Machine) answered(now time.Time, s Sender, from netip.AddrPort, message
 			return nil
 		}
 		m.counters.Renewed++
-		c.lease.Until = now.Add(Life)
+		c.lease.Until = now.Add(c.life())
 		return nil
 	}
 	m.counters.Validated++
-	c.lease, c.lived, c.renewAt = Lease{from, now.Add(Life)}, true, now.Add(spread(Every))
+	c.lease, c.lived, c.renewAt = Lease{from, now.Add(c.life())}, true, now.Add(spread(c.every()))
 	c.probes.sent, c.backOff = 0, firstProbe
 	key := slotKey{c.Key, from}
 	var packets []Packet
@@ -360,14 +395,14 @@ func (m *Machine) Tick(now time.Time) (packets []Packet, next time.Time) {
 	}
 	for _, c := range m.checks {
 		if c.lease.At.IsValid() && !now.Before(c.lease.Until) {
-			c.lease, c.probeAt = Lease{}, now
-			m.counters.Expired++
+			m.end(c)
+			c.probeAt = now
 		}
 		switch {
 		case c.lease.At.IsValid():
 			if !now.Before(c.renewAt) {
 				packets = append(packets, m.ask(now, c, c.lease.At, true))
-				c.renewAt = now.Add(spread(Every))
+				c.renewAt = now.Add(spread(c.every()))
 			}
 			soon(c.renewAt)
 			soon(c.lease.Until)

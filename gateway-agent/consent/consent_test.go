@@ -149,6 +149,61 @@ func TestConsentTheLeaseEndsAtItsTime(t *testing.T) {
 	w.nobody()
 }
 
+// The service may ask more often, and give less time, but not more.
+func TestConsentAsOftenAndAsLongAsTheServiceSays(t *testing.T) {
+	wanted := learned()
+	wanted.Every, wanted.Expires = time.Second, 4*time.Second
+	w := newWorld(t, wanted)
+	w.consents(home)
+	asked := 0
+	w.pass(time.Minute, func(p Packet) {
+		asked++
+		w.receive(home, reply(t, secret, p))
+	})
+	assert.InDelta(t, 60, asked, 13, "every second, a fifth more or less")
+	assert.False(t, w.Leases(w.now)[phone].Until.After(w.now.Add(4*time.Second)))
+	w.pass(4*time.Second, nil)
+	w.nobody()
+	assert.Equal(t, models.ConsentLost, w.States(w.now)[phone])
+
+	wanted.Every, wanted.Expires = time.Hour, 24*time.Hour
+	w = newWorld(t, wanted)
+	w.consents(home)
+	assert.Equal(t, w.now.Add(Life), w.Leases(w.now)[phone].Until, "never longer than 30 s")
+
+	// Less from now on counts at once.
+	wanted.Every, wanted.Expires = time.Second, 2*time.Second
+	w.Want(w.now, []Wanted{wanted})
+	assert.Equal(t, w.now.Add(2*time.Second), w.Leases(w.now)[phone].Until)
+	asked = 0
+	w.pass(10*time.Second, func(p Packet) {
+		asked++
+		w.receive(home, reply(t, secret, p))
+	})
+	assert.GreaterOrEqual(t, asked, 8)
+	w.lives(home)
+}
+
+// The service's own places get nothing, whoever proves what there.
+func TestConsentNothingForTheServiceItself(t *testing.T) {
+	wanted := strict()
+	wanted.Probes = 5
+	w := newWorld(t, wanted)
+	w.Avoid([]netip.AddrPort{away})
+	w.pass(time.Hour, nil)
+	assert.Empty(t, w.sent)
+	assert.Empty(t, w.receive(away, request(secret)))
+	assert.Empty(t, w.receive(netip.AddrPortFrom(away.Addr(), 9), request(secret)), "from beside it")
+
+	w = newWorld(t, strict())
+	w.consents(away)
+	w.Avoid([]netip.AddrPort{netip.AddrPortFrom(away.Addr(), 443)})
+	w.lives(away) // on the same host may be a receiver
+	w.Avoid([]netip.AddrPort{away})
+	w.nobody()
+	assert.EqualValues(t, 1, w.Counters().Expired, "so that it gets into force at once")
+}
+
 func TestConsentSilentVictim(t *testing.T) {
 	wanted := strict()
 	wanted.Probes = 100 // whatever the server says

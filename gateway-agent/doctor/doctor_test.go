@@ -231,6 +231,15 @@ func TestWhatIsWrongIsFound(t *testing.T) {
 		}, "server", "", ""},
 		"a clock that is late":    {func(h *host) { h.skew = time.Hour }, "server clock", doctor.Fail, "off the server's"},
 		"nothing declared":        {func(*host) {}, "declaration", doctor.Warn, "doesn't know this gateway's LAN"},
+		"behind a NAT": {func(h *host) {
+			h.config.Gateway.BehindNAT = true
+			h.declare(h.config.Gateway.Range.String())
+		}, "nat", doctor.Warn, "stun-listen"},
+		"behind a NAT, with a STUN port": {func(h *host) {
+			h.config.Gateway.BehindNAT = true
+			h.service.SetSTUN("groupcast.example:3478")
+			h.declare(h.config.Gateway.Range.String())
+		}, "nat", "", ""},
 		"something else declared": {func(h *host) { h.declare("172.168.0.240-172.168.0.250") }, "declaration", doctor.Warn, "goes by other values"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -62,6 +62,10 @@ func (e *examination) server(ctx context.Context) {
 // declared compares what the server goes by with the configuration.
 func (e *examination) declared(known sync.Known) {
 	g := e.config.Gateway
+	if g.BehindNAT && known.Gateway.Stun == nil {
+		e.warn("nat", "have the operator set stun-listen, or set behind-nat to false if all destinations are on this side",
+			"a NAT is in front of uplink-address, and the service has no STUN port that tells what becomes of the ports that copies leave from")
+	}
 	switch k := known.Gateway; {
 	case k.GroupRange != g.Range.String() || k.UplinkIPv4 != g.Uplink || k.LanPrefix != g.LANPrefix.String():
 		e.warn("declaration", "restart the agent: it declares what is configured now", "the server goes by other values of lan-prefix, uplink-address or group-range than the configuration has")

@@ -17,7 +17,7 @@ type refusals struct {
 }
 
 func newRefusals(c Config) (refusals, error) {
-	own, err := ownAddresses()
+	own, err := OwnAddresses()
 	return refusals{groupRange: c.GroupRange, allowLoopback: c.AllowLoopback, own: own}, err
 }
 
@@ -49,8 +49,9 @@ func (r refusals) why(a netip.Addr) string {
 	return ""
 }
 
-// ownAddresses is asked at each Apply: an uplink may get another address at any time.
-func ownAddresses() (map[netip.Addr]bool, error) {
+// OwnAddresses are those of this host, and the broadcast addresses of its networks. They are asked for at each Apply: an uplink may get another
+// address at any time.
+func OwnAddresses() (map[netip.Addr]bool, error) {
 	all, err := net.InterfaceAddrs()
 	if err != nil {
 		return nil, fmt.Errorf("read this host's addresses: %w", err)

@@ -12,6 +12,7 @@ import (
 	"github.com/groupcast/groupcast/gateway-agent/packet"
 	"github.com/groupcast/groupcast/gateway-agent/sender"
 	"github.com/groupcast/groupcast/gateway-agent/table"
+	"github.com/groupcast/groupcast/receiver/stunfilter"
 )
 
 // socketPause is how long an outlet whose socket can't be opened waits before it tries again.
@@ -283,7 +284,7 @@ func openUDP(addr netip.Addr) (int, error) {
 		return -1, err
 	}
 	// A few checks; who sends more than they are worth has them dropped.
-	err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 0), sender.OnlySTUN(fd))
+	err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 0), stunfilter.OnUDP(fd))
 	if addr.Is6() {
 		err = errors.Join(err, unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1))
 	}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/groupcast/groupcast/gateway-agent/consent"
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/receiver/stunfilter"
 )
 
 // Heard takes a datagram that came to a reserved port. It must not keep the datagram, nor wait.
@@ -28,6 +29,7 @@ type Heard func(port uint16, from netip.AddrPort, datagram []byte)
 // Ports are the reserved ones of one agent. All but Each belongs to one goroutine.
 type Ports struct {
 	uplink   netip.Addr
+	within   Range
 	file     string
 	heard    Heard
 	log      *slog.Logger
@@ -41,6 +43,14 @@ type reservation struct {
 	port   uint16
 	v4, v6 *net.UDPConn
 }
+
+// Range has the ports from First to Last; the zero Range is whatever the kernel gives.
+type Range struct{ First, Last uint16 }
+
+func (r Range) contains(port uint16) bool { return r == Range{} || r.First <= port && port <= r.Last }
+
+// Within makes the ports to be reserved from here on those of a range.
+func (p *Ports) Within(r Range) { p.within = r }
 
 // Open reads which ports the last agent had; none is reserved before Keep.
 func Open(uplink netip.Addr, file string, heard Heard, log *slog.Logger) *Ports {
@@ -74,10 +84,7 @@ func (p *Ports) Keep(senders []consent.Sender) error {
 		if p.reserved[s] != nil {
 			continue
 		}
-		r, err := p.reserve(p.saved[name(s)])
-		if err != nil {
-			r, err = p.reserve(0)
-		}
+		r, err := p.find(p.saved[name(s)])
 		if err != nil {
 			errs = append(errs, fmt.Errorf("reserve a port for the copies of source %s: %w", s.Source, err))
 			continue
@@ -183,6 +190,27 @@ func (p *Ports) Close() error {
 	return nil
 }
 
+var errAllTaken = errors.New("all of sender-ports are taken: give more")
+
+// find reserves the port that there was before, if it can still be had, or another.
+func (p *Ports) find(before uint16) (*reservation, error) {
+	if before != 0 && p.within.contains(before) {
+		if r, err := p.reserve(before); err == nil {
+			return r, nil
+		}
+	}
+	if (p.within == Range{}) {
+		return p.reserve(0)
+	}
+	for port := int(p.within.First); port <= int(p.within.Last); port++ {
+		r, err := p.reserve(uint16(port))
+		if err == nil || !errors.Is(err, unix.EADDRINUSE) {
+			return r, err
+		}
+	}
+	return nil, errAllTaken
+}
+
 func (p *Ports) reserve(port uint16) (*reservation, error) {
 	v4, err := listen("udp4", netip.AddrPortFrom(p.uplink, port))
 	if err != nil {
@@ -211,7 +239,7 @@ func listen(network string, at netip.AddrPort) (*net.UDPConn, error) {
 	if err == nil {
 		var set error
 		err = raw.Control(func(fd uintptr) {
-			set = errors.Join(OnlySTUN(int(fd)), unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
+			set = errors.Join(stunfilter.OnUDP(int(fd)), unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
 			if network == "udp4" {
 				set = errors.Join(set, unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_RECVERR, 1))
 			}
@@ -240,20 +268,6 @@ func Listen(c *net.UDPConn, port uint16, heard Heard) {
 
 // maxCheck is what a check has at most, in bytes.
 const maxCheck = 1024
-
-// OnlySTUN makes a UDP socket take nothing but STUN: a first byte of 0 to 3 and the magic cookie (RFC 7983, RFC 8489).
-func OnlySTUN(fd int) error {
-	const udpHeader, cookie, accept, drop = 8, 0x2112A442, 0xffffffff, 0
-	program := []unix.SockFilter{
-		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: udpHeader},
-		{Code: unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K, Jt: 3, K: 4},
-		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: udpHeader + 4},
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: cookie},
-		{Code: unix.BPF_RET | unix.BPF_K, K: accept},
-		{Code: unix.BPF_RET | unix.BPF_K, K: drop},
-	}
-	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
-}
 
 func (r *reservation) close() {
 	_ = r.v4.Close()

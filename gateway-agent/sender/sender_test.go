@@ -59,6 +59,39 @@ func TestConsentATakenPortIsReplaced(t *testing.T) {
 	assert.NotEqual(t, port, second.Of()["one"])
 }
 
+// A firewall or a NAT that forwards can name the ports beforehand.
+func TestConsentPortsWithinARange(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "ports")
+	first := Open(uplink, file, nil, slog.Default())
+	require.NoError(t, first.Keep([]consent.Sender{one}))
+	before := first.Of()["one"]
+	require.NoError(t, first.Close())
+
+	// Three neighbours of which somebody has the first.
+	var taken *net.UDPConn
+	var within Range
+	for port := uint16(20000); taken == nil; port += 3 {
+		conn, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(uplink, port)))
+		if err == nil {
+			taken, within = conn, Range{port, port + 2}
+		}
+	}
+	defer taken.Close()
+	p := Open(uplink, file, nil, slog.Default())
+	defer p.Close()
+	p.Within(within)
+	require.NoError(t, p.Keep([]consent.Sender{one, two}))
+	ports := p.Of()
+	assert.NotEqual(t, before, ports["one"], "not the old one outside")
+	for _, port := range ports {
+		assert.True(t, within.First < port && port <= within.Last, "%d", port)
+	}
+	err := p.Keep([]consent.Sender{one, two, {Group: "g", Source: "three"}})
+	assert.ErrorContains(t, err, "source three")
+	assert.ErrorContains(t, err, "sender-ports")
+	assert.Equal(t, ports, p.Of(), "the others have theirs")
+}
+
 func TestConsentOnlySTUNIsHeard(t *testing.T) {
 	type heard struct {
 		port uint16

@@ -133,6 +133,22 @@ func readConsent(said *api.GatewayConsent, d *models.GatewayDestination) error {
 	if said.Probes != nil {
 		d.Probes = int(max(*said.Probes, 0))
 	}
+	return readTimes(said, d)
+}
+
+// readTimes reads how often consent is asked for and how long it lasts. Nobody is given longer than SPEC §10 does; what would end a consent before it can be
+// renewed no healthy server says.
+func readTimes(said *api.GatewayConsent, d *models.GatewayDestination) error {
+	seconds := func(said *int32, usual time.Duration) time.Duration {
+		if said == nil {
+			return usual
+		}
+		return time.Duration(*said) * time.Second
+	}
+	d.Every, d.Expires = seconds(said.Every, models.ConsentEvery), min(seconds(said.Expires, models.ConsentExpires), models.ConsentExpires)
+	if d.Every < time.Second || d.Expires < 2*d.Every {
+		return errors.New("consent has to be asked for every second at the most, and to last at least twice as long as that")
+	}
 	return nil
 }
 

@@ -59,7 +59,9 @@ type Config struct {
 	Transport *http.Transport
 	// Authorized carries requests through the transport, with the credential.
 	Authorized http.RoundTripper
-	Log        *slog.Logger
+	// Located is told where the service is, at first and whenever it may be elsewhere; nil: nobody wants to know.
+	Located func(Service)
+	Log     *slog.Logger
 }
 
 // Poller keeps one gateway's group information up to date.
@@ -72,6 +74,9 @@ type Poller struct {
 	afterNews, otherwise *rate.Limiter
 
 	declared    bool
+	stun        string // what the service said of its STUN port; "": it has none
+	located     bool
+	told        bool // config.Located was
 	heard       bool // the last call succeeded
 	connectedAt time.Time
 }
@@ -162,6 +167,7 @@ func (p *Poller) once(ctx context.Context, held Held, deliver Deliver) (Held, er
 		held, _ = p.exchange(ctx, held, deliver)
 		return held, undeclared
 	}
+	p.locate(ctx)
 	return p.exchange(ctx, held, deliver)
 }
 
@@ -182,6 +188,10 @@ func (p *Poller) recycle() {
 	if now := time.Now(); now.Sub(p.connectedAt) > recycle {
 		p.config.Transport.CloseIdleConnections()
 		p.connectedAt = now.Add(rand.N(recycle / 10))
+		p.located = false
+		if p.config.Gateway.BehindNAT {
+			p.declared = false // the answer says where the STUN port is
+		}
 	}
 }
 
@@ -194,9 +204,11 @@ func (p *Poller) declare(ctx context.Context) error {
 	defer cancel()
 	g := p.config.Gateway
 	groupRange := g.Range.String()
-	a, err := read(p.client.DeclareGateway(ctx, g.ID, api.GatewayDeclaration{
-		LanPrefix: g.LANPrefix.String(), GatewayIPv4: g.LANAddr, UplinkIPv4: g.Uplink, GroupRange: &groupRange,
-	}))
+	declaration := api.GatewayDeclaration{LanPrefix: g.LANPrefix.String(), GatewayIPv4: g.LANAddr, UplinkIPv4: g.Uplink, GroupRange: &groupRange}
+	if g.BehindNAT { // which an older service doesn't know
+		declaration.BehindNAT = &g.BehindNAT
+	}
+	a, err := read(p.client.DeclareGateway(ctx, g.ID, declaration))
 	if err != nil {
 		return err
 	}
@@ -208,6 +220,11 @@ func (p *Poller) declare(ctx context.Context) error {
 		return errors.New("the server has not taken the declaration as it was sent")
 	}
 	p.declared = true
+	stun := ""
+	if inForce.Stun != nil {
+		stun = *inForce.Stun
+	}
+	p.located, p.stun = p.located && stun == p.stun, stun
 	p.config.Log.Info("gateway declared", "gateway", g.ID, "groupRange", groupRange)
 	return nil
 }

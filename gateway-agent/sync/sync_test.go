@@ -89,6 +89,11 @@ type delivery struct {
 // start lets a poller begin with the cursor, at a service that was prepared.
 func start(t *testing.T, cursor string, prepare ...func(*scripted.Service)) *conversation {
 	t.Helper()
+	return startFor(t, gateway, cursor, prepare...)
+}
+
+func startFor(t *testing.T, gateway models.Gateway, cursor string, prepare ...func(*scripted.Service)) *conversation {
+	t.Helper()
 	held := sync.Held{Cursor: cursor, MaxStale: 15 * time.Minute}
 	c := &conversation{service: scripted.New(information("e1", 7), token)}
 	for _, p := range prepare {

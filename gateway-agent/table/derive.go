@@ -18,6 +18,8 @@ type Inputs struct {
 	Ports map[string]uint16
 	// Leases are where and until when those who consented may get copies.
 	Leases map[consent.Key]consent.Lease
+	// Avoided are places that get nothing, asked for or not: those of the service itself.
+	Avoided []netip.AddrPort
 	// Unasked lets everybody have copies without consent, where it is registered. Only an operator may say so.
 	Unasked bool
 }
@@ -66,6 +68,9 @@ func deriveSource(s models.GatewaySource) Source {
 func deriveDestinations(g *Group, d models.GatewayDestination, in Inputs) []Destination {
 	to := Destination{ID: string(d.RegistrationID), Name: d.Name, Addr: d.Addr(), Port: d.Port}
 	if in.Unasked || d.Policy == models.PolicyExempt {
+		if slices.Contains(in.Avoided, netip.AddrPortFrom(to.Addr, to.Port)) {
+			return nil
+		}
 		return []Destination{to}
 	}
 	var all []Destination

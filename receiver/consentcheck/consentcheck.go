@@ -160,8 +160,12 @@ func NewAnswer(c Credential, id ID, from netip.AddrPort, room int) []byte {
 	return raw
 }
 
+// software is longer than what makes a question as large as any answer to it (32 bytes over IPv4, 44 over IPv6), without which a server that must not be
+// made to send more than it gets stays silent.
+const software = "groupcast gateway-agent"
+
 // NewQuestion asks a STUN server where it sees the sender, without a credential.
 func NewQuestion() ([]byte, ID) {
-	m := stun.MustBuild(stun.TransactionID, stun.BindingRequest, stun.Fingerprint)
+	m := stun.MustBuild(stun.TransactionID, stun.BindingRequest, stun.NewSoftware(software), stun.Fingerprint)
 	return m.Raw, m.TransactionID
 }

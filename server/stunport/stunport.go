@@ -21,8 +21,9 @@ import (
 )
 
 const (
-	// One network (/24, or /64 for IPv6) may ask so often: a home keeps 25 ports open with a request every 15 s.
-	perNetwork = 600
+	// One network (/24, or /64 for IPv6) may ask so often: a home keeps a port for each camera in a group, 25 at most as a rule, open with a request every 5 s, and a
+	// carrier has many homes in one network. An answer costs what a request does.
+	perNetwork = 6000
 	window     = time.Minute
 	networks   = 16384 // that are remembered, about 250 bytes each
 	// maxRequest is more than any request without credentials needs.

@@ -96,7 +96,7 @@ func TestServe(t *testing.T) {
 	require.NoError(t, err)
 	defer client.Close()
 	asked, buffer := request(t, stun.NewSoftware("gateway-agent 1.0 ...")), make([]byte, 100)
-	for range 600 {
+	for range 6000 {
 		_, err = client.Write([]byte("not STUN"))
 		require.NoError(t, err)
 		_, err = client.Write(asked)
