@@ -291,7 +291,7 @@ func TestConsentAttacks(t *testing.T) {
 				time.Sleep(50 * time.Millisecond)
 				return false
 			})
-			for range 60 {
+				for range 90 {
 				h.forge(forged, gateway, checkOf(evil))
 			}
 			h.until("the gateway has had enough", func() bool { return h.status().Checks.Capped.Address >= 50 })
