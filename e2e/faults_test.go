@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -17,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/groupcast/groupcast/e2e/harness"
+	"github.com/groupcast/groupcast/e2e/pgtest"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/adminapi"
 	"github.com/groupcast/groupcast/openapi/api"
@@ -37,6 +40,11 @@ type home struct {
 
 func newHome(t testing.TB) *home {
 	s := harness.StartServer(t, harness.Options{Args: []string{"--allow-loopback"}})
+	return homeOf(t, s, s)
+}
+
+// homeOf makes a home at a server, whose agent asks at the place that it is given, which may be another.
+func homeOf(t testing.TB, s, asks *harness.Server) *home {
 	lan := fmt.Sprintf("127.%d.%d.", 2+rand.IntN(250), rand.IntN(250))
 	h := &home{Server: s, camera: netip.MustParseAddr(lan + "5")}
 	account := s.Account(t, "home")
@@ -49,8 +57,7 @@ func newHome(t testing.TB) *home {
 	h.uploadToken = s.ServiceToken(t, "svc-upload")
 	gatewayToken := s.DeviceToken(t, gateway)
 	h.agent = harness.StartAgent(t, harness.AgentOptions{
-		Unasked: true,
-		Server:  s, GatewayID: gateway, Token: gatewayToken, AllowLoopback: true,
+		Server: asks, GatewayID: gateway, Token: gatewayToken, AllowLoopback: true,
 		LANInterface: "lo", LANPrefix: lan + "0/24", LANAddress: lan + "1", Uplink: "127.0.0.1",
 	})
 	require.Eventually(t, func() bool {
@@ -98,31 +105,42 @@ func (h *home) stream(t testing.TB) {
 	})
 }
 
-// join registers a receiver of its own and gives its socket.
-func (h *home) join(t *testing.T) *net.UDPConn {
+// listen opens the socket of another receiver.
+func (h *home) listen(t testing.TB, address string) *net.UDPConn {
 	t.Helper()
-	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 1, 1)})
+	conn, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(address), 0)))
 	require.NoError(t, err)
 	t.Cleanup(func() { conn.Close() })
 	h.registrations++
-	status, body := h.Post(t, "/v1/registrations", h.uploadToken, fmt.Sprintf(
-		`{"type":"Service","id":"%s","destination":true,"instance":"w%d","publicIPv4":"127.0.1.1","port":%d,"groupName":"door","groupIP":%q}`,
-		h.upload, h.registrations, conn.LocalAddr().(*net.UDPAddr).Port, h.group))
-	require.Equal(t, http.StatusOK, status, body)
 	return conn
 }
 
-// hears waits until the receiver has got n datagrams that were sent from now on.
-func (h *home) hears(t *testing.T, conn *net.UDPConn, n int) {
+// register registers the receiver that was opened last.
+func (h *home) register(t testing.TB, conn *net.UDPConn) (a registered) {
 	t.Helper()
-	from := h.sent.Load()
-	require.NoError(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
-	buf := make([]byte, 2048)
-	for n > 0 {
-		size, err := conn.Read(buf)
-		require.NoError(t, err, "the copies stopped")
-		require.Equal(t, 8, size)
-		if binary.BigEndian.Uint64(buf) > from {
+	at := conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	status, body := h.Post(t, "/v1/registrations", h.uploadToken, fmt.Sprintf(
+		`{"type":"Service","id":"%s","destination":true,"instance":"w%d","publicIPv4":%q,"port":%d,"groupName":"door","groupIP":%q}`,
+		h.upload, h.registrations, at.Addr(), at.Port(), h.group))
+	require.Equal(t, http.StatusOK, status, body)
+	require.NoError(t, json.Unmarshal([]byte(body), &a))
+	return a
+}
+
+// join registers a receiver of its own, which consents.
+func (h *home) join(t *testing.T) *consenting {
+	t.Helper()
+	conn := h.listen(t, "127.0.1.1")
+	return consents(t, conn, untilSenders(t, func() registered { return h.register(t, conn) }))
+}
+
+// hears waits until the receiver has got n datagrams that were sent from now on.
+func (h *home) hears(t *testing.T, c *consenting, n int) {
+	t.Helper()
+	for from := h.sent.Load(); n > 0; {
+		b := c.next(t)
+		require.Len(t, b, 8)
+		if binary.BigEndian.Uint64(b) > from {
 			n--
 		}
 	}
@@ -144,22 +162,93 @@ func TestCopiesGoOnWhileTheServerIsAway(t *testing.T) {
 	h.hears(t, first, 50)
 }
 
-// TestAgentCopiesBeforeTheServerAnswers kills both: the agent has the last snapshot on disk.
+// TestAgentCopiesBeforeTheServerAnswers kills both: the agent has the last snapshot on disk, and the ports that receivers' checks go to. Who went
+// meanwhile gets nothing from the agent that starts: what it kept says where somebody was, not that he still wants it.
 func TestAgentCopiesBeforeTheServerAnswers(t *testing.T) {
 	t.Parallel()
 	h := newHome(t)
-	receiver := h.join(t)
+	receiver, gone := h.join(t), h.join(t)
 	h.hears(t, receiver, 50)
+	h.hears(t, gone, 50)
 
 	h.Server.Kill()
 	h.agent.Kill()
+	gone.fallSilent()
+	before := h.sent.Load()
 	h.agent.Start(t)
 	h.hears(t, receiver, 200)
+	for len(gone.media) > 0 {
+		require.LessOrEqual(t, binary.BigEndian.Uint64(<-gone.media), before, "a copy to somebody who no longer consents")
+	}
 
 	h.Server.Start(t)
 	h.hears(t, h.join(t), 50)
 	require.NoError(t, h.agent.Stop())
 	require.NoError(t, h.Server.Stop())
+}
+
+// TestAReplicaDiesAndReceiversGoOn kills one of two replicas: who consented has its copies all the while, and who registers at the other one consents, gets
+// copies and is known there to be live.
+func TestAReplicaDiesAndReceiversGoOn(t *testing.T) {
+	t.Parallel()
+	url := pgtest.URL(t)
+	var replicas []*harness.Server
+	var first *harness.Server
+	for range 2 {
+		o := replica(url, first)
+		o.Args = append(o.Args, "--allow-loopback")
+		replicas = append(replicas, harness.StartServer(t, o))
+		first = replicas[0]
+	}
+	balancer := *replicas[0]
+	balancer.URL = "http://" + balance(t, replicas)
+	h := homeOf(t, replicas[0], &balancer)
+	before := h.join(t)
+	h.hears(t, before, 50)
+
+	replicas[0].Kill()
+	h.hears(t, before, 500)
+	h.Server = replicas[1]
+	conn := h.listen(t, "127.0.1.1")
+	a := untilSenders(t, func() registered { return h.register(t, conn) })
+	after := consents(t, conn, a)
+	h.hears(t, after, 50)
+	h.hears(t, before, 50)
+	require.Eventually(t, func() bool {
+		r, err := h.Client(t, h.uploadToken).GetRegistrationWithResponse(t.Context(), models.RegistrationID(a.RegistrationID))
+		return err == nil && r.JSON200 != nil && r.JSON200.Consent.State == models.ConsentLive
+	}, 30*time.Second, 20*time.Millisecond, "the other replica is told that it is live")
+}
+
+// balance gives the address of what stands in front of servers: each connection goes to the first that takes it.
+func balance(t testing.TB, servers []*harness.Server) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			front, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer front.Close()
+				for _, s := range servers {
+					back, err := net.Dial("tcp", strings.TrimPrefix(s.URL, "http://"))
+					if err != nil {
+						continue
+					}
+					go func() {
+						_, _ = io.Copy(back, front)
+						back.Close()
+					}()
+					_, _ = io.Copy(front, back)
+					return
+				}
+			}()
+		}
+	}()
+	return l.Addr().String()
 }
 
 // TestNothingAcceptedIsLost kills the server at a random moment while 16 clients register, again and again: whatever was

@@ -124,12 +124,12 @@ func (e *example) postUpload(t *testing.T) string {
 	return a.RegistrationID
 }
 
-func (e *example) postThumbnail(t *testing.T) string {
+func (e *example) postThumbnail(t *testing.T) registered {
 	t.Helper()
 	a := e.post(t, e.thumbnailToken, fmt.Sprintf(`{"type":"Service","id":"%s","destination":true,"privateIPv4":null,
 		"publicIPv4":%q,"IPv6":null,"groupName":"groupcast1","groupIP":"172.168.0.233","TTLs":3600}`, e.thumbnailID, thumbnailAddr))
 	assert.Equal(t, 2, a.State)
-	return a.RegistrationID
+	return a
 }
 
 func (e *example) postPhone(t *testing.T) registered {
@@ -225,7 +225,7 @@ func TestWorkedExampleOverHTTP(t *testing.T) {
 		first := e.postCamera(t)
 		e.postSecondGroup(t)
 		e.postUpload(t)
-		thumbnail := e.postThumbnail(t)
+		thumbnail := e.postThumbnail(t).RegistrationID
 		e.postPhone(t)
 		assert.Equal(t, first, e.postCamera(t), "posting again renews the same registration")
 

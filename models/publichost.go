@@ -36,6 +36,12 @@ func PublicHost(a netip.Addr) bool {
 	case a.Is4():
 		return !slices.ContainsFunc(specialV4, holds)
 	default:
-		return globalUnicast.Contains(a) && !slices.ContainsFunc(specialV6, holds)
+		return globalUnicast.Contains(a) && !slices.ContainsFunc(specialV6, holds) && !isISATAP(a)
 	}
+}
+
+// isISATAP tells an interface identifier that embeds an IPv4 address, which routers of that prefix would tunnel to (RFC 5214 §6.1).
+func isISATAP(a netip.Addr) bool {
+	id := a.As16()
+	return id[8]&^0x02 == 0 && id[9] == 0 && id[10] == 0x5e && id[11] == 0xfe
 }

@@ -31,7 +31,8 @@ import (
 )
 
 const (
-	firstAgain = 250 * time.Millisecond // after a check that isn't answered; then doubling up to models.ConsentEvery
+	// after a check that isn't answered; then doubling up to models.ConsentEvery. The first often comes before the gateway has heard of the registration.
+	firstAgain = 20 * time.Millisecond
 	// Quiet is how long a sender may leave checks unanswered before its place is to be asked for again: it may have another one.
 	Quiet = 15 * time.Second
 )

@@ -47,6 +47,11 @@ func inKernelBySource(l *lab, n int) func() {
 
 func naiveGo(l *lab, n int) func() { return l.child(job{Kind: "naive", Receivers: n}) }
 
+// asking has a copier keep the consent of its destinations beside, as the agent does.
+func asking(kind string) copier {
+	return func(l *lab, n int) func() { return l.child(job{Kind: kind, Receivers: n, Pins: l.pins, Consent: true}) }
+}
+
 // merging has the kernel merge datagrams without options before the gateway sees them.
 func merging(c copier) copier {
 	return func(l *lab, n int) func() {
@@ -110,7 +115,9 @@ func (l *lab) process(cmd *exec.Cmd, golang bool) (stop func()) {
 		if !golang {
 			_ = cmd.Process.Kill()
 		}
-		_ = cmd.Wait()
+		if err := cmd.Wait(); golang {
+			require.NoError(l.t, err)
+		}
 	}
 }
 
@@ -122,6 +129,7 @@ type job struct {
 	Receivers int
 	Pins      string
 	Trigger   table.Trigger // by default the option
+	Consent   bool          // destinations are asked for it
 }
 
 func (l *lab) child(j job) func() {
@@ -147,6 +155,13 @@ func childMain(text string) error {
 	}
 	var d duplicator.Duplicator
 	var err error
+	var keeping *keeper
+	if j.Consent {
+		if keeping, err = newKeeper(j); err != nil {
+			return err
+		}
+		c.Heard, c.Answered = keeping.hear, keeping.ports.Each
+	}
 	kernel := ebpf.Config{Config: c, Interface: "lan0", PinDir: j.Pins}
 	if j.Kind == "ebpf" {
 		d, err = ebpf.Open(kernel)
@@ -163,11 +178,19 @@ func childMain(text string) error {
 	if err := d.Apply(j.snapshot()); err != nil {
 		return err
 	}
+	if keeping != nil {
+		keeping.run(d)
+	}
 	if err := guard.Apply(j.snapshot()); err != nil {
 		return err
 	}
 	fmt.Println("ready")
 	_, _ = io.Copy(io.Discard, os.Stdin)
+	if keeping != nil {
+		if err := keeping.end(); err != nil {
+			return err
+		}
+	}
 	if err := d.Close(); err != nil {
 		return err
 	}
@@ -185,7 +208,12 @@ func (j job) snapshot() *table.Snapshot {
 		Sources: []table.Source{{ID: "camera", Addr: netip.MustParseAddr(camera), Trigger: trigger}},
 	}
 	for i := range j.Receivers {
-		g.Destinations = append(g.Destinations, table.Destination{ID: fmt.Sprint(i), Addr: netip.MustParseAddr(receiver(i))})
+		d := table.Destination{ID: fmt.Sprint(i), Addr: netip.MustParseAddr(receiver(i))}
+		if j.Consent {
+			g.Sources[0].Port = senderPort
+			d.Port, d.Source, d.ValidUntil = receiverPort, "camera", time.Now().Add(models.ConsentExpires)
+		}
+		g.Destinations = append(g.Destinations, d)
 	}
 	return &table.Snapshot{ValidUntil: time.Now().Add(10 * time.Minute), Groups: map[netip.Addr]*table.Group{ip: g}}
 }

@@ -36,6 +36,7 @@ type run struct {
 	uneven bool
 	plain  bool // without the option
 	rate   int
+	checks bool // of the destinations, ten times as many as there would be
 	kernel bool // copies are made as datagrams arrive: many more would be on their way at a time than fit the CPU's cache
 }
 
@@ -52,6 +53,10 @@ var runs = []run{
 	{name: "ebpf_8_merged_software", copy: merging(cutByKernel(inKernelBySource)), n: 8, plain: true, kernel: true},
 	{name: "socket_8_software", copy: cutByKernel(bySocket), n: 8},
 	{name: "socket_8_device", copy: bySocket, n: 8},
+	{name: "ebpf_8_again", copy: inKernel, n: 8, kernel: true},
+	{name: "ebpf_8_consent", copy: asking("ebpf"), n: 8, kernel: true, checks: true},
+	{name: "socket_8_again", copy: bySocket, n: 8},
+	{name: "socket_8_consent", copy: asking("socket"), n: 8, checks: true},
 	{name: "sendto_8_driver", copy: sendtoLoop, n: 8, driver: true},
 	{name: "ebpf_8_driver", copy: inKernel, n: 8, driver: true, kernel: true},
 	{name: "sendto_32", copy: sendtoLoop, n: 32},
@@ -68,7 +73,7 @@ var runs = []run{
 
 func (l *lab) measure(r run, seconds float64) measurement {
 	l.t.Helper()
-	w := load{to: group, copies: r.n, window: 256, rate: r.rate, uneven: r.uneven, plain: r.plain, stamp: r.rate > 0, seconds: seconds}
+	w := load{to: group, copies: r.n, window: 256, rate: r.rate, uneven: r.uneven, plain: r.plain, stamp: r.rate > 0, checks: r.checks, seconds: seconds}
 	if r.kernel {
 		w.window = min(max(1024/r.n, 2), 256)
 	}
@@ -165,6 +170,12 @@ func BenchmarkDataPlaneFigures(b *testing.B) {
 	figure("dataplane_socket_8_device", faster("socket_8_device", "sendto_8"), "sendto_loop", ">=", 5)
 	figure("dataplane_socket_32_device", faster("socket_32_device", "sendto_32"), "sendto_loop", ">=", 9)
 	figure("dataplane_socket_8_uneven", faster("socket_8_uneven", "sendto_8_uneven"), "sendto_loop", ">=", 1.15)
+	for _, of := range [][3]string{{"ebpf", "ebpf_8", "ebpf_8_consent"}, {"socket", "socket_8_device", "socket_8_consent"}} {
+		figure("consent_cost_"+of[0], ratio(results[of[2]], results[of[1]], measurement.cost), "times_without", "<=", 1.02)
+		if noise := ratio(results[of[0]+"_8_again"], results[of[1]], measurement.cost); noise > 0 {
+			fmt.Printf("dataplane beside consent_cost_%s: the same without consent, twice: %.3f\n", of[0], noise)
+		}
+	}
 	delay := func(m measurement) float64 { return m.delay }
 	figure("dataplane_delay_ebpf", ratio(results["ebpf_8_paced"], results["sendto_8_paced"], delay), "sendto_loop", "<=", 1)
 	figure("dataplane_delay_socket", ratio(results["socket_8_paced"], results["sendto_8_paced"], delay), "sendto_loop", "<=", 1)
@@ -187,7 +198,7 @@ func figure(name string, value float64, unit, op string, target float64) {
 	if op == ">=" && value >= target || op == "<=" && value <= target {
 		verdict = "ok"
 	}
-	fmt.Printf("figure %s %.2f %s want %s %g %s\n", name, value, unit, op, target, verdict)
+	fmt.Printf("figure %s %.3f %s want %s %g %s\n", name, value, unit, op, target, verdict)
 }
 
 // ratio is the median over the rounds of what a is to b.

@@ -32,7 +32,7 @@ const (
 	payload   = 1200
 )
 
-func receiver(i int) string { return fmt.Sprintf("198.51.100.%d", i+1) }
+func receiver(i int) string { return fmt.Sprintf("198.51.99.%d", i+1) }
 
 // Real-time priorities on the CPU under test, lowest first: what measures idle time (generator.c), the kernel thread that takes packets from the
 // wire, and what copies. So packets pile up while something is copied, as they do on a busy host.
@@ -67,6 +67,9 @@ func newLab(t testing.TB, realtime bool) *lab {
 	l.cam, l.lan = l.hardware(l.Camera, "cam0"), l.hardware(l.Gateway, "lan0")
 	l.wan, l.ext = l.hardware(l.Gateway, "wan0"), l.hardware(l.WAN, "ext0")
 	l.Gateway.Address("lo", group+"/32")
+	for _, of := range []string{"all", "lan0"} { // checks of destinations come from the camera's side, whose CPU has time for them
+		l.Gateway.Sysctl("net.ipv4.conf."+of+".rp_filter", "0")
+	}
 	l.Gateway.Offload("wan0")
 	l.feature("lan0", "rx-gro", true) // else a veth hands what it receives to the sender's CPU
 	l.segmentation(true)
@@ -215,12 +218,17 @@ const (
 	tcxDrop = 2
 )
 
-// sink counts the IPv4 datagrams that come by, a super-packet as what it holds, and drops them.
+// shortest is the size of the smallest packet that is a copy, in bytes; what is smaller belongs to consent.
+const shortest = 400
+
+// sink counts the IPv4 datagrams that come by, a super-packet as what it holds, and drops them. Checks go by.
 func (l *lab) sink(delays bool) asm.Instructions {
 	sink := asm.Instructions{
 		asm.Mov.Reg(asm.R6, asm.R1),
 		asm.LoadMem(asm.R2, asm.R6, skbProtocol, asm.Word),
 		asm.JNE.Imm(asm.R2, 0x0008, "next"), // ETH_P_IP in network byte order
+		asm.LoadMem(asm.R2, asm.R6, skbLen, asm.Word),
+		asm.JLT.Imm(asm.R2, shortest, "next"),
 	}
 	if delays {
 		sink = append(sink,
@@ -311,6 +319,7 @@ type load struct {
 	uneven  bool
 	plain   bool // without the option
 	stamp   bool
+	checks  bool // of destinations, between the datagrams
 	seconds float64
 }
 
@@ -339,7 +348,11 @@ func (l *lab) generate(w load) measurement {
 		}
 	}
 	cmd := exec.Command(filepath.Join(l.programs, "generator"), "cam0", l.lan.String(), l.cam.String(), camera, w.to, strconv.Itoa(w.copies),
-		strconv.Itoa(w.window), strconv.Itoa(w.rate), fmt.Sprint(w.seconds), number(w.uneven), number(w.stamp), number(l.realtime), number(!w.plain))
+		strconv.Itoa(w.window), strconv.Itoa(w.rate), fmt.Sprint(w.seconds), number(w.uneven), number(w.stamp), number(l.realtime), number(!w.plain), "0")
+	if w.checks {
+		cmd.Args[len(cmd.Args)-1] = strconv.Itoa(checksPerSecond)
+		cmd.Args = append(cmd.Args, l.checks(w.copies)...)
+	}
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = &out, &out, []*os.File{file}
 	l.Camera.Start(cmd)

@@ -48,12 +48,21 @@ func StartAgent(t testing.TB, o AgentOptions) *Agent {
 	Secret("the credential of a gateway", o.Token)
 	ordinary(t, o.LANAddress, o.Uplink)
 	a := &Agent{Dir: t.TempDir(), options: o}
-	credential := filepath.Join(a.Dir, "credential")
-	require.NoError(t, os.WriteFile(credential, []byte(o.Token), 0o600))
+	require.NoError(t, os.WriteFile(a.credential(), []byte(o.Token), 0o600))
+	a.Configure(t, func(*AgentOptions) {})
+	a.Start(t)
+	return a
+}
+
+// Configure writes the configuration that the agent is started with the next time.
+func (a *Agent) Configure(t testing.TB, change func(*AgentOptions)) {
+	t.Helper()
+	change(&a.options)
+	o := a.options
 	var b strings.Builder
 	for _, kv := range [][2]string{
 		{"server", o.Server.URL},
-		{"credential", credential},
+		{"credential", a.credential()},
 		{"gateway-id", o.GatewayID.String()},
 		{"lan-interface", o.LANInterface},
 		{"lan-prefix", o.LANPrefix},
@@ -72,9 +81,9 @@ func StartAgent(t testing.TB, o AgentOptions) *Agent {
 	}
 	fmt.Fprintf(&b, "metrics-listen: \"\"\nallow-loopback: %t\nallow-without-consent: %t\nallow-plain-http: %t\n", o.AllowLoopback, o.Unasked, o.PlainHTTP)
 	require.NoError(t, os.WriteFile(a.config(), []byte(b.String()), 0o600))
-	a.Start(t)
-	return a
 }
+
+func (a *Agent) credential() string { return filepath.Join(a.Dir, "credential") }
 
 func (a *Agent) config() string { return filepath.Join(a.Dir, "agent.yaml") }
 

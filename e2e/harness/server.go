@@ -197,6 +197,15 @@ func (s *Server) Exempt(t testing.TB, id models.ServiceID, addresses ...string) 
 	for _, a := range addresses {
 		allowed = append(allowed, adminapi.AllowedCIDR{Cidr: a + "/32", Consent: &exempt})
 	}
+	s.Allow(t, id, allowed...)
+}
+
+// Allow replaces where a service may receive, and how; without any prefixes that is anywhere, with consent.
+func (s *Server) Allow(t testing.TB, id models.ServiceID, allowed ...adminapi.AllowedCIDR) {
+	t.Helper()
+	if allowed == nil {
+		allowed = adminapi.AllowedCIDRs{}
+	}
 	r, err := s.Admin.ChangeServiceWithResponse(t.Context(), id, adminapi.ServiceChange{Name: string(id), AllowedCIDRs: allowed})
 	require.NoError(t, err)
 	require.NotNil(t, r.JSON200, "%s", r.Body)

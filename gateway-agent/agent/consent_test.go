@@ -1,9 +1,11 @@
 package agent_test
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -13,6 +15,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/groupcast/groupcast/gateway-agent/consent"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
 	"github.com/groupcast/groupcast/receiver/consentcheck"
@@ -188,6 +191,79 @@ func TestConsentProbesOnlyWhereAllowed(t *testing.T) {
 	two.getsNothing()
 }
 
+// Whatever the server says and whatever an operator lets pass, nothing is sent to addresses that are set aside for another purpose.
+func TestConsentSpecialAddressesGetNothingEvenIfExempt(t *testing.T) {
+	special := []string{
+		"10.1.2.3", "100.64.1.2", "169.254.169.254", "172.16.0.9", "192.0.0.9", "192.0.2.1", "192.31.196.1", "192.52.193.1", "192.88.99.1", "192.168.7.20", "192.175.48.1",
+		"198.18.0.1", "198.51.100.1", "203.0.113.1", "127.31.0.240", "127.31.0.1",
+		"::1", "::7f00:1", "64:ff9b::a01:203", "64:ff9b:1::a01:203", "100::1", "2001::1", "2001:db8::1", "2002:a01:203::1", "2600::5efe:10.1.2.3", "2620:4f:8000::1",
+		"3fff::1", "5f00::1", "fd00::1", "fe80::1", "fec0::1",
+	}
+	for name, set := range map[string]func(*home){"exempt": func(*home) {}, "allow-without-consent": func(h *home) { h.config.AllowWithoutConsent = true }} {
+		t.Run(name, func(t *testing.T) {
+			h := newHome(t)
+			set(h)
+			one := h.receiver("127.31.1.1")
+			info := information("e1", 2, append(slices.Clone(special), "127.31.1.1")...)
+			for i := range special {
+				d := &info.Groups[0].GroupDestinations[i]
+				if a := netip.MustParseAddr(special[i]); a.Is6() {
+					d.DestinationIPv4, d.DestinationIPv6 = nullable.NewNullNullable[netip.Addr](), nullable.NewNullableWithValue(a)
+				}
+			}
+			h.service.Set(info)
+			h.start()
+			h.inForce("e1.2")
+			h.send(groupIP, "media")
+			one.gets("media")
+			assert.Equal(t, len(special), h.status().RefusedCount)
+			for _, d := range h.status().Groups[0].Destinations[:len(special)] {
+				assert.Zero(t, d.Packets, special[slices.IndexFunc(info.Groups[0].GroupDestinations, func(g api.GroupDestination) bool { return string(g.RegistrationID) == d.ID })])
+			}
+		})
+	}
+}
+
+// What isn't asked because enough was is counted by why, where operators look.
+func TestConsentCapsAreShown(t *testing.T) {
+	h := newHome(t)
+	h.service.Set(asking(information("e1", 2, "127.31.1.1"), models.PolicyLearned, 0))
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	h.config.MetricsListen = netip.MustParseAddrPort(free.Addr().String())
+	require.NoError(t, free.Close())
+	h.start()
+	h.inForce("e1.2")
+	to := netip.AddrPortFrom(netip.MustParseAddr(uplink), h.senderPort())
+	var first *net.UDPConn
+	for range 5 { // of one host, and none answers
+		c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP("127.31.1.1")})
+		require.NoError(t, err)
+		defer c.Close()
+		if first == nil {
+			first = c
+		}
+		data, _ := consentcheck.NewRequest(secret, consentcheck.ToAgent)
+		_, err = c.WriteToUDPAddrPort(data, to)
+		require.NoError(t, err)
+	}
+	for range models.MaxProbes {
+		data, _ := consentcheck.NewRequest(secret, consentcheck.ToAgent)
+		_, err = first.WriteToUDPAddrPort(data, to)
+		require.NoError(t, err)
+	}
+	data, _ := consentcheck.NewRequest(consentcheck.Credential{Ufrag: secret.Ufrag, Password: "another password"}, consentcheck.ToAgent)
+	_, err = first.WriteToUDPAddrPort(data, to)
+	require.NoError(t, err)
+	want := consent.Counters{Capped: consent.Capped{Address: 1, Target: 1}, Asked: 3 + models.MaxProbes, Forged: 1}
+	require.Eventually(t, func() bool { return h.status().Checks == want }, soon, patience, "%+v", h.status().Checks)
+	metrics := h.get("http://" + h.config.MetricsListen.String() + "/metrics")
+	for result, n := range map[string]int{"capped_address": 1, "capped_target": 1, "capped_destination": 0, "capped_group": 0, "capped_gateway": 0, "asked": 8, "forged": 1, "validated": 0} {
+		assert.Contains(t, metrics, fmt.Sprintf("groupcast_agent_consent_checks_total{result=%q} %d\n", result, n))
+	}
+	assert.Contains(t, metrics, `groupcast_agent_destination_consent{destination="r_1_0",consent="pending"} 1`)
+}
+
 func TestConsentIsNotAskedForOnlyIfTheOperatorSaysSo(t *testing.T) {
 	h := newHome(t)
 	one := h.receiver("127.31.1.1")
@@ -197,7 +273,7 @@ func TestConsentIsNotAskedForOnlyIfTheOperatorSaysSo(t *testing.T) {
 	h.inForce("e1.2")
 	h.send(groupIP, "unasked")
 	one.gets("unasked")
-	assert.Contains(t, h.log.String(), "allow-without-consent is set")
+	assert.Contains(t, h.log.String(), `level=WARN msg="allow-without-consent is set`)
 	h.stop()
 
 	h.config.AllowWithoutConsent = false

@@ -75,7 +75,11 @@ func (a *Agent) exposition() []byte {
 	}{
 		{"answered", s.Checks.Answered},
 		{"asked", s.Checks.Asked},
-		{"capped", s.Checks.Capped},
+		{"capped_address", s.Checks.Capped.Address},
+		{"capped_destination", s.Checks.Capped.Destination},
+		{"capped_gateway", s.Checks.Capped.Gateway},
+		{"capped_group", s.Checks.Capped.Group},
+		{"capped_target", s.Checks.Capped.Target},
 		{"expired", s.Checks.Expired},
 		{"forged", s.Checks.Forged},
 		{"malformed", s.Checks.Malformed},

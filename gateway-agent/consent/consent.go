@@ -34,13 +34,18 @@ const (
 
 // What goes at most to addresses that have proved nothing.
 const (
-	maxRequests   = models.MaxProbes       // to one address and port for one destination and sender, per slotLife; as probes in all
-	firstProbe    = 500 * time.Millisecond // between the first two probes; then doubling
-	slotLife      = 60 * time.Second       // how long an address that doesn't answer counts
-	maxPerTarget  = 4                      // addresses and ports of one host, over all groups
-	maxPerGroup   = 64
-	maxPerGateway = 512
-	retryCapped   = time.Second
+	maxRequests = models.MaxProbes       // to one address and port for one destination and sender, per slotLife; as probes in all
+	firstProbe  = 500 * time.Millisecond // between the first two probes; then doubling
+	slotLife    = 60 * time.Second       // how long an address that doesn't answer counts
+	retryCapped = time.Second
+)
+
+// At so many addresses and ports at a time may be asked that have proved nothing.
+const (
+	maxPerTarget      = 4 // of one host, over all groups
+	maxPerDestination = 8 // that one destination names, at all its senders: none takes them all from the others
+	maxPerGroup       = 64
+	maxPerGateway     = 512
 )
 
 // Sender is one reserved port: that for the copies of one source's datagrams to one group.
@@ -95,13 +100,22 @@ type Counters struct {
 	Forged    uint64 `json:"forged"`    // without the secret
 	Unasked   uint64 `json:"unasked"`   // answers to nothing, or from another address than was asked
 	Refused   uint64 `json:"refused"`   // from an address that may get nothing
-	Capped    uint64 `json:"capped"`    // not answered, because enough went to addresses that have proved nothing
+	Capped    Capped `json:"capped"`    // not answered, because enough goes to addresses that have proved nothing
 	Answered  uint64 `json:"answered"`  // requests answered
 	Asked     uint64 `json:"asked"`     // requests to addresses that had proved nothing
 	Probed    uint64 `json:"probed"`    // of those: unasked for
 	Validated uint64 `json:"validated"` // addresses that proved it
 	Renewed   uint64 `json:"renewed"`
 	Expired   uint64 `json:"expired"`
+}
+
+// Capped are requests and probes that led to nothing, by what there was enough of.
+type Capped struct {
+	Address     uint64 `json:"address"`     // requests to that address and port
+	Target      uint64 `json:"target"`      // addresses and ports of that host
+	Destination uint64 `json:"destination"` // and of that destination, and so on
+	Group       uint64 `json:"group"`
+	Gateway     uint64 `json:"gateway"`
 }
 
 // Machine is for one goroutine.
@@ -293,14 +307,13 @@ func (m *Machine) validate(now time.Time, c *check, to netip.AddrPort, q *questi
 	s := m.slots[key]
 	if s == nil || now.Sub(s.since) >= slotLife {
 		if !m.room(now, key) {
-			m.counters.Capped++
 			return nil
 		}
 		s = &slot{since: now}
 		m.slots[key] = s
 	}
 	if s.requests >= maxRequests {
-		m.counters.Capped++
+		m.counters.Capped.Address++
 		return nil
 	}
 	s.requests++
@@ -317,9 +330,9 @@ func (m *Machine) ask(now time.Time, c *check, to netip.AddrPort, renewal bool) 
 	return Packet{c.Sender, to, data}
 }
 
-// room tells whether one more address may be sent something that has proved nothing.
+// room tells whether one more address may be sent something that has proved nothing, and counts if not.
 func (m *Machine) room(now time.Time, key slotKey) bool {
-	var target, group, all int
+	var target, destination, group, all int
 	for other, s := range m.slots {
 		if now.Sub(s.since) >= slotLife {
 			continue
@@ -328,11 +341,26 @@ func (m *Machine) room(now time.Time, key slotKey) bool {
 		if other.Group == key.Group {
 			group++
 		}
+		if other.Destination == key.Destination {
+			destination++
+		}
 		if sameHost(other.to.Addr(), key.to.Addr()) {
 			target++
 		}
 	}
-	return target < maxPerTarget && group < maxPerGroup && all < maxPerGateway
+	switch {
+	case target >= maxPerTarget:
+		m.counters.Capped.Target++
+	case destination >= maxPerDestination:
+		m.counters.Capped.Destination++
+	case group >= maxPerGroup:
+		m.counters.Capped.Group++
+	case all >= maxPerGateway:
+		m.counters.Capped.Gateway++
+	default:
+		return true
+	}
+	return false
 }
 
 // sameHost takes an IPv6 network for one host, which may have all of its addresses.

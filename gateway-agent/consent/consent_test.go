@@ -1,6 +1,7 @@
 package consent
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -293,6 +294,67 @@ func TestConsentSpoofedSource(t *testing.T) {
 	assert.LessOrEqual(t, total, maxPerTarget*maxRequests)
 }
 
+// Somebody with one registration of a group forges as many addresses as he likes: few of them are asked, the others of the group still are, and of all
+// groups of the premises together no more than the uplink can bear. What isn't asked is counted by why.
+func TestConsentCaps(t *testing.T) {
+	const groups, members = 20, 20
+	credential := func(g, m int) consentcheck.Credential {
+		return consentcheck.Credential{Ufrag: fmt.Sprintf("u%d+%d", g, m), Password: secret.Password}
+	}
+	sender := func(g int) Sender { return Sender{fmt.Sprintf("g%d", g), fmt.Sprintf("camera%d", g)} }
+	var all []Wanted
+	for g := range groups {
+		for m := range members {
+			all = append(all, Wanted{Key: Key{sender(g), fmt.Sprintf("d%d+%d", g, m)}, Credential: credential(g, m), Addr: away.Addr()})
+		}
+	}
+	w := newWorld(t, all...)
+	forged := 0
+	ask := func(g, m, times int) (asked int) {
+		for range times {
+			forged++
+			from := netip.AddrPortFrom(netip.AddrFrom4([4]byte{8, byte(forged >> 16), byte(forged >> 8), byte(forged)}), 9)
+			asked += len(w.Receive(w.now, sender(g), from, request(credential(g, m))))
+		}
+		return asked
+	}
+	assert.Equal(t, maxPerDestination, ask(0, 0, 100), "one destination")
+	assert.Equal(t, Capped{Destination: 100 - maxPerDestination}, w.Counters().Capped)
+	assert.Equal(t, 1, ask(0, 1, 1), "another of the group")
+	group := maxPerDestination + 1
+	for m := 1; m < members; m++ {
+		group += ask(0, m, maxPerDestination)
+	}
+	assert.Equal(t, maxPerGroup, group)
+	assert.Positive(t, w.Counters().Capped.Group)
+	for g := 1; g < groups; g++ {
+		for m := range members {
+			group += ask(g, m, maxPerDestination)
+		}
+	}
+	assert.Equal(t, maxPerGateway, group, "all groups together")
+	assert.Positive(t, w.Counters().Capped.Gateway)
+	assert.Zero(t, w.Counters().Capped.Target)
+	w.now = w.now.Add(slotLife)
+	assert.Equal(t, 1, ask(0, 0, 1), "a minute later")
+	for port := range uint16(maxPerTarget + 1) {
+		w.Receive(w.now, sender(1), netip.AddrPortFrom(home.Addr(), port+1), request(credential(1, 1)))
+	}
+	assert.EqualValues(t, 1, w.Counters().Capped.Target, "one host")
+	for range maxRequests {
+		w.Receive(w.now, sender(1), netip.AddrPortFrom(home.Addr(), 1), request(credential(1, 1)))
+	}
+	assert.EqualValues(t, 1, w.Counters().Capped.Address, "one address and port")
+	// Networks of IPv6 are hosts.
+	for i := range byte(maxPerTarget + 1) {
+		b := netip.MustParseAddr("2a00:1450::").As16()
+		b[15] = i
+		w.Receive(w.now, sender(2), netip.AddrPortFrom(netip.AddrFrom16(b), 1), request(credential(2, 2)))
+	}
+	assert.EqualValues(t, 2, w.Counters().Capped.Target)
+	w.nobody()
+}
+
 func TestConsentReplayedAndForeignSecrets(t *testing.T) {
 	w := newWorld(t, learned())
 	recorded := request(secret)
@@ -361,6 +423,10 @@ func TestConsentWhere(t *testing.T) {
 		"learned, embedded":           {learned(), "[64:ff9b::7f00:1]:1", ""},
 		"learned, 6to4":               {learned(), "[2002:7f00:1::1]:1", ""},
 		"learned, loopback":           {learned(), "127.0.0.1:1", ""},
+		"learned, Teredo":             {learned(), "[2001:0:4136:e378::1]:1", ""},
+		"learned, IPv4-compatible":    {learned(), "[::8.8.8.8]:1", ""},
+		"learned, ISATAP":             {learned(), "[2600::5efe:10.1.2.3]:1", ""},
+		"learned, NAT64 of somebody":  {learned(), "[64:ff9b:1::a01:203]:1", ""},
 		"learned, multicast":          {learned(), "224.0.0.1:1", ""},
 		"learned, broadcast":          {learned(), "255.255.255.255:1", ""},
 		"strict, as registered":       {strict(), "96.114.14.140:5004", "96.114.14.140:5004"},

@@ -46,6 +46,9 @@ type Config struct {
 	Heard sender.Heard
 	// Answered are sockets that hold reserved ports: the network's answers to what the kernel sends from there arrive at them.
 	Answered func(each func(fd int))
+	// Permit tells which hosts may get copies at all, whether they consented or nobody asks them; nil: all but those that a backend refuses
+	// by itself.
+	Permit func(netip.Addr) bool
 	// AllowLoopback permits destinations in 127/8, for the demo.
 	AllowLoopback bool
 	// MaxStale is how long a snapshot may be used after Apply, whatever its ValidUntil says; it guards against a wall clock that

@@ -12,13 +12,14 @@ import (
 // on a network, or reach this gateway itself.
 type refusals struct {
 	groupRange    models.AddrRange
+	permit        func(netip.Addr) bool
 	allowLoopback bool
 	own           map[netip.Addr]bool // addresses of this host, and the broadcast addresses of its networks
 }
 
 func newRefusals(c Config) (refusals, error) {
 	own, err := OwnAddresses()
-	return refusals{groupRange: c.GroupRange, allowLoopback: c.AllowLoopback, own: own}, err
+	return refusals{groupRange: c.GroupRange, permit: c.Permit, allowLoopback: c.AllowLoopback, own: own}, err
 }
 
 // why gives the reason to refuse an address, or "".
@@ -28,6 +29,8 @@ func (r refusals) why(a netip.Addr) string {
 		return "not an address of a host"
 	case r.groupRange.Contains(a):
 		return "inside the group range"
+	case r.permit != nil && !r.permit(a):
+		return "neither a public host's address nor one of this home's hosts"
 	case a.Is4() && a.IsLoopback():
 		if r.allowLoopback {
 			return ""

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"github.com/groupcast/groupcast/gateway-agent/consent"
 	"github.com/groupcast/groupcast/gateway-agent/table"
 	"github.com/groupcast/groupcast/models"
 )
@@ -169,6 +170,47 @@ func information(t *rapid.T) models.GroupInformation {
 		info.Groups = append(info.Groups, g)
 	}
 	return info
+}
+
+// Nobody is in the table but who consented, there and until then and for that source, and whom the operator exempts, where he is registered.
+func TestConsentOnlyGetsOneIntoTheTable(t *testing.T) {
+	policies := rapid.SampledFrom([]models.ConsentPolicy{"", models.PolicyLearned, models.PolicyStrict, models.PolicyExempt, "what a later server says"})
+	rapid.Check(t, func(t *rapid.T) {
+		info := information(t)
+		leases := map[consent.Key]consent.Lease{}
+		type member struct {
+			models.GatewayDestination
+			group models.GroupID
+		}
+		members := map[string]member{}
+		for i, g := range info.Groups {
+			for k := range g.Destinations {
+				d := &info.Groups[i].Destinations[k]
+				d.Policy = policies.Draw(t, "policy")
+				members[string(d.RegistrationID)] = member{*d, g.ID}
+				for _, s := range g.Sources {
+					if rapid.Bool().Draw(t, "consented") {
+						at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{9, 9, 9, byte(k)}), rapid.Uint16Min(1).Draw(t, "port"))
+						key := consent.Key{Sender: consent.Sender{Group: string(g.ID), Source: string(s.RegistrationID)}, Destination: string(d.RegistrationID)}
+						leases[key] = consent.Lease{At: at, Until: time.Unix(int64(k), 0)}
+					}
+				}
+			}
+		}
+		for _, g := range derive(t, info, table.Inputs{Leases: leases}).Groups {
+			for _, d := range g.Destinations {
+				said := members[d.ID]
+				if said.Policy == models.PolicyExempt {
+					require.Equal(t, table.Destination{ID: d.ID, Name: said.Name, Addr: said.Addr(), Port: said.Port}, d)
+					continue
+				}
+				require.Equal(t, g.ID, string(said.group))
+				lease, ok := leases[consent.Key{Sender: consent.Sender{Group: g.ID, Source: d.Source}, Destination: d.ID}]
+				require.True(t, ok, "%+v didn't consent", d)
+				require.Equal(t, lease, consent.Lease{At: netip.AddrPortFrom(d.Addr, d.Port), Until: d.ValidUntil})
+			}
+		}
+	})
 }
 
 // shuffle says the same in another order.

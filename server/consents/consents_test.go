@@ -275,8 +275,13 @@ func TestAllowedCIDRs(t *testing.T) {
 func TestConsentGateOfTheServer(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
 		s := servertest.On(db, db.Store)
-		const victim = "96.114.14.66"
-		probes := func() (n int) {
+		v4 := func(r *registrations.Request) { r.PublicIPv4 = servertest.Addr("96.114.14.66") }
+		named := 0
+		v6 := func(r *registrations.Request) { // one host may have all addresses of its network
+			named++
+			r.PublicIPv4, r.IPv6, r.RemoteAddr = netip.Addr{}, servertest.Addr(fmt.Sprintf("2600:7::%x", named)), servertest.Addr("2600:9::1")
+		}
+		probes := func(victim func(*registrations.Request)) (n int) {
 			for range 3 { // attackers, each with a NAT of its own and three destinations at the victim's address
 				h := s.NewAccount(t, true)
 				d := h.Declaration("172.168.0.233-172.168.0.254")
@@ -287,7 +292,8 @@ func TestConsentGateOfTheServer(t *testing.T) {
 				h.Join(t, camera, servertest.Source(camera, "172.168.0.5", "g"))
 				for i := range 3 {
 					phone := h.Device(t, models.DevicePhone, "phone")
-					r := servertest.Destination(phone, victim, "g")
+					r := servertest.Destination(phone, "", "g")
+					victim(&r)
 					r.Port = uint16(5000 + i)
 					require.Equal(t, models.ConsentPending, h.Join(t, phone, r).Consent.State)
 					r.Port = 0
@@ -303,9 +309,11 @@ func TestConsentGateOfTheServer(t *testing.T) {
 			}
 			return n
 		}
-		require.Equal(t, 4*models.MaxProbes, probes(), "four slots over all accounts")
-		require.Zero(t, probes(), "all taken")
-		db.Advance(t, time.Minute+time.Millisecond)
-		require.Equal(t, 4*models.MaxProbes, probes(), "a minute later")
+		for _, victim := range []func(*registrations.Request){v4, v6} {
+			require.Equal(t, 4*models.MaxProbes, probes(victim), "four slots over all accounts")
+			require.Zero(t, probes(victim), "all taken")
+			db.Advance(t, time.Minute+time.Millisecond)
+			require.Equal(t, 4*models.MaxProbes, probes(victim), "a minute later")
+		}
 	})
 }

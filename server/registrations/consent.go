@@ -45,11 +45,19 @@ func askConsent(tx *store.Tx, g models.Gateway, own models.Registration, v *mode
 		v.Probes = own.Probes
 		return nil
 	}
-	free, err := tx.TakeProbeSlot(at, v.ID, probeSlots, probeSlotLife)
+	free, err := tx.TakeProbeSlot(asHost(at), v.ID, probeSlots, probeSlotLife)
 	if free { // else it has to ask first
 		v.Probes = models.MaxProbes
 	}
 	return err
+}
+
+// asHost takes an IPv6 network for one host, which may have all of its addresses.
+func asHost(a netip.Addr) netip.Addr {
+	if a.Is6() {
+		return netip.PrefixFrom(a, 64).Masked().Addr()
+	}
+	return a
 }
 
 // policyAt is what holds for a destination at an address, among the prefixes that its service is allowed; ok is false if it may not be there.

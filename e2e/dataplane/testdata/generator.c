@@ -1,13 +1,14 @@
 // A camera for benchmarks, on CPU 0. It keeps a window of datagrams on their way, so nothing is lost and the CPU under test is never
 // without work; or it sends at a fixed rate. A thread of the lowest real-time priority on CPU 1 measures what that CPU has left.
 //
-// usage: generator INTERFACE TO-MAC FROM-MAC FROM TO COPIES WINDOW RATE SECONDS SIZES STAMP PRIORITY OPTION
+// usage: generator INTERFACE TO-MAC FROM-MAC FROM TO COPIES WINDOW RATE SECONDS SIZES STAMP PRIORITY OPTION CHECKS [FRAME...]
 //   COPIES    that each datagram becomes
 //   RATE      datagrams per second; 0: as many as the window lets
 //   SIZES     0: 1200 bytes each; 1: one byte more than the last, so that no two can be segments of one
 //   STAMP     1: the payload ends with the time that it was sent (CLOCK_MONOTONIC, ns) and has no checksum
 //   PRIORITY  1: real time
 //   OPTION    1: with option 0x88
+//   CHECKS    of the FRAMEs, in hexadecimal digits, so many are sent a second between the datagrams, one after the other
 // File descriptor 3 is a BPF array that can be mapped, whose element 0 counts the copies that arrived.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -109,14 +110,32 @@ static int frame(uint8_t *f, char **a, int payload, int checksum, int option)
 	return 14 + header + 8 + payload;
 }
 
+// bytes reads hexadecimal digits and gives how many bytes they are.
+static int bytes(uint8_t *to, const char *digits, int room)
+{
+	int n = 0;
+	for (unsigned b; n < room && sscanf(digits + 2 * n, "%2x", &b) == 1; n++)
+		to[n] = b;
+	return n;
+}
+
 int main(int argc, char **argv)
 {
-	if (argc != 14)
+	if (argc < 15)
 		return 2;
 	char **a = argv + 1;
 	int copies = atoi(a[5]), window = atoi(a[6]), sizes = atoi(a[9]), stamp = atoi(a[10]);
 	double rate = atof(a[7]), seconds = atof(a[8]);
 	realtime = atoi(a[11]);
+	double checks = atof(a[13]), check_at = 0;
+	int check = 0;
+	static struct {
+		uint8_t b[256];
+		int n;
+	} check_frames[64];
+	int check_count = 0;
+	for (; check_count < argc - 15 && check_count < 64; check_count++)
+		check_frames[check_count].n = bytes(check_frames[check_count].b, a[14 + check_count], sizeof check_frames[0].b);
 
 	volatile uint64_t *arrived = mmap(NULL, 4096, PROT_READ, MAP_SHARED, 3, 0);
 	if (arrived == MAP_FAILED) {
@@ -167,6 +186,11 @@ int main(int argc, char **argv)
 		}
 		if (counting && t >= counting + seconds)
 			break;
+		if (checks > 0 && check_count > 0 && t >= check_at) {
+			check_at = t + 1 / checks;
+			send(s, check_frames[check % check_count].b, check_frames[check % check_count].n, 0);
+			check++;
+		}
 		uint64_t got = arrived[0] - base;
 		if (got != last) {
 			last = got;

@@ -66,6 +66,7 @@ var cases = slices.Concat(
 		{name: "reserved ports", run: reservedPorts},
 		{name: "copies for one source", run: copiesForOneSource},
 		{name: "consent ends", run: consentEnds},
+		{name: "checks at full load", run: checksAtFullLoad},
 		{name: "any port", run: anyPort},
 		{name: "any port, IPv6 and the gateway's own sockets", run: anyPortBeside},
 		{name: "IPv6", run: ipv6},

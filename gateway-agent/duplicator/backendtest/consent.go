@@ -2,8 +2,11 @@ package backendtest
 
 import (
 	"log/slog"
+	"net"
 	"net/netip"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -83,6 +86,138 @@ func reservedPorts(t *testing.T, b Backend) {
 	ask()
 	if len(checks) > 0 {
 		t.Error("something that is no check was heard")
+	}
+}
+
+// checksEach is how many checks each destination sends while the copies leave from the port that they come to.
+const checksEach = 200
+
+// Media and checks share a port at full load and nobody takes one for the other (RFC 7983): each check of each destination is heard, once, and nothing else that
+// comes to the port; each datagram of the camera is copied and heard by nobody, even if it looks like a check.
+func checksAtFullLoad(t *testing.T, b Backend) {
+	type heard struct {
+		from netip.AddrPort
+		id   consentcheck.ID
+	}
+	var mu sync.Mutex
+	checks, strange := map[heard]int{}, 0
+	hear := func(_ uint16, from netip.AddrPort, b []byte) {
+		m, ok := consentcheck.Parse(b)
+		mu.Lock()
+		defer mu.Unlock()
+		if !ok {
+			strange++
+			return
+		}
+		checks[heard{from, m.ID}]++
+	}
+	h := newHome(t, b, duplicator.Config{CopyOptions: packet.Strip, Heard: hear})
+	ports := sender.Open(Uplink, filepath.Join(t.TempDir(), "ports"), hear, slog.Default())
+	camera := consent.Sender{Group: "g1", Source: "camera"}
+	if err := ports.Keep([]consent.Sender{camera}); err != nil {
+		t.Fatal(err)
+	}
+	defer ports.Close()
+	port := ports.Of()["camera"]
+	s := WorkedExample()
+	s.ValidUntil = time.Now().Add(10 * time.Minute)
+	g := s.Groups[Groupcast1]
+	g.Sources[0].Port = port
+	for i := range g.Destinations {
+		g.Destinations[i].Source, g.Destinations[i].ValidUntil = "camera", s.ValidUntil
+	}
+	h.Apply(s)
+
+	// A third of what the camera sends has the form of a check.
+	check, _ := consentcheck.NewRequest(consentcheck.Credential{Ufrag: "u", Password: "p"}, consentcheck.ToAgent)
+	media := [][]byte{append([]byte("\x80 media "), make([]byte, 1000)...), append([]byte("\x81 media "), make([]byte, 300)...), check}
+	cam := h.Sender(Camera, StreamID)
+	var sent, stop atomic.Int64
+	received := make([]atomic.Int64, len(g.Destinations))
+	var receiving, sending, checking sync.WaitGroup
+	defer receiving.Wait() // after its sockets are closed
+	for i, d := range g.Destinations {
+		conn := h.Receiver(d.Addr.String())
+		receiving.Go(func() {
+			b := make([]byte, 1<<16)
+			for {
+				if _, err := conn.Read(b); err != nil {
+					return
+				}
+				received[i].Add(1)
+			}
+		})
+		defer conn.Close()
+		checking.Go(func() {
+			to := netip.AddrPortFrom(Uplink, port)
+			from := conn.LocalAddr().(*net.UDPAddr).AddrPort()
+			for range checksEach {
+				data, id := consentcheck.NewRequest(consentcheck.Credential{Ufrag: "u", Password: "p"}, consentcheck.ToAgent)
+				for _, b := range [][]byte{[]byte("\x80 no check"), []byte("\x81\xc9 no check"), data} {
+					if _, err := conn.WriteToUDPAddrPort(b, to); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+				for end := time.Now().Add(wait); ; time.Sleep(100 * time.Microsecond) {
+					mu.Lock()
+					n := checks[heard{netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), id}]
+					mu.Unlock()
+					if n > 0 {
+						break
+					}
+					if time.Now().After(end) {
+						t.Errorf("a check of %s was lost", d.ID)
+						return
+					}
+				}
+			}
+		})
+	}
+	arrived := func() (least int64) {
+		least = received[0].Load()
+		for i := range received {
+			least = min(least, received[i].Load())
+		}
+		return least
+	}
+	sending.Go(func() {
+		for n := int64(0); stop.Load() == 0; n++ {
+			if _, err := cam.WriteToUDPAddrPort(media[n%int64(len(media))], netip.AddrPortFrom(Groupcast1, mediaPort)); err != nil {
+				t.Error(err)
+				return
+			}
+			sent.Store(n + 1)
+			for end := time.Now().Add(wait); n-arrived() >= swapWindow && stop.Load() == 0; time.Sleep(10 * time.Microsecond) {
+				if time.Now().After(end) {
+					t.Errorf("%d of %d arrived", arrived(), n)
+					return
+				}
+			}
+		}
+	})
+	checking.Wait()
+	stop.Store(1)
+	sending.Wait()
+	h.until("all copies arrive", func() bool { return arrived() >= sent.Load() })
+	mu.Lock()
+	defer mu.Unlock()
+	t.Logf("%d datagrams to each of %d destinations, %d checks", sent.Load(), len(received), len(checks))
+	for i := range received {
+		if n := received[i].Load(); n != sent.Load() {
+			t.Errorf("%d datagrams led to %d copies", sent.Load(), n)
+		}
+	}
+	if len(checks) != checksEach*len(received) || strange > 0 {
+		t.Errorf("%d checks were heard and %d datagrams that are none", len(checks), strange)
+	}
+	for c, n := range checks {
+		if n != 1 {
+			t.Errorf("a check from %s was heard %d times", c.from, n)
+		}
+	}
+	if sent.Load() < checksEach {
+		t.Error("there was hardly any load")
 	}
 }
 
