@@ -26,6 +26,8 @@ type AgentOptions struct {
 	LANInterface, LANPrefix, LANAddress, Uplink, GroupRange, CopyOptions string
 	// Backend copies; empty means socket, whatever the host could run. BPFDir is for ebpf.
 	Backend, BPFDir string
+	// Metrics is where Prometheus may look; empty: nowhere.
+	Metrics string
 	// AllowLoopback lets the agent copy to 127/8.
 	AllowLoopback bool
 	// Unasked lets the agent copy without consent, for tests of something else.
@@ -68,7 +70,7 @@ func StartAgent(t testing.TB, o AgentOptions) *Agent {
 			fmt.Fprintf(&b, "%s: %q\n", kv[0], kv[1])
 		}
 	}
-	fmt.Fprintf(&b, "metrics-listen: \"\"\nallow-loopback: %t\nallow-without-consent: %t\n", o.AllowLoopback, o.Unasked)
+	fmt.Fprintf(&b, "metrics-listen: %q\nallow-loopback: %t\nallow-without-consent: %t\n", o.Metrics, o.AllowLoopback, o.Unasked)
 	require.NoError(t, os.WriteFile(a.config(), []byte(b.String()), 0o600))
 	a.Start(t)
 	return a
