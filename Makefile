@@ -21,6 +21,7 @@ ROUNDS ?= 1000
 SOAK_DATAGRAMS ?= 100000000
 SOAK_SWAPS ?= 100000
 SOAK_JOINS ?= 10000
+SOAK_STEPS ?= 5000
 # Two packages at once keep two cores busy; in each, up to four parallel tests, because many of them wait.
 GOTEST = go test -json -p 2 -parallel 4 -count=1 -timeout 9m -run '$(RUN)'
 SUMMARY = go run ./.ci/testsummary
@@ -153,9 +154,10 @@ chaos: ## The drills of events for long: ROUNDS (20) of each, then processes are
 	go test -count=1 -timeout 0 -v -run '^TestDrill' ./e2e/drills -drill.duration=$(or $(DURATION),10m)
 
 .PHONY: soak
-soak: ## 10^8 datagrams, 10^5 swaps, 10^4 joins and leaves per backend (SOAK_DATAGRAMS, SOAK_SWAPS, SOAK_JOINS); needs root
+soak: ## 10^8 datagrams, 10^5 swaps, 10^4 joins and leaves per backend (SOAK_DATAGRAMS, SOAK_SWAPS, SOAK_JOINS), SOAK_STEPS with the programs; needs root
 	SOAK_DATAGRAMS=$(SOAK_DATAGRAMS) SOAK_SWAPS=$(SOAK_SWAPS) SOAK_JOINS=$(SOAK_JOINS) go test -count=1 -timeout 0 -v -p 1 -run '^TestSoak$$' \
 		./gateway-agent/duplicator ./gateway-agent/duplicator/ebpf
+	go test -count=1 -timeout 0 -v -run '^TestSoakOfThePrograms$$' ./e2e -soak.steps=$(SOAK_STEPS)
 
 .PHONY: random-run
 random-run: ## A camera, a stranger, members, restarts and outages for DURATION (1h), judged packet by packet; needs root (SEED=n repeats one)

@@ -8,9 +8,8 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"strconv"
 	"sync"
-	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -20,8 +19,10 @@ import (
 	"github.com/groupcast/groupcast/e2e/harness"
 	"github.com/groupcast/groupcast/e2e/netlab"
 	"github.com/groupcast/groupcast/gateway-agent/agent"
-	"github.com/groupcast/groupcast/gateway-agent/packet"
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/openapi/adminapi"
+	"github.com/groupcast/groupcast/receiver"
+	"github.com/groupcast/groupcast/receiver/consentcheck"
 )
 
 var (
@@ -29,116 +30,39 @@ var (
 	randomisedSeed     = flag.Uint64("randomised.seed", 0, "repeat the choices of a randomised run; 0 draws them")
 )
 
-// Payloads of a randomised run: what the datagram is, then its number among all.
-const (
-	mediaOfCamera  = "media"
-	mustNotBeThere = "never"
-)
-
-// watcher judges every packet on the uplink as it comes. A number tells when the camera sent: so whether somebody was in the table at that
-// moment needs no clock.
-type watcher struct {
-	sent atomic.Uint64 // number of the camera's last datagram
-
-	mu      sync.Mutex
-	member  map[netip.Addr]*membership
-	packets int
-	faults  []string
-}
-
-// membership is when an address may get copies: from the datagram with the first number on, and from the last one on no more.
-type membership struct {
-	first, last uint64 // last 0: still
-	seen        uint64 // greatest number on the uplink
-}
-
-func (w *watcher) fault(format string, args ...any) {
-	if len(w.faults) < 20 {
-		w.faults = append(w.faults, fmt.Sprintf(format, args...))
-	}
-}
-
-func (w *watcher) frame(f netlab.Frame) {
-	p := f.IPv4()
-	if p == nil || !f.Outgoing {
-		return
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.packets++
-	home := netip.MustParsePrefix("172.168.0.0/24")
-	from, to, header := netip.AddrFrom4([4]byte(p[12:16])), netip.AddrFrom4([4]byte(p[16:20])), int(p[0]&15)*4
-	switch id, err := packet.StreamID(p[20:header]); {
-	case home.Contains(to):
-		w.fault("for the LAN's address %s: %x", to, p)
-	case home.Contains(from) || from != netip.MustParseAddr(uplinkAddr):
-		w.fault("from %s: %x", from, p)
-	case err != nil || id.IsValid():
-		w.fault("with option 0x88: %x", p)
-	}
-	if p[9] != syscall.IPPROTO_UDP {
-		return
-	}
-	payload := p[header+8:]
-	if len(payload) < len(mediaOfCamera)+8 || string(payload[:len(mediaOfCamera)]) != mediaOfCamera {
-		w.fault("not what the camera may stream: %.20q to %s", payload, to)
-		return
-	}
-	n := binary.BigEndian.Uint64(payload[len(mediaOfCamera):])
-	m := w.member[to]
-	switch {
-	case m == nil:
-		w.fault("datagram %d to %s, who was never a member", n, to)
-	case n < m.first || m.last != 0 && n >= m.last:
-		w.fault("datagram %d to %s, who was a member from %d on and no more from %d on", n, to, m.first, m.last)
-	default:
-		m.seen = max(m.seen, n)
-	}
-}
-
-// join says that whatever is sent from now on may go there.
-func (w *watcher) join(addr string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.member[netip.MustParseAddr(addr)] = &membership{first: w.sent.Load() + 1}
-}
-
-// leave says that nothing that is sent from now on may go there.
-func (w *watcher) leave(addr string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.member[netip.MustParseAddr(addr)].last = w.sent.Load() + 1
-}
-
-// got tells whether something that was sent after now comes to that address.
-func (w *watcher) got(addr string, after uint64) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.member[netip.MustParseAddr(addr)].seen > after
-}
-
 // randomised is one run.
 type randomised struct {
 	*example
 	t       *testing.T
 	wire    *wire
+	wan     *netlab.Namespace
 	watch   *watcher
 	agent   *harness.Agent
 	random  *rand.Rand
 	members []*member
+	forger  *forger
+	camera  string // its registration
+	next    int    // addresses that were given
 	did     map[string]int
 }
 
 // member is a destination of groupcast1 that comes and goes, each time at an address that nobody had before.
 type member struct {
-	token, body  string
-	address      string
+	token, body string
+	kind        membership // what it is each time
+	membership  *membership
+	address     string
+	port        uint16     // registered; 0: none
+	program     *consenter // of one that is asked for its consent, while it is there
+	silentSince time.Time
+
 	registration string // "" while it is none
 }
 
-// A camera streams, and a stranger in the home tries what it can, while members come and go, the agent is stopped, killed and started, and
-// the server fails. On the uplink there is never a group IP, a LAN address, option 0x88, or a copy to anybody who wasn't in the
-// table when the datagram was sent.
+// A camera streams, and strangers in the home and outside try what they can, while members come, go, move, fall silent and speak again, the agent is
+// stopped, killed and started, and the server fails. On the uplink there is never a group IP, a LAN address, option 0x88, a copy to anybody who wasn't in the
+// table when the datagram was sent, or to where nobody consents who has to; and to an address that has proved nothing goes one small packet for each
+// that came from there, or a probe.
 func TestRandomisedRun(t *testing.T) {
 	t.Parallel()
 	netlab.Require(t)
@@ -151,6 +75,7 @@ func TestRandomisedRun(t *testing.T) {
 			}
 			t.Logf("repeat with -randomised.seed=%d", seed)
 			r := newRandomised(t, backend, seed)
+			r.asking()
 			var cameras sync.WaitGroup
 			stop := make(chan struct{})
 			for _, send := range []func(stop <-chan struct{}){r.stream(), r.mischief()} {
@@ -161,11 +86,7 @@ func TestRandomisedRun(t *testing.T) {
 			for end := time.Now().Add(*randomisedDuration); time.Now().Before(end) && !r.broken(); {
 				r.act()
 			}
-			for _, m := range r.members {
-				if m.registration == "" {
-					r.comes(m)
-				}
-			}
+			r.everybody()
 			r.check()
 		})
 	}
@@ -176,9 +97,10 @@ func newRandomised(t *testing.T, backend string, seed uint64) *randomised {
 	home.Camera.Address("cam0", "172.168.0.6/24")
 	r := &randomised{
 		t: t, wire: &wire{camera: home.Camera, gateway: home.Gateway}, random: rand.New(rand.NewPCG(seed, 1)), did: map[string]int{},
-		watch: &watcher{member: map[netip.Addr]*membership{}},
+		watch: newWatcher(), wan: home.WAN,
 	}
-	// Whoever gets a copy: nobody answers, so nothing but copies is on the uplink.
+	// At the addresses of those who needn't consent nobody answers.
+	home.WAN.Run("ip", "route", "add", "local", consenting, "dev", "lo")
 	home.WAN.Neighbour("ext0", uplinkAddr, home.Gateway.HardwareAddr("wan0"))
 	home.Gateway.Neighbour("wan0", "203.0.113.254", home.WAN.HardwareAddr("ext0"))
 	for _, ip := range []string{groupIP, groupIP2, "172.168.0.240"} {
@@ -186,25 +108,58 @@ func newRandomised(t *testing.T, backend string, seed uint64) *randomised {
 	}
 	capture := home.Gateway.Watch("wan0", r.watch.frame)
 	t.Cleanup(func() { capture.Frames() })
-	r.example = newExample(t, harness.Options{In: r.wire.gateway, Listen: "127.0.0.1:8080"})
+	r.example = newExample(t, harness.Options{In: r.wire.gateway, Listen: "127.0.0.1:8080", Args: []string{"--metrics-listen", serverMetrics}})
+	r.Exempt(t, "svc-upload", exempted)
+	r.Exempt(t, "svc-other", exempted)
 	r.agent = harness.StartAgent(t, harness.AgentOptions{
-		Unasked: true,
-		Server:  r.Server, GatewayID: r.gateway, Token: r.gatewayToken, In: r.wire.gateway,
+		Server: r.Server, GatewayID: r.gateway, Token: r.gatewayToken, In: r.wire.gateway, Metrics: agentMetrics,
 		LANInterface: "lan0", LANPrefix: "172.168.0.0/24", LANAddress: gatewayAddr, Uplink: uplinkAddr,
 		GroupRange: "172.168.0.233-172.168.0.254", Backend: backend, BPFDir: filepath.Join(netlab.BPFFS(t), "groupcast"),
 	})
 	r.awaitDeclared(t)
-	r.postCamera(t)
-	const body = `{"type":%q,"id":"%s","destination":true,"privateIPv4":null,"publicIPv4":"%%s","IPv6":null,"groupName":"groupcast1","groupIP":"172.168.0.233","TTLs":3600}`
+	r.camera = r.postCamera(t)
 	r.members = []*member{
-		{token: r.uploadToken, body: fmt.Sprintf(body, "Service", uploadAccountID)},
-		{token: r.thumbnailToken, body: fmt.Sprintf(body, "Service", r.thumbnailID)},
-		{token: r.phoneToken, body: fmt.Sprintf(body, "Device", r.phone)},
+		{token: r.uploadToken, body: destinationBody("Service", uploadAccountID)},
+		{token: r.otherToken, body: destinationBody("Service", r.otherID)},
 	}
 	for _, m := range r.members {
 		r.comes(m)
 	}
 	return r
+}
+
+// Where members are who needn't consent, and who have to.
+const (
+	exempted   = "68.80.0.0/12"
+	consenting = "69.64.0.0/10"
+)
+
+// destinationBody is the body of a destination of groupcast1, but for its address and port.
+func destinationBody(kind string, id models.ID) string {
+	return fmt.Sprintf(`{"type":%q,"id":"%s","destination":true,"privateIPv4":null,"publicIPv4":"%%s","IPv6":null,"groupName":"groupcast1",`+
+		`"groupIP":"172.168.0.233","TTLs":3600,"port":%%s}`, kind, id)
+}
+
+// asking adds members who have to consent: a service that has a port and may be asked first, one that speaks first, and a phone that may be anywhere.
+func (r *randomised) asking() {
+	probe := true
+	answer, err := r.Admin.ChangeServiceWithResponse(r.t.Context(), "svc-thumbnail", adminapi.ServiceChange{
+		Name: "svc-thumbnail", AllowedCIDRs: adminapi.AllowedCIDRs{{Cidr: consenting, Probe: &probe}},
+	})
+	require.NoError(r.t, err)
+	require.NotNil(r.t, answer.JSON200, "%s", answer.Body)
+	r.Service(r.t, "svc-live", "svc-live")
+	live := r.Link(r.t, "svc-live", r.account, 0)
+	asked := []*member{
+		{token: r.thumbnailToken, body: destinationBody("Service", r.thumbnailID), port: 6000, kind: membership{asks: true, strict: true, mayProbe: true}},
+		{token: r.ServiceToken(r.t, "svc-live"), body: destinationBody("Service", live), kind: membership{asks: true, strict: true}},
+		{token: r.phoneToken, body: destinationBody("Device", r.phone), kind: membership{asks: true}},
+	}
+	for _, m := range asked {
+		r.comes(m)
+	}
+	r.members = append(r.members, asked...)
+	r.forger = newForger(r.wan)
 }
 
 // stream sends about 1000 datagrams a second as the registered camera does.
@@ -284,33 +239,48 @@ func (r *randomised) broken() bool {
 func (r *randomised) act() {
 	r.t.Helper()
 	m := r.members[r.random.IntN(len(r.members))]
-	switch n := r.random.IntN(20); {
-	case n < 12 && m.registration == "":
+	silent := m.program != nil && m.program.silent.Load()
+	switch n := r.random.IntN(24); {
+	case n < 8 && m.registration == "":
 		r.comes(m)
-	case n < 12:
+	case n < 2 && silent && time.Since(m.silentSince) < 2*models.ConsentExpires: // its consent may end meanwhile
+		r.pause()
+	case n < 5 && silent:
+		r.speaks(m)
+	case n < 5 && m.program != nil:
+		r.note("somebody falls silent")
+		m.program.fallsSilent()
+		m.silentSince = time.Now()
+	case n < 8 && m.program != nil:
+		r.movesPort(m)
+	case n < 11 && m.registration != "":
+		r.moves(m)
+	case n < 14 && m.registration != "":
 		r.goes(m, func() {})
-	case n < 14:
+	case n < 16:
+		r.forger.act(r)
+	case n < 18:
 		r.note("the agent is killed")
 		r.agent.Kill()
 		r.pause()
 		r.startAgent()
-	case n < 16:
+	case n < 20:
 		r.note("the agent is stopped")
 		require.NoError(r.t, r.agent.Stop())
 		r.pause()
 		r.startAgent()
-	case n < 17 && m.registration != "":
+	case n < 21 && m.registration != "":
 		r.note("somebody leaves while there is no agent")
 		r.agent.Kill()
 		r.goes(m, r.startAgent)
-	case n < 18 && *randomisedDuration > time.Minute: // agents that start without a server spread over half a minute
+	case n < 22 && *randomisedDuration > time.Minute: // agents that start without a server spread over half a minute
 		r.note("the server fails, and the agent is killed meanwhile")
 		r.Kill()
 		r.agent.Kill()
 		r.pause()
 		r.startAgent()
 		r.Start(r.t)
-	case n < 19:
+	case n < 23:
 		r.note("the server fails")
 		r.Kill()
 		r.pause()
@@ -327,28 +297,140 @@ func (r *randomised) pause() { time.Sleep(time.Duration(r.random.IntN(200)) * ti
 // startAgent waits until the agent copies by something.
 func (r *randomised) startAgent() {
 	r.t.Helper()
+	r.watch.restarts()
 	r.agent.Start(r.t)
 	r.awaitStatus("the agent copies", func(agent.Status) bool { return true })
 }
 
-// comes waits until copies arrive at an address that is new.
+// comes registers a member at an address that is new, and waits until copies arrive there.
 func (r *randomised) comes(m *member) {
 	r.t.Helper()
 	r.note("somebody comes")
-	// One that nobody else had, so a late copy to whoever left can't hide.
-	n := len(r.watch.member)
-	m.address = fmt.Sprintf("68.%d.%d.%d", 80+n/60000, n/250%240, n%250+1)
-	r.watch.join(m.address)
-	m.registration = r.post(r.t, m.token, fmt.Sprintf(m.body, m.address)).RegistrationID
+	membership := m.kind
+	m.membership, m.address = &membership, r.address(m)
+	membership.port = m.port
+	r.watch.joins(&membership, m.address)
+	m.registration = r.registers(m).RegistrationID
 	r.awaitStatus("somebody who came is in the table", has(m.registration))
+	if !membership.asks {
+		r.awaitCopies(m)
+		return
+	}
+	m.program = openConsenter(r.wan, m.address, m.port)
+	if r.random.IntN(4) == 0 || m.kind.mayProbe && r.forger == nil { // the first time, so that each run has somebody who is asked first and silent
+		r.note("somebody comes and says nothing")
+		m.silentSince = time.Now()
+		return
+	}
+	r.speaks(m)
+}
+
+// address gives one that nobody else had, so that a late copy to whoever left can't hide.
+func (r *randomised) address(m *member) string {
+	r.next++
+	first := "68.80"
+	if m.kind.asks {
+		first = "69.64"
+	}
+	return fmt.Sprintf("%s.%d.%d", first, r.next/250, r.next%250+1)
+}
+
+// registers gives the answer to a new registration, or to one that moves, and tells it to the watcher.
+func (r *randomised) registers(m *member) registered {
+	r.t.Helper()
+	port := "null"
+	if m.port != 0 {
+		port = strconv.Itoa(int(m.port))
+	}
+	body := fmt.Sprintf(m.body, m.address, port)
+	if !m.kind.asks {
+		return r.post(r.t, m.token, body)
+	}
+	a := r.post(r.t, m.token, body)
+	r.watch.knows(m.membership, models.ConsentCredential{Ufrag: a.Consent.Ufrag, Password: a.Consent.Pwd})
+	return a
+}
+
+// speaks has a member's program consent, and waits until it gets copies. One whose senders don't answer registers again, to learn where they are.
+func (r *randomised) speaks(m *member) {
+	r.t.Helper()
+	r.note("somebody speaks")
+	var a registered
+	require.Eventually(r.t, func() bool { a = r.registers(m); return len(a.Senders) == 1 }, 20*time.Second, 20*time.Millisecond, "the gateway hasn't told where it sends from")
+	m.program.consents(a)
+	r.awaitCopies(m)
+}
+
+// awaitCopies waits until something comes that is sent from now on.
+func (r *randomised) awaitCopies(m *member) {
+	r.t.Helper()
 	after := r.watch.sent.Load()
 	if after == 0 {
 		return // the camera doesn't stream yet
 	}
-	require.Eventually(r.t, func() bool { return r.watch.got(m.address, after) || r.broken() }, 20*time.Second, 5*time.Millisecond, "copies to somebody who came")
+	at := netip.AddrPortFrom(netip.MustParseAddr(m.address), mediaPort)
+	if m.program != nil {
+		at = m.program.at
+	}
+	again := time.Now().Add(receiver.Quiet)
+	require.Eventually(r.t, func() bool {
+		if m.program != nil && time.Now().After(again) {
+			r.note("somebody asks again where copies come from")
+			m.program.knows(r.registers(m))
+			again = time.Now().Add(receiver.Quiet)
+		}
+		return r.watch.got(m.membership, at, after) || r.broken()
+	}, time.Minute, 5*time.Millisecond, "copies to somebody who came, moved or speaks again")
 }
 
-// goes waits until the table is without the member, also that which a killed agent would begin with; from then on it is entitled to nothing.
+// movesPort has a member's program go on at another port of its address.
+func (r *randomised) movesPort(m *member) {
+	r.t.Helper()
+	r.note("somebody moves to another port")
+	m.program.close()
+	if m.port != 0 {
+		m.port = 6000 + (m.port+1)%100
+		r.tells(m)
+	}
+	m.program = openConsenter(r.wan, m.address, m.port)
+	r.speaks(m)
+}
+
+// moves has a member go on at another address.
+func (r *randomised) moves(m *member) {
+	r.t.Helper()
+	r.note("somebody moves to another address")
+	m.address = r.address(m)
+	if m.program == nil {
+		before := m.membership
+		membership := m.kind
+		m.membership = &membership
+		r.watch.joins(&membership, m.address)
+		r.tells(m)
+		r.watch.leaves(before)
+		r.awaitCopies(m)
+		return
+	}
+	m.program.close()
+	r.tells(m)
+	m.program = openConsenter(r.wan, m.address, m.port)
+	r.speaks(m)
+}
+
+// tells registers where a member has gone, and waits until the gateway goes by it.
+func (r *randomised) tells(m *member) {
+	r.t.Helper()
+	var before string
+	r.awaitStatus("the agent says what is in force", func(s agent.Status) bool { before = s.Cursor; return true })
+	if m.kind.asks {
+		r.watch.moves(m.membership, m.address, m.port)
+	}
+	r.registers(m)
+	r.awaitStatus("the agent goes by where somebody is now", func(s agent.Status) bool { return s.Cursor != before && s.KeptCursor == s.Cursor })
+}
+
+// goes waits until the table is without the member, also that which a killed agent would begin with; from then on it is entitled to nothing, and its
+// program, which doesn't know it yet, not even to an answer.
 func (r *randomised) goes(m *member, meanwhile func()) {
 	r.t.Helper()
 	r.note("somebody goes")
@@ -356,8 +438,64 @@ func (r *randomised) goes(m *member, meanwhile func()) {
 	meanwhile()
 	still := has(m.registration)
 	r.awaitStatus("somebody who left is not in the table", func(s agent.Status) bool { return !still(s) && s.KeptCursor == s.Cursor })
-	r.watch.leave(m.address)
+	r.watch.leaves(m.membership)
 	m.registration = ""
+	if m.program != nil {
+		m.program.asks(m.membership.credential)
+		r.pause()
+		m.program.close()
+		m.program = nil
+	}
+}
+
+// forger sends what members could send from addresses that are somebody else's, silent hosts: a right check may bring those one packet, an answer
+// none, and nothing brings them a copy.
+type forger struct {
+	victims  []*net.UDPConn
+	answered map[string]bool // for which addresses of members another one answered
+}
+
+func newForger(wan *netlab.Namespace) *forger {
+	f := &forger{answered: map[string]bool{}}
+	for i := range 4 {
+		f.victims = append(f.victims, wan.ListenUDP(fmt.Sprintf("69.100.0.%d:5004", i+1)))
+	}
+	return f
+}
+
+func (f *forger) act(r *randomised) {
+	for _, m := range r.members {
+		if m.program == nil || len(m.program.senders) == 0 {
+			continue
+		}
+		victim, to, credential := f.victims[r.random.IntN(len(f.victims))], m.program.senders[0], m.membership.credential
+		if m.port == 0 && !f.answered[m.address] { // once: only so much goes to a host before it consents
+			f.answered[m.address] = true
+			r.note("somebody has another address answer")
+			f.answers(r, m, victim, to)
+		}
+		r.note("somebody asks from another's address")
+		if r.random.IntN(3) == 0 {
+			credential.Password += "x"
+		}
+		check, _ := consentcheck.NewRequest(credential, consentcheck.ToAgent)
+		_, _ = victim.WriteToUDPAddrPort(check, to)
+	}
+}
+
+// answers asks from another port of a member, and answers from the victim's address what comes back.
+func (f *forger) answers(r *randomised, m *member, victim *net.UDPConn, to netip.AddrPort) {
+	conn := r.wan.ListenUDP(m.address + ":0")
+	defer conn.Close()
+	check, _ := consentcheck.NewRequest(m.membership.credential, consentcheck.ToAgent)
+	_, _ = conn.WriteToUDPAddrPort(check, to)
+	b := make([]byte, 1500)
+	_ = conn.SetReadDeadline(time.Now().Add(time.Second))
+	if n, from, err := conn.ReadFromUDPAddrPort(b); err == nil { // else it was lost
+		if reply, _ := receiver.New(m.membership.credential).Take(time.Now(), from, b[:n]); reply != nil {
+			_, _ = victim.WriteToUDPAddrPort(reply, to)
+		}
+	}
 }
 
 func has(registration string) func(agent.Status) bool {
@@ -386,8 +524,13 @@ func (r *randomised) check() {
 	r.t.Helper()
 	r.watch.mu.Lock()
 	defer r.watch.mu.Unlock()
-	r.t.Logf("%d datagrams of the camera, %d packets on the uplink; %v", r.watch.sent.Load(), r.watch.packets, r.did)
-	for _, f := range r.watch.faults {
+	w := r.watch
+	for _, f := range w.unknown {
+		w.fault("a check of nobody's: %x", f.IPv4())
+	}
+	r.t.Logf("%d datagrams of the camera, %d packets on the uplink, %d checks both ways, at most %d bytes each; %d proofs, %d requests to addresses that had proved "+
+		"nothing, %d consents given anew after they had ended; %v", w.sent.Load(), w.packets, w.checks, w.longest, w.proofs, w.unasked, w.outlived, r.did)
+	for _, f := range w.faults {
 		r.t.Error("on the uplink: " + f)
 	}
 }
@@ -406,7 +549,9 @@ func TestAKilledAgentCopiesNothingAfterTheDeadline(t *testing.T) {
 			cameras.Go(func() { r.stream()(stop) })
 			defer cameras.Wait()
 			defer close(stop)
-			require.Eventually(t, func() bool { return r.watch.got(r.members[0].address, 100) }, 20*time.Second, 5*time.Millisecond, "copies")
+			require.Eventually(t, func() bool {
+				return r.watch.got(r.members[0].membership, netip.AddrPortFrom(r.members[0].membership.addr, mediaPort), 100)
+			}, 20*time.Second, 5*time.Millisecond, "copies")
 			r.agent.Kill()
 			time.Sleep(30 * time.Second)
 			sent, packets := r.count()

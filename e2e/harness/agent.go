@@ -28,6 +28,8 @@ type AgentOptions struct {
 	Backend, BPFDir string
 	// PlainHTTP lets the agent speak to a server of its network without TLS.
 	PlainHTTP bool
+	// Metrics is where Prometheus may look; empty: nowhere.
+	Metrics string
 	// AllowLoopback lets the agent copy to 127/8.
 	AllowLoopback bool
 	// Unasked lets the agent copy without consent, for tests of something else.
@@ -79,7 +81,7 @@ func (a *Agent) Configure(t testing.TB, change func(*AgentOptions)) {
 			fmt.Fprintf(&b, "%s: %q\n", kv[0], kv[1])
 		}
 	}
-	fmt.Fprintf(&b, "metrics-listen: \"\"\nallow-loopback: %t\nallow-without-consent: %t\nallow-plain-http: %t\n", o.AllowLoopback, o.Unasked, o.PlainHTTP)
+	fmt.Fprintf(&b, "metrics-listen: %q\nallow-loopback: %t\nallow-without-consent: %t\nallow-plain-http: %t\n", o.Metrics, o.AllowLoopback, o.Unasked, o.PlainHTTP)
 	require.NoError(t, os.WriteFile(a.config(), []byte(b.String()), 0o600))
 }
 

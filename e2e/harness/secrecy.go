@@ -120,10 +120,8 @@ func Leaks(test, log string, service bool) []string {
 	}
 	secrecy.Lock()
 	defer secrecy.Unlock()
-	for value, what := range secrecy.secrets {
-		if strings.Contains(log, value) {
-			found[what] = true
-		}
+	for _, value := range contained(log, secrecy.secrets) {
+		found[secrecy.secrets[value]] = true
 	}
 	if service && len(secrecy.destinations[test]) > 0 {
 		for _, text := range addresses.FindAllString(log, -1) {
@@ -139,6 +137,24 @@ func Leaks(test, log string, service bool) []string {
 	}
 	slices.Sort(list)
 	return list
+}
+
+// contained gives the secrets that stand in a log. A long run has thousands of them and a long log, so that is read once and not once for each.
+func contained(log string, secrets map[string]string) (values []string) {
+	begins := map[[shortest]byte][]string{}
+	for value := range secrets {
+		begin := [shortest]byte([]byte(value))
+		begins[begin] = append(begins[begin], value)
+	}
+	text := []byte(log)
+	for i := range max(len(text)-shortest+1, 0) {
+		for _, value := range begins[[shortest]byte(text[i:])] {
+			if strings.HasPrefix(log[i:], value) {
+				values = append(values, value)
+			}
+		}
+	}
+	return values
 }
 
 // Attentive is a client's way to a service within the test's process: what passes through is looked for by NoLeaks.

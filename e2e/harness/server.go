@@ -136,6 +136,9 @@ func (s *Server) Kill() { s.process.Kill() }
 // Stop ends the server gracefully.
 func (s *Server) Stop() error { return s.process.Stop() }
 
+// PID is that of the server that was started last.
+func (s *Server) PID() int { return s.process.Cmd.Process.Pid }
+
 // Log gives what the server printed since its last start.
 func (s *Server) Log() string { return s.process.Log() }
 
@@ -189,13 +192,16 @@ func (s *Server) Service(t testing.TB, id models.ServiceID, name string) {
 	require.NotNil(t, r.JSON200, "%s", r.Body)
 }
 
-// Exempt lets a service receive at these addresses without being asked by the gateway, and elsewhere as before.
+// Exempt lets a service receive at these addresses or prefixes without being asked by the gateway, and elsewhere as before.
 func (s *Server) Exempt(t testing.TB, id models.ServiceID, addresses ...string) {
 	t.Helper()
 	exempt := adminapi.Exempt
 	allowed := adminapi.AllowedCIDRs{{Cidr: "0.0.0.0/0"}, {Cidr: "::/0"}}
 	for _, a := range addresses {
-		allowed = append(allowed, adminapi.AllowedCIDR{Cidr: a + "/32", Consent: &exempt})
+		if !strings.Contains(a, "/") {
+			a += "/32"
+		}
+		allowed = append(allowed, adminapi.AllowedCIDR{Cidr: a, Consent: &exempt})
 	}
 	s.Allow(t, id, allowed...)
 }
@@ -280,7 +286,7 @@ func dialIn(in *netlab.Namespace) func(ctx context.Context, network, address str
 // PeakMemory is the most memory that the server has had resident since its start, in bytes.
 func (s *Server) PeakMemory(t testing.TB) int64 {
 	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.process.Cmd.Process.Pid))
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.PID()))
 	require.NoError(t, err)
 	_, rest, ok := strings.Cut(string(status), "VmHWM:")
 	require.True(t, ok)

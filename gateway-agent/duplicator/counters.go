@@ -1,7 +1,6 @@
 package duplicator
 
 import (
-	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -55,15 +54,29 @@ const (
 	maxDeparted  = 1024
 )
 
-// Forgettable gives those of what left whose counters needn't be kept any longer: they left long ago, or many others left since.
-func Forgettable(departed map[string]time.Time, now time.Time) []string {
-	keys := slices.SortedFunc(maps.Keys(departed), func(a, b string) int { return departed[b].Compare(departed[a]) })
-	for i, key := range keys {
-		if i == maxDeparted || now.Sub(departed[key]) > departedKept {
-			return keys[i:]
+// Forgettable gives those of what left whose counters needn't be kept any longer: they left long ago, or many others left since. It is asked at each Apply,
+// so it sorts only if there are too many.
+func Forgettable(departed map[string]time.Time, now time.Time) (keys []string) {
+	type left struct {
+		key string
+		at  time.Time
+	}
+	var kept []left
+	for key, at := range departed {
+		if now.Sub(at) > departedKept {
+			keys = append(keys, key)
+		} else {
+			kept = append(kept, left{key, at})
 		}
 	}
-	return nil
+	if len(kept) <= maxDeparted {
+		return keys
+	}
+	slices.SortFunc(kept, func(a, b left) int { return b.at.Compare(a.at) })
+	for _, l := range kept[maxDeparted:] {
+		keys = append(keys, l.key)
+	}
+	return keys
 }
 
 type destinationCounters struct {
