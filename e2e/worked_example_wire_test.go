@@ -28,16 +28,16 @@ const mediaPort = 5004
 // wire is the network of the worked example: a camera and a gateway on one /24 without static routes or neighbours, and
 // everybody else behind the uplink. None of the namespaces has a link to the host's network.
 type wire struct {
-	camera, gateway *netlab.Namespace
-	uplink          *netlab.Capture
-	receivers       map[string]*listener
+	camera, gateway, wan *netlab.Namespace
+	uplink               *netlab.Capture
+	receivers            map[string]*listener
 }
 
 func newWire(t *testing.T) *wire {
 	home := netlab.NewHome(t, netlab.New(t, "gateway"))
 	home.Camera.Address("cam0", "172.168.0.6/24") // groupcast2's camera
 	w := &wire{
-		camera: home.Camera, gateway: home.Gateway,
+		camera: home.Camera, gateway: home.Gateway, wan: home.WAN,
 		uplink: home.Gateway.Capture("wan0"), receivers: map[string]*listener{},
 	}
 	for _, addr := range []string{uploadAddr, thumbnailAddr, phoneAddr, foreignAddr} {
