@@ -39,8 +39,8 @@ func (p *program) consentResponder() *cobra.Command {
 		})
 	cmd.Long = `Register another program's port as a destination, renew in time, keep the consent that the service asks for, and leave at Ctrl-C or after --for.
 
-The other program, such as ffplay, VLC or an appliance's receiver on this host, has the port and gets the copies; this one sees the checks that come to the port
-and answers them from there, by a raw socket (CAP_NET_RAW). While no program has the port it answers nothing, so the copies end within 30 seconds.`
+The other program, such as ffplay or an appliance's receiver on this host, has the port and gets the copies, and the checks, which it has to ignore; this one sees
+the checks and answers them from the port, by a raw socket (CAP_NET_RAW). While no program has the port it answers nothing, so the copies end within 30 seconds.`
 	m.flags(cmd)
 	m.kindFlag(cmd)
 	cmd.Flags().TextVar(&media, "media", netip.AddrPort{}, "`ADDRESS:PORT` of this host that the other program receives at")
