@@ -100,7 +100,7 @@ func newRandomised(t *testing.T, backend string, seed uint64) *randomised {
 		watch: newWatcher(), wan: home.WAN,
 	}
 	// At the addresses of those who needn't consent nobody answers.
-	home.WAN.Run("ip", "route", "add", "local", consenting, "dev", "lo")
+	home.WAN.Run("ip", "route", "add", "local", askedRange, "dev", "lo")
 	home.WAN.Neighbour("ext0", uplinkAddr, home.Gateway.HardwareAddr("wan0"))
 	home.Gateway.Neighbour("wan0", "203.0.113.254", home.WAN.HardwareAddr("ext0"))
 	for _, ip := range []string{groupIP, groupIP2, "172.168.0.240"} {
@@ -109,8 +109,8 @@ func newRandomised(t *testing.T, backend string, seed uint64) *randomised {
 	capture := home.Gateway.Watch("wan0", r.watch.frame)
 	t.Cleanup(func() { capture.Frames() })
 	r.example = newExample(t, harness.Options{In: r.wire.gateway, Listen: "127.0.0.1:8080", Args: []string{"--metrics-listen", serverMetrics}})
-	r.Exempt(t, "svc-upload", exempted)
-	r.Exempt(t, "svc-other", exempted)
+	r.Exempt(t, "svc-upload", exemptRange)
+	r.Exempt(t, "svc-other", exemptRange)
 	r.agent = harness.StartAgent(t, harness.AgentOptions{
 		Server: r.Server, GatewayID: r.gateway, Token: r.gatewayToken, In: r.wire.gateway, Metrics: agentMetrics,
 		LANInterface: "lan0", LANPrefix: "172.168.0.0/24", LANAddress: gatewayAddr, Uplink: uplinkAddr,
@@ -130,8 +130,8 @@ func newRandomised(t *testing.T, backend string, seed uint64) *randomised {
 
 // Where members are who needn't consent, and who have to.
 const (
-	exempted   = "68.80.0.0/12"
-	consenting = "69.64.0.0/10"
+	exemptRange = "68.80.0.0/12"
+	askedRange  = "69.64.0.0/10"
 )
 
 // destinationBody is the body of a destination of groupcast1, but for its address and port.
@@ -144,7 +144,7 @@ func destinationBody(kind string, id models.ID) string {
 func (r *randomised) asking() {
 	probe := true
 	answer, err := r.Admin.ChangeServiceWithResponse(r.t.Context(), "svc-thumbnail", adminapi.ServiceChange{
-		Name: "svc-thumbnail", AllowedCIDRs: adminapi.AllowedCIDRs{{Cidr: consenting, Probe: &probe}},
+		Name: "svc-thumbnail", AllowedCIDRs: adminapi.AllowedCIDRs{{Cidr: askedRange, Probe: &probe}},
 	})
 	require.NoError(r.t, err)
 	require.NotNil(r.t, answer.JSON200, "%s", answer.Body)

@@ -9,6 +9,8 @@ import (
 const (
 	ConsentEvery   = 5 * time.Second
 	ConsentExpires = 30 * time.Second
+	// ConsentPatience is how long a consent may be pending before its destination counts as unreachable.
+	ConsentPatience = 10 * time.Second
 	// MaxProbes is how many checks may be sent to an address from which nothing came yet.
 	MaxProbes = 5
 )

@@ -1,22 +1,3 @@
-// Package receiver is what a program needs to receive copies: it keeps the consent that the gateway asks for (SPEC §10), on the program's own
-// socket or beside a receiver that knows nothing of it.
-//
-// Register as a destination first; the answer's consent and senders are what New and Senders take. Then have every datagram go through Take, which
-// tells checks from media and says what to answer, and run Keep beside it. That is all:
-//
-//	c := receiver.New(models.ConsentCredential{Ufrag: *answer.Consent.Ufrag, Password: *answer.Consent.Pwd})
-//	c.Senders(places)
-//	go c.Keep(ctx, socket)
-//	for {
-//		n, from, err := socket.ReadFromUDPAddrPort(b)
-//		if reply, check := c.Take(time.Now(), from, b[:n]); check {
-//			if reply != nil {
-//				socket.WriteToUDPAddrPort(reply, from)
-//			}
-//			continue
-//		}
-//		// b[:n] is media
-//	}
 package receiver
 
 import (
@@ -37,12 +18,29 @@ const (
 	Quiet = 15 * time.Second
 )
 
-// Socket is where the copies arrive: a *net.UDPConn, or a Beside.
+// Socket is what checks leave from: a *net.UDPConn, or a Beside.
 type Socket interface {
 	WriteToUDPAddrPort(datagram []byte, to netip.AddrPort) (int, error)
 }
 
-// Consent keeps one registration's consent with each of its senders. Its methods may be called on any goroutine.
+// Consent keeps one registration's consent with each of its senders (SPEC §10). A Receiver has one by itself; this is for programs that register and
+// read their socket on their own. They give every datagram to Take, which tells checks from media and says what to answer, and run Keep beside it:
+//
+//	c := receiver.New(models.ConsentCredential{Ufrag: *answer.Consent.Ufrag, Password: *answer.Consent.Pwd})
+//	c.Senders(places)
+//	go c.Keep(ctx, socket)
+//	for {
+//		n, from, err := socket.ReadFromUDPAddrPort(b)
+//		if reply, check := c.Take(time.Now(), from, b[:n]); check {
+//			if reply != nil {
+//				socket.WriteToUDPAddrPort(reply, from)
+//			}
+//			continue
+//		}
+//		// b[:n] is media
+//	}
+//
+// Its methods may be called on any goroutine.
 type Consent struct {
 	credential models.ConsentCredential
 	wake       chan struct{} // holds one
@@ -58,6 +56,7 @@ type sender struct {
 	again    time.Duration
 	asked    consentcheck.ID
 	answered time.Time // zero: never
+	heard    time.Time // when it last asked; zero: never
 }
 
 // New keeps nothing yet.
@@ -97,6 +96,11 @@ func (c *Consent) Take(now time.Time, from netip.AddrPort, datagram []byte) (rep
 	if m.Kind == consentcheck.Request {
 		if ufrag, ok := consentcheck.ToReceiver.Ufrag(m.Username); !ok || ufrag != c.credential.Ufrag {
 			return nil, true
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if s := c.senders[from]; s != nil {
+			s.heard = now
 		}
 		return consentcheck.NewAnswer(c.credential, m.ID, from, len(datagram)), true
 	}
@@ -168,4 +172,29 @@ func (c *Consent) Answered(now time.Time) (answering, all int) {
 		}
 	}
 	return answering, len(c.senders)
+}
+
+// State tells how the consent stands as seen from here: ConsentLive while each sender has asked within models.ConsentExpires, which is what it sends copies
+// by; ConsentLost where one did and does no more; ConsentUnreachable if one didn't within models.ConsentPatience; else ConsentPending, also if there
+// is no sender yet. Of several senders the worst counts.
+func (c *Consent) State(now time.Time) models.ConsentState {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.senders) == 0 {
+		return models.ConsentPending
+	}
+	worst := models.ConsentLive
+	for _, s := range c.senders {
+		state := models.ConsentLive
+		switch {
+		case s.heard.IsZero() && now.Sub(s.since) >= models.ConsentPatience:
+			state = models.ConsentUnreachable
+		case s.heard.IsZero():
+			state = models.ConsentPending
+		case now.Sub(s.heard) >= models.ConsentExpires:
+			state = models.ConsentLost
+		}
+		worst = max(worst, state)
+	}
+	return worst
 }

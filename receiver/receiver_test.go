@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/groupcast/groupcast/gateway-agent/consent"
 	"github.com/groupcast/groupcast/models"
@@ -102,12 +103,39 @@ func TestConsentBesideAnotherProgram(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("a raw socket needs root")
 	}
-	media, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 201, 9, 1)})
+	for name, test := range map[string]struct{ media, bound, agent string }{
+		"IPv4":                       {"127.201.9.1", "127.201.9.1", "127.201.9.2"},
+		"IPv6":                       {"::1", "::1", "::1"},
+		"a port at all addresses":    {"127.201.9.3", "::", "127.201.9.2"},
+		"one that maps IPv4 to IPv6": {"127.201.9.4", "::ffff:127.201.9.4", "127.201.9.2"},
+	} {
+		t.Run(name, func(t *testing.T) { besideAnotherProgram(t, test.media, test.bound, test.agent) })
+	}
+}
+
+// listenAs binds an IPv6 socket, or an IPv4 one, to exactly this address and a free port: net would bind one that maps IPv4 as IPv4.
+func listenAs(t *testing.T, address string) *net.UDPConn {
+	addr := netip.MustParseAddr(address)
+	var to unix.Sockaddr = &unix.SockaddrInet6{Addr: addr.As16()}
+	family := unix.AF_INET6
+	if addr.Is4() {
+		to, family = &unix.SockaddrInet4{Addr: addr.As4()}, unix.AF_INET
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	require.NoError(t, err)
-	at := media.LocalAddr().(*net.UDPAddr).AddrPort()
-	at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
-	agent, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 201, 9, 2)})
+	file := os.NewFile(uintptr(fd), "media")
+	defer file.Close()
+	require.NoError(t, unix.Bind(fd, to))
+	conn, err := net.FilePacketConn(file)
 	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn.(*net.UDPConn)
+}
+
+func besideAnotherProgram(t *testing.T, address, bound, agentAt string) {
+	media := listenAs(t, bound)
+	at := netip.AddrPortFrom(netip.MustParseAddr(address), media.LocalAddr().(*net.UDPAddr).AddrPort().Port())
+	agent := listenAs(t, agentAt)
 	defer agent.Close()
 	beside, err := receiver.OpenBeside(at)
 	require.NoError(t, err)

@@ -13,8 +13,8 @@ import (
 
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/connect"
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/pages"
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/refusal"
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/report"
+	"github.com/groupcast/groupcast/internal/refusal"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/adminapi"
 	"github.com/groupcast/groupcast/openapi/adminclient"
@@ -134,7 +134,7 @@ func (o *operator) premisesCreate() *cobra.Command {
 		})
 	cmd.Flags().StringVar(&account, "account", "", "`ID` of the account")
 	cmd.Flags().BoolVar(&allowPublicRange, "allow-public-range", false, "let gateways declare a group range outside private address space")
-	require(cmd, "account")
+	needs(cmd, "account")
 	return cmd
 }
 
@@ -171,7 +171,7 @@ func (o *operator) deviceCreate() *cobra.Command {
 	f.StringVar(&model, "model", "", "the model, for people")
 	f.StringVar(&trigger, "trigger", "", "what makes this camera's datagrams eligible for copying: option (default) or source")
 	f.Var(&pop, "pop", "`on|off`: whether tokens must be bound to a key of the device")
-	require(cmd, "premises")
+	needs(cmd, "premises")
 	return cmd
 }
 
@@ -368,7 +368,7 @@ func (o *operator) linkCreate() *cobra.Command {
 	cmd.Flags().StringSliceVar(&scopes, "scope", nil, "what it may do: gc:register, gc:events, gc:notify (default: all)")
 	cmd.Flags().StringSliceVar(&premises, "premises", nil, "`ID` of a premises that it is for (default: all of the account)")
 	cmd.Flags().DurationVar(&life, "expires-in", 0, "how long it is good, for example 720h (default: for ever)")
-	require(cmd, "service", "account")
+	needs(cmd, "service", "account")
 	return cmd
 }
 
@@ -393,7 +393,7 @@ func (o *operator) linkDelete() *cobra.Command {
 		})
 	cmd.Flags().StringVar(&service, "service", "", "`ID` of the service")
 	cmd.Flags().StringVar(&account, "account", "", "`ID` of the account")
-	require(cmd, "service", "account")
+	needs(cmd, "service", "account")
 	return cmd
 }
 

@@ -10,16 +10,12 @@ import (
 	"sync"
 	"time"
 
-	"github.com/oapi-codegen/nullable"
-
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/datagramlog"
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/follow"
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/lease"
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/receive"
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/refusal"
+	"github.com/groupcast/groupcast/internal/follow"
+	"github.com/groupcast/groupcast/internal/refusal"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
 	"github.com/groupcast/groupcast/openapi/client"
+	"github.com/groupcast/groupcast/receiver"
 )
 
 const (
@@ -38,13 +34,26 @@ type automatic struct {
 
 	leaveBy context.Context //nolint:containedctx // the end of the program, which is not that of a call
 	mu      sync.Mutex
-	joined  map[models.GroupID]context.CancelFunc
+	joined  map[models.GroupID]*joinedGroup
 	members sync.WaitGroup
 	failed  []error
 }
 
+// joinedGroup is one that is received, or about to be.
+type joinedGroup struct {
+	leave    context.CancelFunc
+	receiver *receiver.Receiver // nil until it has registered
+	newest   follow.Event       // what it has to hear then
+}
+
+func (g *joinedGroup) hear(e follow.Event) {
+	if g.newest = e; g.receiver != nil {
+		g.receiver.Hear(e.Type, *e.Group)
+	}
+}
+
 func (p *program) receiveAutomatically(ctx context.Context, c *client.ClientWithResponses, o receiveOptions) error {
-	a := &automatic{program: p, client: c, options: o, leaveBy: p.leaveBy, joined: map[models.GroupID]context.CancelFunc{}}
+	a := &automatic{program: p, client: c, options: o, leaveBy: p.leaveBy, joined: map[models.GroupID]*joinedGroup{}}
 	if o.member.kind == models.MemberDevice {
 		id, err := models.ParseID(o.member.id)
 		if err != nil {
@@ -91,22 +100,25 @@ func (a *automatic) hear(ctx context.Context, e follow.Event) {
 	g := *e.Group
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	leave, in := a.joined[g.GroupID]
+	joined := a.joined[g.GroupID]
 	switch {
 	case strings.HasSuffix(e.Type, string(models.EventGroupEnded)):
-		if in {
-			leave()
+		if joined != nil {
+			joined.leave()
 		}
-	case in || g.JoinPolicy == nil || !a.admitted(*g.JoinPolicy):
+	case joined != nil:
+		joined.hear(e)
+	case g.JoinPolicy == nil || !a.admitted(*g.JoinPolicy):
 	case a.options.member.group != "" && g.GroupName != a.options.member.group:
 	case len(a.joined) > 0 && !a.options.severalAtOnce():
 		fmt.Fprintf(a.program.err, "group %s is not joined, because another one is: give --to with %s to receive several\n", g.GroupName, groupMark)
 	default:
 		groupCtx, cancel := context.WithCancel(ctx)
-		a.joined[g.GroupID] = cancel
+		joined = &joinedGroup{leave: cancel, newest: e}
+		a.joined[g.GroupID] = joined
 		a.members.Go(func() {
 			defer cancel()
-			err := a.member(groupCtx, g)
+			err := a.member(groupCtx, joined)
 			a.mu.Lock()
 			defer a.mu.Unlock()
 			delete(a.joined, g.GroupID)
@@ -124,9 +136,9 @@ func (a *automatic) hear(ctx context.Context, e follow.Event) {
 func (a *automatic) keepOnly(present map[models.GroupID]bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for id, leave := range a.joined {
+	for id, joined := range a.joined {
 		if !present[id] {
-			leave()
+			joined.leave()
 		}
 	}
 }
@@ -142,8 +154,11 @@ func (a *automatic) admitted(p api.JoinPolicy) bool {
 }
 
 // member receives one group until ctx is done. It tries again what may succeed later.
-func (a *automatic) member(ctx context.Context, g api.GroupEventData) error {
+func (a *automatic) member(ctx context.Context, joined *joinedGroup) error {
 	o := a.options
+	a.mu.Lock()
+	g := *joined.newest.Group
+	a.mu.Unlock()
 	o.member.group, o.member.premises, o.member.groupIP = g.GroupName, string(g.PremisesID), g.GroupIP
 	if g.ServiceAccountID != nil {
 		o.member.id = g.ServiceAccountID.String()
@@ -155,7 +170,14 @@ func (a *automatic) member(ctx context.Context, g api.GroupEventData) error {
 	}
 	a.mu.Unlock()
 	for retry := firstRejoin; ; retry = min(2*retry, lastRejoin) {
-		err := a.program.receiveOne(ctx, a.leaveBy, a.client, o)
+		err := a.program.receiveOne(ctx, a.leaveBy, a.client, o, func(r *receiver.Receiver) {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			joined.receiver = r
+			if joined.newest.Group.Rev > g.Rev { // happened meanwhile
+				joined.hear(joined.newest)
+			}
+		})
 		refused, _ := errors.AsType[*refusal.Error](err)
 		if err == nil || ctx.Err() != nil || refused != nil && refused.Final() {
 			return err
@@ -167,40 +189,4 @@ func (a *automatic) member(ctx context.Context, g api.GroupEventData) error {
 		case <-time.After(retry):
 		}
 	}
-}
-
-// receiveOne is one receiver's life in one group.
-func (p *program) receiveOne(ctx, leaveBy context.Context, c *client.ClientWithResponses, o receiveOptions) (err error) {
-	config := receive.Config{Linger: o.linger}
-	if config.Socket, err = receive.Open(o.listen); err != nil {
-		return err
-	}
-	defer config.Socket.Close()
-	o.member.at(config.Socket.At())
-	if o.behindNAT {
-		o.member.port = 0
-	}
-	request, err := o.member.request(true)
-	if err != nil {
-		return err
-	}
-	if o.auto { // the group is known; only a service has to name its IP
-		request.DeviceType, request.Model = nil, nil
-		if o.member.kind != models.MemberService {
-			request.GroupIP = nullable.NewNullNullable[netip.Addr]()
-		}
-	}
-	if config.Output, err = receive.OpenOutput(o.to, o.limit); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, config.Output.Close()) }()
-	if config.Log, err = datagramlog.Create(o.logFile); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, config.Log.Close()) }()
-	config.Lease = lease.New(c, request, config.Log, p.log())
-	config.Joined = func(answer api.RegistrationAnswer) { p.tellJoined("destination", answer) }
-	summary, err := receive.Run(ctx, leaveBy, config)
-	p.tellReceived(summary)
-	return err
 }

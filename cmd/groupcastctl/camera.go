@@ -13,9 +13,9 @@ import (
 
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/camera"
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/datagramlog"
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/follow"
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/lease"
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/report"
+	"github.com/groupcast/groupcast/internal/follow"
+	"github.com/groupcast/groupcast/internal/lease"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
 	"github.com/groupcast/groupcast/openapi/client"
@@ -50,7 +50,7 @@ func (p *program) camera() *cobra.Command {
 			}
 			defer func() { err = errors.Join(err, config.SendLog.Close()) }()
 			config.Log = p.log()
-			config.Lease = lease.New(c, request, config.SendLog, config.Log)
+			config.Lease = lease.New(c, request, config.SendLog.Note, config.Log)
 			config.Private = netip.AddrPortFrom(m.private.Unmap(), sourcePort)
 			config.Option = !noOption
 			config.Joined = func(answer api.RegistrationAnswer) {
@@ -84,7 +84,7 @@ copies only if the account holder set this camera's trigger to "source".`
 	f.Int64Var(&config.Pace.Bitrate, "bitrate", 0, "send so many `BITS` of transport stream per second")
 	f.BoolVar(&config.Pace.RTP, "rtp", false, "send the transport stream in RTP")
 	f.StringVar(&logFile, "log", "", "write a line per datagram to this `FILE`: time in ns, RTP sequence number, size, hash")
-	require(cmd, "private-ip")
+	needs(cmd, "private-ip")
 	return cmd
 }
 

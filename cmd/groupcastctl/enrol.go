@@ -63,7 +63,7 @@ the service's page /device (or the operator for them: "groupcastctl admin approv
 	f.StringVar(&device.Model, "model", "", "the model, for people")
 	f.StringVar(&device.Serial, "serial", "", "the serial number, for people")
 	f.StringVar(&device.Type, "device-type", "", "what the device is, without a ticket: camera, receiver, phone, tablet, laptop, gateway or other")
-	require(cmd, "out")
+	needs(cmd, "out")
 	return cmd
 }
 
@@ -91,7 +91,7 @@ func (p *program) login() *cobra.Command {
 isn't used for 30 days, or the user changes the password. With it ("--token-file") "groups" shows the account's groups; nobody registers with it.`
 	cmd.Flags().StringVar(&out, "out", "", "the credential `FILE` to write")
 	cmd.Flags().StringVar(&scope, "scope", "", "what it may do, separated by spaces (default: all that a user may)")
-	require(cmd, "out")
+	needs(cmd, "out")
 	return cmd
 }
 
@@ -133,7 +133,7 @@ a key set for "groupcastctl admin service credential create --jwks".`
 	f.StringVar(&secretFile, "secret-file", "", "`FILE` with the secret")
 	f.BoolVar(&s.DPoP, "dpop", false, "bind the service's tokens to its key")
 	f.StringVar(&out, "out", "", "the credential `FILE` to write")
-	require(cmd, "service", "out")
+	needs(cmd, "service", "out")
 	return cmd
 }
 

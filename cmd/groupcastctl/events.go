@@ -6,7 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/follow"
+	"github.com/groupcast/groupcast/internal/follow"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/client"
 )

@@ -12,8 +12,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/pages"
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/refusal"
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/report"
+	"github.com/groupcast/groupcast/internal/refusal"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/adminapi"
 	"github.com/groupcast/groupcast/openapi/adminclient"
@@ -55,7 +55,7 @@ keeps its registrations.`
 	f.StringVar(&name, "name", "", "what people call the new device")
 	f.Var(&pop, "pop", "`on|off`: whether the device's tokens must be bound to its key")
 	f.StringVar(&file, "out", "", "write the ticket to this `FILE` instead of standard output")
-	require(cmd, "premises")
+	needs(cmd, "premises")
 	cmd.MarkFlagsOneRequired("type", "replace")
 	return cmd
 }
@@ -95,7 +95,7 @@ func (o *operator) approve() *cobra.Command {
 	cmd.Flags().StringVar(&name, "name", "", "what people call the device")
 	cmd.Flags().StringVar(&user, "user", "", "for an app: `NAME` of the user it acts for, of the premises' account")
 	cmd.Flags().BoolVar(&refuse, "refuse", false, "refuse it")
-	require(cmd, "premises")
+	needs(cmd, "premises")
 	return cmd
 }
 
@@ -119,7 +119,7 @@ func (o *operator) identityCreate() *cobra.Command {
 	cmd.Flags().StringVar(&user, "user", "", "`NAME` that the user logs in with here")
 	cmd.Flags().StringVar(&issuer, "issuer", "", "the iss of the issuer's tokens")
 	cmd.Flags().StringVar(&subject, "subject", "", "the sub of the user there")
-	require(cmd, "account", "user", "issuer", "subject")
+	needs(cmd, "account", "user", "issuer", "subject")
 	return cmd
 }
 
@@ -200,7 +200,7 @@ func (o *operator) credentialDelete() *cobra.Command {
 			return refusal.Check(r, r.HTTPResponse.Header)
 		})
 	cmd.Flags().StringVar(&service, "service", "", "`ID` of the service")
-	require(cmd, "service")
+	needs(cmd, "service")
 	return cmd
 }
 

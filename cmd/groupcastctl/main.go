@@ -10,8 +10,8 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/refusal"
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/report"
+	"github.com/groupcast/groupcast/internal/refusal"
 )
 
 // version is set by the build.

@@ -35,7 +35,7 @@ func (m *member) flags(cmd *cobra.Command) {
 	f.StringVar(&m.deviceType, "device-type", "", "camera, receiver, phone, tablet, laptop or other")
 	f.StringVar(&m.model, "model", "", "the device's model, for people")
 	f.StringVar(&m.name, "name", "", "what people call this member")
-	require(cmd, "id", "group")
+	needs(cmd, "id", "group")
 }
 
 func (m *member) kindFlag(cmd *cobra.Command) {

@@ -9,9 +9,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/lease"
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/receive"
-	"github.com/groupcast/groupcast/openapi/api"
 	"github.com/groupcast/groupcast/openapi/client"
 	"github.com/groupcast/groupcast/receiver"
 )
@@ -27,26 +24,23 @@ func (p *program) consentResponder() *cobra.Command {
 				ctx, cancel = context.WithTimeout(ctx, howLong)
 				defer cancel()
 			}
-			if !media.IsValid() {
-				return errors.New("--media: give the address and port that the receiver has, for example 198.51.100.7:5004")
+			if !media.IsValid() || media.Port() == 0 {
+				return errors.New("--media: give the address and port that the receiver has, for example 198.51.99.7:5004 or [2001:db9::7]:5004")
 			}
-			beside, err := receiver.OpenBeside(media)
-			if err != nil {
-				return fmt.Errorf("--media: %w", err)
-			}
-			defer beside.Close()
-			m.at(media)
 			request, err := m.request(true)
 			if err != nil {
 				return err
 			}
-			return receive.Respond(ctx, p.leaveBy, lease.New(c, request, nil, p.log()), beside,
-				func(answer api.RegistrationAnswer) { p.tellJoined("destination", answer) })
+			config := receiver.Config{Client: c, Member: request, Listen: media, Beside: true}
+			if _, err := p.member(ctx, p.leaveBy, config, func(*receiver.Receiver) {}, func() {}); err != nil {
+				return fmt.Errorf("consent for %s: %w", media, err)
+			}
+			return nil
 		})
 	cmd.Long = `Register another program's port as a destination, renew in time, keep the consent that the service asks for, and leave at Ctrl-C or after --for.
 
-The other program, such as ffplay, VLC or an appliance's receiver on this host, has the port and gets the copies; this one sees the checks that come to the port
-and answers them from there, by a raw socket (CAP_NET_RAW, IPv4). While no program has the port it answers nothing, so the copies end within 30 seconds.`
+The other program, such as ffplay or an appliance's receiver on this host, has the port and gets the copies, and the checks, which it has to ignore; this one sees
+the checks and answers them from the port, by a raw socket (CAP_NET_RAW). While no program has the port it answers nothing, so the copies end within 30 seconds.`
 	m.flags(cmd)
 	m.kindFlag(cmd)
 	cmd.Flags().TextVar(&media, "media", netip.AddrPort{}, "`ADDRESS:PORT` of this host that the other program receives at")

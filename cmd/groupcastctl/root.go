@@ -120,7 +120,7 @@ func (p *program) show(document any, table func() error) error {
 // log takes what happens while a long command runs. It is for people, on standard error.
 func (p *program) log() *slog.Logger { return slog.New(slog.NewTextHandler(p.err, nil)) }
 
-func require(cmd *cobra.Command, names ...string) {
+func needs(cmd *cobra.Command, names ...string) {
 	for _, name := range names {
 		if err := cmd.MarkFlagRequired(name); err != nil {
 			panic(err) // a flag of that name doesn't exist: a fault of this program

@@ -90,8 +90,17 @@ type Process struct {
 // fails if its log holds a secret or the address of a destination, and shows the log if it failed.
 func Start(t testing.TB, in *netlab.Namespace, name string, cmd *exec.Cmd) *Process {
 	t.Helper()
+	return StartInto(t, in, name, cmd, nil)
+}
+
+// StartInto does the same with another standard output, such as the standard input of the next program, which is no part of the log then.
+func StartInto(t testing.TB, in *netlab.Namespace, name string, cmd *exec.Cmd, out *os.File) *Process {
+	t.Helper()
 	p := &Process{Cmd: cmd, Name: name, done: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = &p.log, &p.log
+	if out != nil {
+		cmd.Stdout = out
+	}
 	if in != nil {
 		in.Start(cmd)
 	} else {

@@ -24,7 +24,7 @@ func admit(c config.Config, backend duplicator.Duplicator, log *slog.Logger) (co
 func openDuplicator(c config.Config, iface string, asking *consents, log *slog.Logger) (duplicator.Duplicator, error) {
 	base := duplicator.Config{
 		GroupRange: c.Gateway.Range, Uplink: c.Gateway.Uplink, Ports: c.MediaPorts, AnyPort: c.AnyPort, CopyOptions: c.CopyOptions,
-		DestinationRate: c.DestinationRate, Permit: permitted(c), AllowLoopback: c.AllowLoopback, Heard: asking.hear, Answered: asking.ports.Each, MaxStale: sync.MaxStaleLimit, Log: log,
+		DestinationRate: c.DestinationRate, Permit: asking.permit, AllowLoopback: c.AllowLoopback, Heard: asking.hear, Answered: asking.ports.Each, MaxStale: sync.MaxStaleLimit, Log: log,
 	}
 	inKernel := ebpf.Config{Config: base, Interface: iface, PinDir: c.BPFDir}
 	why := "it is the configured backend"

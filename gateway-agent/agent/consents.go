@@ -39,6 +39,7 @@ type heardCheck struct {
 // belongs to the goroutine of the forwarder.
 type consents struct {
 	machine *consent.Machine
+	permit  func(netip.Addr) bool // which hosts may get media, if they consent
 	ports   *sender.Ports
 	heard   chan heardCheck
 	due     *time.Timer
@@ -66,7 +67,8 @@ func newConsents(c config.Config, portFile string, log *slog.Logger) *consents {
 	if k.unasked {
 		log.Warn("allow-without-consent is set: copies go to whatever address is registered, asked for or not; whoever can register can flood others")
 	}
-	k.machine = consent.New(k.permitted(c))
+	k.permit = k.permitted(c)
+	k.machine = consent.New(k.permit)
 	k.ports = sender.Open(c.Gateway.Uplink, portFile, k.hear, log)
 	k.ports.Within(c.SenderPorts)
 	return k

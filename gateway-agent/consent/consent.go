@@ -29,7 +29,7 @@ const (
 	// Every is the time between two requests to a live destination, ± 20 %, unless the service says otherwise.
 	Every = models.ConsentEvery
 	// Patience is how long a destination may be pending before it counts as unreachable.
-	Patience = 10 * time.Second
+	Patience = models.ConsentPatience
 )
 
 // What goes at most to addresses that have proved nothing.

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/datagramlog"
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/lease"
+	"github.com/groupcast/groupcast/internal/lease"
 	"github.com/groupcast/groupcast/openapi/api"
 )
 

@@ -21,10 +21,10 @@ import (
 
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/camera"
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/datagramlog"
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/lease"
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/rtp"
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/scripted"
 	"github.com/groupcast/groupcast/gateway-agent/packet"
+	"github.com/groupcast/groupcast/internal/lease"
+	"github.com/groupcast/groupcast/internal/rtp"
+	"github.com/groupcast/groupcast/internal/scripted"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
 )
@@ -110,7 +110,7 @@ func TestRelayByteForByte(t *testing.T) {
 	free := listen(t, private, 0)
 	relay := netip.AddrPortFrom(netip.MustParseAddr(private), free.port())
 	require.NoError(t, free.udp.Close())
-	conf := config(t, service, lease.New(c, request(), log, discard), group.port())
+	conf := config(t, service, lease.New(c, request(), log.Note, discard), group.port())
 	conf.Relay, conf.SendLog, conf.Option = relay, log, maySetOption(t)
 	joined := make(chan struct{})
 	conf.Joined = func(api.RegistrationAnswer) { close(joined) }

@@ -8,7 +8,7 @@ import (
 	"io"
 	"time"
 
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/rtp"
+	"github.com/groupcast/groupcast/internal/rtp"
 )
 
 // Pace says when the packets of a transport stream leave.

@@ -7,7 +7,7 @@ import (
 	"net"
 	"net/netip"
 
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/udpbuffer"
+	"github.com/groupcast/groupcast/internal/udpbuffer"
 )
 
 // largest is what fits any UDP datagram.

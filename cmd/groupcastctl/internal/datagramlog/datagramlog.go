@@ -20,15 +20,6 @@ import (
 	"time"
 )
 
-// The events of a member.
-const (
-	Joining = "joining" // before the POST
-	Joined  = "joined"  // the POST returned 200
-	Moved   = "moved"   // a renewal returned 200 with another group IP or generation
-	Leaving = "leaving" // before the DELETE
-	Left    = "left"    // the DELETE returned 200
-)
-
 // flushInterval is how late a line may come into the file, for those who read it while it grows.
 const flushInterval = 100 * time.Millisecond
 
@@ -93,6 +84,9 @@ func (l *Log) Event(at time.Time, event string, keysAndValues ...any) {
 	}
 	l.write(append(b, '\n'))
 }
+
+// Note writes down what happens now.
+func (l *Log) Note(event string, keysAndValues ...any) { l.Event(time.Now(), event, keysAndValues...) }
 
 func (l *Log) write(line []byte) {
 	l.line = line

@@ -19,7 +19,7 @@ func TestLog(t *testing.T) {
 	log, err := datagramlog.Create(path)
 	require.NoError(t, err)
 	at := time.Unix(1_700_000_000, 123)
-	log.Event(at, datagramlog.Joined, "groupIP", "127.1.2.230", "state", 1)
+	log.Event(at, "joined", "groupIP", "127.1.2.230", "state", 1)
 	log.Datagram(at.Add(time.Second), []byte("abc"), 131071, true)
 	log.Datagram(at.Add(2*time.Second), nil, 0, false)
 	require.NoError(t, log.Close())
@@ -47,7 +47,7 @@ func TestLogCanBeFollowed(t *testing.T) {
 		writers.Go(func() {
 			for range 500 {
 				log.Datagram(time.Now(), []byte("abc"), 1, true)
-				log.Event(time.Now(), datagramlog.Moved, "state", 1)
+				log.Event(time.Now(), "moved", "state", 1)
 			}
 		})
 	}
@@ -66,7 +66,7 @@ func TestNoLog(t *testing.T) {
 	log, err := datagramlog.Create("")
 	require.NoError(t, err)
 	log.Datagram(time.Now(), []byte("abc"), 1, true)
-	log.Event(time.Now(), datagramlog.Left)
+	log.Event(time.Now(), "left")
 	assert.NoError(t, log.Close())
 }
 

@@ -4,7 +4,7 @@ package pages
 import (
 	"context"
 
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/refusal"
+	"github.com/groupcast/groupcast/internal/refusal"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/adminapi"
 	"github.com/groupcast/groupcast/openapi/adminclient"

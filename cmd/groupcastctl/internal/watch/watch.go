@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/pages"
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/refusal"
+	"github.com/groupcast/groupcast/internal/refusal"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
 	"github.com/groupcast/groupcast/openapi/client"

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/rtp"
+	"github.com/groupcast/groupcast/internal/rtp"
 )
 
 func packets(n int) []byte {

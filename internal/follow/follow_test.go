@@ -7,16 +7,17 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/connect"
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/follow"
+	"github.com/groupcast/groupcast/internal/follow"
+	"github.com/groupcast/groupcast/internal/scripted"
+	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/openapi/api"
 	"github.com/groupcast/groupcast/openapi/client"
 )
 
@@ -40,9 +41,7 @@ func script(t *testing.T, texts ...string) (*client.ClientWithResponses, func() 
 		fmt.Fprint(w, texts[n])
 	}))
 	t.Cleanup(server.Close)
-	token := filepath.Join(t.TempDir(), "token")
-	require.NoError(t, os.WriteFile(token, []byte("token"), 0o600))
-	c, err := connect.Public{Server: server.URL, TokenFile: token}.Open()
+	c, err := client.NewClientWithResponses(server.URL)
 	require.NoError(t, err)
 	return c, func() []string { mu.Lock(); defer mu.Unlock(); return ids }
 }
@@ -80,4 +79,27 @@ func TestWhoHearsMayEndIt(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	require.NoError(t, follow.Events(ctx, c, "", slog.New(slog.DiscardHandler), nil))
+}
+
+// Where something on the way holds streams back, what happens is heard by long poll, and nothing twice.
+func TestAsksByLongPollWhereStreamsAreHeldBack(t *testing.T) {
+	defer follow.SetBeginning(50 * time.Millisecond)()
+	service, c := scripted.Start(t)
+	service.KeepStreamsSilent()
+	service.Tell(models.EventGroupState, api.GroupEventData{GroupID: "g_1", Rev: 1})
+	enough := errors.New("enough")
+	var revs []int32
+	err := follow.Events(t.Context(), c, "g_1", slog.New(slog.DiscardHandler), func(h follow.Heard) error {
+		for _, e := range h.Events {
+			revs = append(revs, e.Group.Rev)
+			service.Tell(models.EventMemberJoined, api.GroupEventData{GroupID: "g_1", Rev: e.Group.Rev + 1})
+		}
+		if len(revs) >= 3 {
+			return enough
+		}
+		return nil
+	})
+	require.ErrorIs(t, err, enough)
+	require.Equal(t, []int32{1, 2, 3}, revs)
+	require.Equal(t, []string{"stream", "poll ", "poll 1", "poll 2"}, service.Asked())
 }

@@ -1,5 +1,5 @@
 // Package lease keeps one member registered: it joins, renews in time whatever happens, says when the group's address
-// changed, and leaves. It is the one place where groupcastctl renews; camera and receive both use it.
+// changed, and leaves. It is the one place where a member renews: cameras of groupcastctl and receivers both use it.
 package lease
 
 import (
@@ -13,8 +13,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/datagramlog"
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/refusal"
+	"github.com/groupcast/groupcast/internal/refusal"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
 	"github.com/groupcast/groupcast/openapi/client"
@@ -28,12 +27,24 @@ const (
 	defaultTTL = time.Hour
 )
 
+// The steps of a member, as Note is told them.
+const (
+	Joining = "joining" // before the POST
+	Joined  = "joined"  // the POST returned 200
+	Moved   = "moved"   // a renewal returned 200 with another group IP or generation
+	Leaving = "leaving" // before the DELETE
+	Left    = "left"    // the DELETE returned 200
+)
+
+// Note is told each step of a member as it is taken, with keys and values in turn.
+type Note func(step string, keysAndValues ...any)
+
 // Lease is one member's registration. Join comes first; Keep and Leave may then run on different goroutines.
 type Lease struct {
 	client  *client.ClientWithResponses
 	request api.RegistrationRequest
 	log     *slog.Logger
-	events  *datagramlog.Log
+	note    Note
 	// find tells that the group IP has to be looked up: a service must name it.
 	find bool
 	soon chan struct{} // holds one
@@ -43,10 +54,13 @@ type Lease struct {
 	left   bool
 }
 
-// New prepares the registration. Nothing is sent. What happens to the lease goes into events, renewals that fail into log.
-func New(c *client.ClientWithResponses, request api.RegistrationRequest, events *datagramlog.Log, log *slog.Logger) *Lease {
+// New prepares the registration. Nothing is sent. Renewals that fail go into log; note may be nil.
+func New(c *client.ClientWithResponses, request api.RegistrationRequest, note Note, log *slog.Logger) *Lease {
+	if note == nil {
+		note = func(string, ...any) {}
+	}
 	return &Lease{
-		client: c, request: request, events: events, log: log, soon: make(chan struct{}, 1),
+		client: c, request: request, note: note, log: log, soon: make(chan struct{}, 1),
 		find: request.Type == models.MemberService && (!request.GroupIP.IsSpecified() || request.GroupIP.IsNull()),
 	}
 }
@@ -55,11 +69,11 @@ func New(c *client.ClientWithResponses, request api.RegistrationRequest, events 
 func (l *Lease) Join(ctx context.Context) (api.RegistrationAnswer, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.events.Event(time.Now(), datagramlog.Joining)
+	l.note(Joining)
 	if err := l.post(ctx); err != nil {
 		return api.RegistrationAnswer{}, err
 	}
-	l.event(datagramlog.Joined)
+	l.event(Joined)
 	return l.answer, nil
 }
 
@@ -87,7 +101,7 @@ func (l *Lease) Keep(ctx context.Context, renewed func(answer api.RegistrationAn
 			wait, retry = renewAfter(now), firstRetry
 			moved := now.GroupIP != before.GroupIP || generation(now) != generation(before)
 			if moved {
-				l.event(datagramlog.Moved)
+				l.event(Moved)
 			}
 			renewed(now, moved)
 		}
@@ -112,25 +126,25 @@ func (l *Lease) Leave(ctx context.Context) (api.LeaveAnswer, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	l.events.Event(time.Now(), datagramlog.Leaving)
+	l.note(Leaving)
 	r, err := l.client.LeaveWithResponse(ctx, *l.answer.RegistrationID)
 	if err != nil {
 		return api.LeaveAnswer{}, fmt.Errorf("leave: %w; the lease ends by itself", err)
 	}
 	if r.StatusCode() == http.StatusNotFound {
-		l.events.Event(time.Now(), datagramlog.Left)
+		l.note(Left)
 		return api.LeaveAnswer{}, nil
 	}
 	answer, err := refusal.Value(r.JSON200, r, r.HTTPResponse.Header)
 	if err != nil {
 		return api.LeaveAnswer{}, fmt.Errorf("leave: %w", err)
 	}
-	l.events.Event(time.Now(), datagramlog.Left, "state", answer.State)
+	l.note(Left, "state", answer.State)
 	return *answer, nil
 }
 
 func (l *Lease) event(name string) {
-	l.events.Event(time.Now(), name, "groupIP", l.answer.GroupIP, "generation", generation(l.answer), "state", l.answer.State)
+	l.note(name, "groupIP", l.answer.GroupIP, "generation", generation(l.answer), "state", l.answer.State)
 }
 
 func (l *Lease) current() api.RegistrationAnswer {
@@ -190,7 +204,7 @@ func (l *Lease) groupIP(ctx context.Context) (netip.Addr, error) {
 	case 0:
 		return netip.Addr{}, fmt.Errorf("there is no group %s that you may see: it begins when its camera registers, and a service sees those of linked accounts only", l.request.GroupName)
 	default:
-		return netip.Addr{}, fmt.Errorf("there are %d groups %s: choose one with --group-ip, or a premises with --premises", len(page.Groups), l.request.GroupName)
+		return netip.Addr{}, fmt.Errorf("there are %d groups %s: choose one by groupIP, or a premises by premisesId", len(page.Groups), l.request.GroupName)
 	}
 }
 

@@ -1,5 +1,5 @@
-// Package follow hears events over a stream that it keeps open, and goes on where it was after whatever cuts it off. Reading Server-Sent Events is
-// forty lines; reconnecting with our tokens and refusals is what is left of it, and is ours anyway.
+// Package follow hears events over a stream that it keeps open, and goes on where it was after whatever cuts it off. Where something on the way holds a stream
+// back it asks by long poll. Reading Server-Sent Events is forty lines; reconnecting with our tokens and refusals is what is left of it, and is ours anyway.
 package follow
 
 import (
@@ -14,7 +14,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/refusal"
+	"github.com/groupcast/groupcast/internal/refusal"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
 	"github.com/groupcast/groupcast/openapi/client"
@@ -25,7 +25,15 @@ const (
 	lastRetry  = 30 * time.Second
 	// silence is how long a stream may say nothing: the service speaks every 20 s.
 	silence = 50 * time.Second
+	// pollWait is in seconds, the most that the contract knows.
+	pollWait = 50
 )
+
+// beginning is how long a stream that begins anew may say nothing: the service speaks at once.
+var beginning = 10 * time.Second
+
+// errHeldBack says that a stream is open and doesn't get through.
+var errHeldBack = errors.New("nothing of the stream comes through; asking by long poll")
 
 // Event is one that was heard.
 type Event struct {
@@ -88,16 +96,34 @@ type follower struct {
 	heard  func(Heard) error
 	last   string
 	retry  time.Duration
+	poll   bool // streams don't get through
 }
 
-// follow hears one connection to its end.
+// follow hears one connection to its end, or polls until that fails.
 func (f *follower) follow(ctx context.Context) error {
+	if f.poll {
+		f.poll = false // what is in the way may be gone
+		return f.polls(ctx)
+	}
+	err := f.stream(ctx)
+	f.poll = errors.Is(err, errHeldBack)
+	return err
+}
+
+func (f *follower) stream(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	quiet := time.AfterFunc(silence, func() { cancel(fmt.Errorf("nothing came for %v", silence)) })
-	defer quiet.Stop()
-	r, err := f.open(ctx)
+	first := silence
+	if f.last == "" {
+		first = beginning
+	}
+	quiet := time.AfterFunc(first, func() { cancel(errHeldBack) })
+	defer func() { quiet.Stop() }()
+	r, err := f.open(ctx, "text/event-stream", nil)
 	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
 		return err
 	}
 	defer r.Body.Close()
@@ -114,7 +140,8 @@ func (f *follower) follow(ctx context.Context) error {
 			}
 			return err
 		}
-		quiet.Reset(silence)
+		quiet.Stop()
+		quiet = time.AfterFunc(silence, func() { cancel(fmt.Errorf("nothing came for %v", silence)) })
 		if err := f.take(m); err != nil {
 			return err
 		}
@@ -125,9 +152,49 @@ func (f *follower) follow(ctx context.Context) error {
 	}
 }
 
-func (f *follower) open(ctx context.Context) (*http.Response, error) {
-	asStream := func(_ context.Context, r *http.Request) error {
-		r.Header.Set("Accept", "text/event-stream")
+// polls asks by long poll until that fails.
+func (f *follower) polls(ctx context.Context) error {
+	for {
+		batch, err := f.ask(ctx)
+		if err != nil {
+			return err
+		}
+		if len(batch.Events) > 0 || batch.Resync != nil {
+			if err := f.tell(batch.Events, batch.Resync != nil, false); err != nil {
+				return err
+			}
+		}
+		f.last = batch.LastEventID
+	}
+}
+
+type batch struct {
+	LastEventID string            `json:"lastEventId"`
+	Events      []json.RawMessage `json:"events"`
+	Resync      *string           `json:"resync"`
+}
+
+func (f *follower) ask(ctx context.Context) (b batch, err error) {
+	ctx, cancel := context.WithTimeout(ctx, pollWait*time.Second+beginning)
+	defer cancel()
+	wait := int32(pollWait)
+	r, err := f.open(ctx, "application/json", &wait)
+	if err != nil {
+		return b, err
+	}
+	defer r.Body.Close()
+	if r.StatusCode != http.StatusOK {
+		return b, refused(r)
+	}
+	if err := json.NewDecoder(io.LimitReader(r.Body, maxMessage)).Decode(&b); err != nil {
+		return b, fmt.Errorf("read events: %w", err)
+	}
+	return b, nil
+}
+
+func (f *follower) open(ctx context.Context, accept string, wait *int32) (*http.Response, error) {
+	accepting := func(_ context.Context, r *http.Request) error {
+		r.Header.Set("Accept", accept)
 		return nil
 	}
 	var last *string
@@ -135,9 +202,9 @@ func (f *follower) open(ctx context.Context) (*http.Response, error) {
 		last = &f.last
 	}
 	if f.group != "" {
-		return f.client.ListenToGroup(ctx, f.group, &api.ListenToGroupParams{LastEventIDHeader: last}, asStream)
+		return f.client.ListenToGroup(ctx, f.group, &api.ListenToGroupParams{LastEventIDHeader: last, Wait: wait}, accepting)
 	}
-	return f.client.Listen(ctx, &api.ListenParams{LastEventIDHeader: last}, asStream)
+	return f.client.Listen(ctx, &api.ListenParams{LastEventIDHeader: last, Wait: wait}, accepting)
 }
 
 // refused makes an error of an answer that is no stream.
@@ -159,14 +226,9 @@ func (a answer) StatusCode() int { return a.status }
 func (a answer) GetBody() []byte { return a.body }
 
 func (f *follower) take(m message) error {
-	var h Heard
 	switch m.event {
 	case "group", "account":
-		e, err := read(m.data)
-		if err != nil {
-			return err
-		}
-		h.Events = []Event{e}
+		return f.tell([]json.RawMessage{m.data}, false, false)
 	case "resync":
 		var all struct {
 			More   bool              `json:"more"`
@@ -175,14 +237,7 @@ func (f *follower) take(m message) error {
 		if err := json.Unmarshal(m.data, &all); err != nil {
 			return fmt.Errorf("read a resync: %w", err)
 		}
-		h.Resync, h.More = true, all.More
-		for _, data := range all.Events {
-			e, err := read(data)
-			if err != nil {
-				return err
-			}
-			h.Events = append(h.Events, e)
-		}
+		return f.tell(all.Events, true, all.More)
 	case "end":
 		var end struct{ Reason, Detail string }
 		if err := json.Unmarshal(m.data, &end); err != nil {
@@ -191,6 +246,18 @@ func (f *follower) take(m message) error {
 		return fmt.Errorf("%s: %s", end.Reason, end.Detail)
 	default: // of a newer service
 		return nil
+	}
+}
+
+// tell gives the listener what came at once.
+func (f *follower) tell(events []json.RawMessage, resync, more bool) error {
+	h := Heard{Resync: resync, More: more}
+	for _, data := range events {
+		e, err := read(data)
+		if err != nil {
+			return err
+		}
+		h.Events = append(h.Events, e)
 	}
 	if err := f.heard(h); err != nil {
 		return &stopped{err}

@@ -4,17 +4,17 @@ package scripted
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
-	"os"
-	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/connect"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
 	"github.com/groupcast/groupcast/openapi/client"
@@ -30,23 +30,37 @@ type Service struct {
 	posts    []api.RegistrationRequest
 	leaves   int
 	groups   []api.Group
+	held     *api.Registration // nil: there is none
+	events   []string
+	told     chan struct{} // closed when there are more
+	deaf     bool
+	asked    []string // how events were asked for
 }
 
 // Start serves until the test ends.
 func Start(t testing.TB) (*Service, *client.ClientWithResponses) {
 	t.Helper()
-	s := &Service{}
+	s, url, stop := Open()
+	t.Cleanup(stop)
+	c, err := client.NewClientWithResponses(url)
+	require.NoError(t, err)
+	return s, c
+}
+
+// Open serves until stop is called.
+func Open() (s *Service, url string, stop func()) {
+	s = &Service{told: make(chan struct{})}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/registrations", s.post)
 	mux.HandleFunc("DELETE /v1/registrations/{id}", s.leave)
+	mux.HandleFunc("GET /v1/registrations/{id}", s.read)
 	mux.HandleFunc("GET /v1/groups", s.list)
+	mux.HandleFunc("GET /v1/groups/{id}/events", s.stream)
 	server := httptest.NewServer(mux)
-	t.Cleanup(server.Close)
-	token := filepath.Join(t.TempDir(), "token")
-	require.NoError(t, os.WriteFile(token, []byte("token"), 0o600))
-	c, err := connect.Public{Server: server.URL, TokenFile: token}.Open()
-	require.NoError(t, err)
-	return s, c
+	return s, server.URL, func() {
+		server.CloseClientConnections()
+		server.Close()
+	}
 }
 
 // Answer makes an answer that is to be renewed a second later.
@@ -69,6 +83,40 @@ func (s *Service) Groups(groups ...api.Group) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.groups = groups
+}
+
+// Hold sets what the registration is read as.
+func (s *Service) Hold(r *api.Registration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held = r
+}
+
+// Tell adds an event of the group.
+func (s *Service) Tell(kind models.EventType, data api.GroupEventData) {
+	event, err := json.Marshal(map[string]any{"type": "groupcast." + string(kind), "data": data})
+	if err != nil {
+		panic(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.events = append(s.events, string(event))
+	close(s.told)
+	s.told = make(chan struct{})
+}
+
+// KeepStreamsSilent is a proxy on the way that holds back what is no whole answer.
+func (s *Service) KeepStreamsSilent() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.deaf = true
+}
+
+// Asked tells how events were asked for: "stream", or "poll" and the id that went on.
+func (s *Service) Asked() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]string(nil), s.asked...)
 }
 
 // Posts gives the bodies of all POSTs.
@@ -106,6 +154,57 @@ func (s *Service) leave(w http.ResponseWriter, _ *http.Request) {
 	defer s.mu.Unlock()
 	s.leaves++
 	write(w, http.StatusOK, api.LeaveAnswer{GroupIP: netip.MustParseAddr("127.0.0.1")})
+}
+
+func (s *Service) read(w http.ResponseWriter, _ *http.Request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.held == nil {
+		write(w, http.StatusNotFound, api.Problem{Type: "/problems/not-found", Title: "Not found", Status: http.StatusNotFound})
+		return
+	}
+	write(w, http.StatusOK, s.held)
+}
+
+// stream tells events as Server-Sent Events or by long poll. Their ids are how many there were.
+func (s *Service) stream(w http.ResponseWriter, r *http.Request) {
+	at, _ := strconv.Atoi(r.Header.Get("Last-Event-ID"))
+	poll := r.Header.Get("Accept") == "application/json"
+	s.mu.Lock()
+	how := "stream"
+	if poll {
+		how = "poll " + r.Header.Get("Last-Event-ID")
+	}
+	s.asked = append(s.asked, how)
+	deaf := s.deaf
+	s.mu.Unlock()
+	if !poll {
+		w.Header().Set("Content-Type", "text/event-stream")
+		w.WriteHeader(http.StatusOK)
+		w.(http.Flusher).Flush()
+	}
+	for {
+		s.mu.Lock()
+		events, told := s.events[min(at, len(s.events)):], s.told
+		s.mu.Unlock()
+		switch {
+		case poll && len(events) > 0:
+			at += len(events)
+			fmt.Fprintf(w, `{"lastEventId":"%d","events":[%s]}`, at, strings.Join(events, ","))
+			return
+		case !poll && !deaf:
+			for _, e := range events {
+				at++
+				fmt.Fprintf(w, "event: group\nid: %d\ndata: %s\n\n", at, e)
+			}
+			w.(http.Flusher).Flush()
+		}
+		select {
+		case <-r.Context().Done():
+			return
+		case <-told:
+		}
+	}
 }
 
 func (s *Service) list(w http.ResponseWriter, _ *http.Request) {

@@ -1,13 +1,17 @@
 package rtp_test
 
 import (
+	"cmp"
 	"encoding/binary"
+	"maps"
+	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/rtp"
+	"github.com/groupcast/groupcast/internal/rtp"
 )
 
 // datagram is RTP with payload type 33, written by hand after RFC 3550 §5.1.
@@ -46,6 +50,61 @@ func TestReception(t *testing.T) {
 			tt.want.SSRC = 7
 			assert.Equal(t, []rtp.Report{tt.want}, r.Reports())
 		})
+	}
+}
+
+// Several streams at once over the wrap, whose datagrams come late, twice and not at all: what is reported is what was done to them.
+func TestReceptionOfWhatANetworkDoes(t *testing.T) {
+	draw := rand.New(rand.NewPCG(1, 2))
+	for round := range 50 {
+		var r rtp.Reception
+		type arrival struct {
+			ssrc     uint32
+			sequence uint16
+			at       float64
+		}
+		var arrivals []arrival
+		want := map[uint32]*rtp.Report{}
+		for ssrc := range uint32(1 + draw.IntN(4)) {
+			report := &rtp.Report{SSRC: ssrc}
+			want[ssrc] = report
+			first, n := uint16(60_000+draw.IntN(6_000)), 2_000+draw.IntN(10_000)
+			for i := range n {
+				ends := i == 0 || i == n-1 // what is lost before the first and after the last nobody knows of
+				if !ends && draw.IntN(50) == 0 {
+					report.Lost++
+					continue
+				}
+				report.Received++
+				one := arrival{ssrc, first + uint16(i), float64(i)}
+				if !ends && draw.IntN(20) == 0 {
+					one.at += draw.Float64() * 100
+				}
+				arrivals = append(arrivals, one)
+				if !ends && draw.IntN(50) == 0 {
+					report.Duplicates++
+					one.at += draw.Float64() * 100
+					arrivals = append(arrivals, one)
+				}
+			}
+		}
+		slices.SortStableFunc(arrivals, func(a, b arrival) int { return cmp.Compare(a.at, b.at) })
+		highest, came := map[uint32]int16{}, map[[2]uint32]bool{}
+		for _, a := range arrivals {
+			_, ok := r.Note(datagram(a.ssrc, a.sequence))
+			require.True(t, ok)
+			// Late by the order of arrival: behind one that is further on. All numbers of a stream lie within half the range.
+			key, place := [2]uint32{a.ssrc, uint32(a.sequence)}, int16(a.sequence+10_000)
+			if before, seen := highest[a.ssrc]; !came[key] && seen && place < before {
+				want[a.ssrc].Late++
+			}
+			highest[a.ssrc], came[key] = max(highest[a.ssrc], place), true
+		}
+		var all []rtp.Report
+		for _, ssrc := range slices.Sorted(maps.Keys(want)) {
+			all = append(all, *want[ssrc])
+		}
+		require.Equal(t, all, r.Reports(), "round %d", round)
 	}
 }
 
