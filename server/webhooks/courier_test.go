@@ -154,7 +154,7 @@ func (w *world) hook(t *testing.T, p *partner, service models.ServiceID, types .
 // courier runs one on a store until the test or stop ends it.
 func (w *world) courier(t *testing.T, st *store.Store) (stop func()) {
 	t.Helper()
-	c := webhooks.NewCourier(webhooks.New(st, w.kek, w.rules), slog.New(slog.DiscardHandler), nil)
+	c := webhooks.NewCourier(webhooks.New(st, w.kek, w.rules), time.Now, slog.New(slog.DiscardHandler), nil)
 	st.OnCommit(func(store.Changed) { c.Wake() })
 	w.wake = append(w.wake, c.Wake)
 	running, cancel := context.WithCancel(ctx)
@@ -737,7 +737,7 @@ func TestWhatFailedIsSaidInAWord(t *testing.T) {
 	stranger, closed := newPartner(t, nil), newPartner(t, nil)
 	closed.Close()
 	w := newWorld(t, db)
-	c := webhooks.NewCourier(w.hooks, slog.New(slog.DiscardHandler), nil)
+	c := webhooks.NewCourier(w.hooks, time.Now, slog.New(slog.DiscardHandler), nil)
 	for target, want := range map[string]string{
 		stranger.URL: "tls", closed.URL: "connection", "https://localhost.invalid/": "name", "https://ip6-localhost:9/": "address",
 	} {
@@ -762,7 +762,7 @@ func TestTestEvent(t *testing.T) {
 	no := false
 	_, err := w.hooks.Change(ctx, "svc-upload", id, webhooks.Change{Enabled: &no})
 	require.NoError(t, err)
-	c := webhooks.NewCourier(w.hooks, slog.New(slog.DiscardHandler), nil)
+	c := webhooks.NewCourier(w.hooks, time.Now, slog.New(slog.DiscardHandler), nil)
 	o, err := c.Test(ctx, "svc-upload", id)
 	require.NoError(t, err)
 	assert.Equal(t, webhooks.Outcome{Delivered: true, Status: 200}, o)
