@@ -92,7 +92,9 @@ func blocked(t *testing.T, conn net.Conn) {
 
 func heap() int {
 	var m runtime.MemStats
-	runtime.GC()
+	for range 3 { // pools and finalizers keep things for a collection or two
+		runtime.GC()
+	}
 	runtime.ReadMemStats(&m)
 	return int(m.HeapAlloc)
 }
@@ -181,7 +183,9 @@ func TestAttackStalledPoll(t *testing.T) {
 			for range stalled {
 				all = append(all, way.stall(t))
 			}
-			assert.Less(t, heap(), before+2*stalled*size+2<<20)
+			after := heap()
+			t.Logf("%d answers of %d bytes that aren't read took %d bytes", stalled, size, after-before)
+			assert.Less(t, after, before+2*stalled*size+2<<20)
 
 			at, _ := c.now(t)
 			answered := c.pollLater(t, c.h.home, at)
