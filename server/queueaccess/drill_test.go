@@ -2,6 +2,7 @@ package queueaccess_test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -67,6 +68,7 @@ func (c *gated) Read(p []byte) (int, error) {
 // TestDrillAStalledReader: one that doesn't take what is sent delays nobody, and is sent no more than it may leave unacknowledged; when it takes again
 // it has everything.
 func TestDrillAStalledReader(t *testing.T) {
+	t.Parallel()
 	on(t, []string{"embedded"}, func(t *testing.T, l *lab) {
 		g := &gate{}
 		g.cond = sync.NewCond(&g.mu)
@@ -106,6 +108,7 @@ func TestDrillAStalledReader(t *testing.T) {
 // TestDrillEndedLink: an account ends its link again and again while things happen and while its service has taken messages that it hasn't
 // acknowledged. The end is the last that is heard of a link, and all that is left of it in the stream.
 func TestDrillEndedLink(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, l *lab) {
 		js, err := jetstream.New(l.connect(t, l.token("svc-upload")))
 		require.NoError(t, err)
@@ -215,24 +218,22 @@ func TestDrillKilledReplica(t *testing.T) {
 		c.live(t)
 		return
 	}
+	t.Parallel()
 	for _, name := range []string{"embedded", "cluster"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c := child{Secret: rand.Text(), Dir: t.TempDir()}
-			url := ""
 			if name == "cluster" {
 				c.URL = startCluster(t, keysOf(t, c.Secret).Configuration([]models.ServiceID{"svc-upload"}))
-				url = c.URL
 			} else {
 				c.Listen = fmt.Sprint("127.0.0.1:", freePort(t))
-				url = "nats://" + c.Listen
 			}
 			st, err := store.Open(t.Context(), store.Options{DataDir: c.Dir})
 			require.NoError(t, err)
 			require.NoError(t, st.Migrate(t.Context()))
 			require.NoError(t, st.Close())
 
-			h := readThroughDeaths(t, url)
+			h := readThroughDeaths(t, cmp.Or(c.URL, "nats://"+c.Listen))
 			for round := range 3 * *rounds {
 				c.killed(t, 20+13*round)
 			}
