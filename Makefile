@@ -18,6 +18,8 @@ DURATION ?=
 FUZZTIME ?= 10s
 CHECKS ?= 5000
 ROUNDS ?= 1000
+# ROUNDS of the drills of events, unless somebody says how many.
+DRILL_ROUNDS = $(if $(filter file,$(origin ROUNDS)),20,$(ROUNDS))
 SOAK_DATAGRAMS ?= 100000000
 SOAK_SWAPS ?= 100000
 SOAK_JOINS ?= 10000
@@ -106,7 +108,9 @@ contract-lint: ## The rules for the contract, as a Go test
 	@$(GOTEST) ./openapi/... | $(SUMMARY)
 
 .PHONY: contract-lint-node
-contract-lint-node: ## Two more linters for the contract; needs node 20 and a network
+contract-lint-node: ## Two more linters for the contract, and the parser of AsyncAPI; needs node 20 and a registry
+	@.ci/npm contract-lint-node .ci/asyncapi
+	node .ci/asyncapi/check.mjs openapi/asyncapi.yaml
 	REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true npx --yes @redocly/cli@2.77.0 lint \
 		--config openapi/redocly.yaml openapi/openapi.yaml openapi/admin.yaml
 	npx --yes @stoplight/spectral-cli@6.16.3 lint --fail-severity hint --ruleset openapi/spectral.yaml \
@@ -150,7 +154,8 @@ rounds: ## 64 clients on 25 addresses for ROUNDS (1000; 8 minutes), and CHECKS (
 
 .PHONY: chaos
 chaos: ## The drills of events for long: ROUNDS (20) of each, then processes are killed at random for DURATION (10m)
-	go test -count=1 -timeout 0 -v -run '^TestDrill' ./server/eventrelay -drill.rounds=$(if $(filter file,$(origin ROUNDS)),20,$(ROUNDS))
+	go test -count=1 -timeout 0 -v -p 1 -run '^TestDrill' ./server/eventrelay ./server/queueaccess -drill.rounds=$(DRILL_ROUNDS)
+	go test -count=$(DRILL_ROUNDS) -timeout 0 -v -run '^TestDrill' ./server/daemon
 	go test -count=1 -timeout 0 -v -run '^TestDrill' ./e2e/drills -drill.duration=$(or $(DURATION),10m)
 
 .PHONY: soak

@@ -119,8 +119,8 @@ func newRandomised(t *testing.T, backend string, seed uint64) *randomised {
 	r.awaitDeclared(t)
 	r.camera = r.postCamera(t)
 	r.members = []*member{
-		{token: r.uploadToken, body: destinationBody("Service", uploadAccountID)},
-		{token: r.otherToken, body: destinationBody("Service", r.otherID)},
+		{token: r.uploadToken, body: memberBody("Service", uploadAccountID)},
+		{token: r.otherToken, body: memberBody("Service", r.otherID)},
 	}
 	for _, m := range r.members {
 		r.comes(m)
@@ -134,10 +134,12 @@ const (
 	askedRange  = "69.64.0.0/10"
 )
 
-// destinationBody is the body of a destination of groupcast1, but for its address and port.
-func destinationBody(kind string, id models.ID) string {
-	return fmt.Sprintf(`{"type":%q,"id":"%s","destination":true,"privateIPv4":null,"publicIPv4":"%%s","IPv6":null,"groupName":"groupcast1",`+
-		`"groupIP":"172.168.0.233","TTLs":3600,"port":%%s}`, kind, id)
+// somewhere is what a body says of where a destination is: its address and port are still to be filled in.
+const somewhere = `"privateIPv4":null,"publicIPv4":"%s","IPv6":null,"TTLs":3600,"port":%s`
+
+// memberBody is the body of a destination of groupcast1 that is somewhere.
+func memberBody(kind string, id models.ID) string {
+	return destinationBody(kind, id, "", somewhere, "groupcast1", "172.168.0.233")
 }
 
 // asking adds members who have to consent: a service that has a port and may be asked first, one that speaks first, and a phone that may be anywhere.
@@ -151,9 +153,9 @@ func (r *randomised) asking() {
 	r.Service(r.t, "svc-live", "svc-live")
 	live := r.Link(r.t, "svc-live", r.account, 0)
 	asked := []*member{
-		{token: r.thumbnailToken, body: destinationBody("Service", r.thumbnailID), port: 6000, kind: membership{asks: true, strict: true, mayProbe: true}},
-		{token: r.ServiceToken(r.t, "svc-live"), body: destinationBody("Service", live), kind: membership{asks: true, strict: true}},
-		{token: r.phoneToken, body: destinationBody("Device", r.phone), kind: membership{asks: true}},
+		{token: r.thumbnailToken, body: memberBody("Service", r.thumbnailID), port: 6000, kind: membership{asks: true, strict: true, mayProbe: true}},
+		{token: r.ServiceToken(r.t, "svc-live"), body: memberBody("Service", live), kind: membership{asks: true, strict: true}},
+		{token: r.phoneToken, body: memberBody("Device", r.phone), kind: membership{asks: true}},
 	}
 	for _, m := range asked {
 		r.comes(m)

@@ -6,6 +6,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,6 +29,7 @@ import (
 	"github.com/groupcast/groupcast/server/adminapi"
 	"github.com/groupcast/groupcast/server/apidocs"
 	"github.com/groupcast/groupcast/server/backup"
+	"github.com/groupcast/groupcast/server/clock"
 	"github.com/groupcast/groupcast/server/config"
 	"github.com/groupcast/groupcast/server/consents"
 	"github.com/groupcast/groupcast/server/eventhub"
@@ -69,6 +71,9 @@ type Daemon struct {
 	log   *slog.Logger
 	store *store.Store
 	hub   *longpoll.Hub
+	host  host
+	// now is the time that tokens are dated by.
+	now func() time.Time
 	// listeners are those who wait for events, and streams what they hear.
 	listeners *eventhub.Hub
 	queue     *eventqueue.Queue
@@ -105,7 +110,18 @@ func Open(ctx context.Context, cfg config.Config, log *slog.Logger) (*store.Stor
 }
 
 // Start starts the service. When it returns without an error the service answers.
-func Start(ctx context.Context, cfg config.Config, version string, log *slog.Logger) (_ *Daemon, err error) {
+func Start(ctx context.Context, cfg config.Config, version string, log *slog.Logger) (*Daemon, error) {
+	return startOn(ctx, host{now: time.Now}, cfg, version, log)
+}
+
+// host is what a service takes from the machine that it runs on.
+type host struct {
+	now func() time.Time
+	// roots are whom webhooks' certificates may be from; nil are those of the system.
+	roots *x509.CertPool
+}
+
+func startOn(ctx context.Context, h host, cfg config.Config, version string, log *slog.Logger) (_ *Daemon, err error) {
 	if err := cfg.Check(); err != nil {
 		return nil, err
 	}
@@ -114,7 +130,7 @@ func Start(ctx context.Context, cfg config.Config, version string, log *slog.Log
 	}
 	// What runs after the start is not ended by the start's context, but by Stop.
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
-	d := &Daemon{cfg: cfg, log: log, listeners: eventhub.New(), failed: make(chan error, 4), stop: stop}
+	d := &Daemon{host: h, cfg: cfg, log: log, listeners: eventhub.New(), failed: make(chan error, 4), stop: stop}
 	defer func() {
 		if err != nil {
 			d.close()
@@ -153,6 +169,9 @@ func Start(ctx context.Context, cfg config.Config, version string, log *slog.Log
 		return nil, err
 	}
 	registry := telemetry.NewRegistry(version)
+	if err := d.readClock(ctx, registry); err != nil {
+		return nil, err
+	}
 	handlers, err := d.assemble(ctx, background, ring, kek, registry, version)
 	if err != nil {
 		return nil, err
@@ -169,6 +188,21 @@ func (d *Daemon) prepareSchema(ctx context.Context) error {
 		return d.store.Migrate(ctx)
 	}
 	return d.store.CheckSchema(ctx)
+}
+
+// readClock takes the time from the database. SQLite has none of its own.
+func (d *Daemon) readClock(ctx context.Context, registry prometheus.Registerer) error {
+	d.now = d.host.now
+	if d.cfg.DatabaseURL == "" {
+		return nil
+	}
+	c, err := clock.New(ctx, d.store.Clock, d.host.now, d.log, registry)
+	if err != nil {
+		return err
+	}
+	d.now = c.Now
+	d.background = append(d.background, c.Run)
+	return nil
 }
 
 // edges are the two ways in.
@@ -188,13 +222,14 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		Information: groupService.Information,
 		Render:      httpapi.RenderInformation,
 		Record:      d.store.RecordPolls,
+		Now:         d.now,
 		MaxWaiters:  d.cfg.LongPollMaxWaiters,
 		Log:         d.log,
 		Metrics:     registry,
 	})
 	d.relay = eventrelay.New(d.store, d.queue, d.log, registry)
 	hooks := webhooks.New(d.store, kek, d.webhookRules())
-	courier := webhooks.NewCourier(hooks, d.log, registry)
+	courier := webhooks.NewCourier(hooks, d.now, d.log, registry)
 	d.background = append(d.background, courier.Run)
 	tail := eventstreams.NewTail(d.store, d.listeners, d.log)
 	d.background = append(d.background, tail.Run)
@@ -219,7 +254,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 	}
 	d.streams, err = eventstreams.New(eventstreams.Options{
 		Store: d.store, Groups: groupService, Hub: d.listeners, Tail: tail, SessionLives: id.users.SessionLives, CursorKey: cursorKey,
-		Now: time.Now, MaxStreams: d.cfg.LongPollMaxWaiters, Log: d.log, Metrics: registry,
+		Now: d.now, MaxStreams: d.cfg.LongPollMaxWaiters, Log: d.log, Metrics: registry,
 	})
 	if err != nil {
 		return edges{}, err
@@ -347,7 +382,7 @@ func (d *Daemon) tellWaiters(courier *webhooks.Courier, tail *eventstreams.Tail)
 
 // webhookRules says what webhooks may be.
 func (d *Daemon) webhookRules() outbound.Rules {
-	r := outbound.Rules{AllowLoopback: d.cfg.AllowLoopback}
+	r := outbound.Rules{AllowLoopback: d.cfg.AllowLoopback, RootCAs: d.host.roots}
 	for _, p := range d.cfg.WebhookPorts {
 		r.Ports = append(r.Ports, uint16(p)) //nolint:gosec // config.Check bounds it
 	}

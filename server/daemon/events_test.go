@@ -3,20 +3,16 @@ package daemon_test
 import (
 	"bufio"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 )
 
 // curl hears a stream as a foreign client; it writes what comes as it comes.
@@ -169,19 +165,8 @@ func TestAttackStalledConsumer(t *testing.T) {
 	s := start(t, settings(t, dataDir(t), "--rate-limit-principal", "0", "--rate-limit-source", "0"))
 	h := s.house(t, "Shared")
 	path := "/v1/groups/" + h.group + "/events"
-	// A small window and small segments, which keep the kernel's buffers on both sides small: what isn't read is soon too much.
-	dial := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
-		var window, segment error
-		err := c.Control(func(fd uintptr) {
-			window = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 4<<10)
-			segment = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, 536)
-		})
-		return errors.Join(err, window, segment)
-	}}
-	conn, err := dial.DialContext(t.Context(), "tcp", s.Addr().String())
-	require.NoError(t, err)
-	defer conn.Close()
-	_, err = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n\r\n", path, h.phoneToken)
+	conn := s.stalls(t)
+	_, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n\r\n", path, h.phoneToken)
 	require.NoError(t, err)
 	listener, _ := s.curl(t, path, "-H", "Cookie: "+h.cookie)
 	require.Equal(t, "group 3 group.state", listener())

@@ -45,8 +45,8 @@ func (d *Daemon) newIdentity(ctx context.Context, issuer string, ring *keys.Ring
 	}
 	tickets := enrolment.New(d.store, accts)
 	grants := devicegrant.New(d.store, tickets)
-	tokenIssuer := tokens.NewIssuer(issuer, ring, time.Now)
-	var verifier httpapi.TokenVerifier = tokens.NewVerifier(issuer, ring, time.Now)
+	tokenIssuer := tokens.NewIssuer(issuer, ring, d.now)
+	var verifier httpapi.TokenVerifier = tokens.NewVerifier(issuer, ring, d.now)
 	if d.cfg.ExternalIssuers != "" {
 		issuers, err := externalissuers.Load(d.cfg.ExternalIssuers)
 		if err != nil {
@@ -55,12 +55,12 @@ func (d *Daemon) newIdentity(ctx context.Context, issuer string, ring *keys.Ring
 		verifier, err = externalissuers.New(ctx, verifier, issuers, &http.Client{
 			// What the operator configured is what is asked, and nothing it points at.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		}, time.Now, d.log)
+		}, d.now, d.log)
 		if err != nil {
 			return identity{}, err
 		}
 	}
-	cache := tokens.NewCache(verifier, time.Now)
+	cache := tokens.NewCache(verifier, d.now)
 	hasher, err := passwords.NewHasher(passwords.Recommended, 0)
 	if err != nil {
 		return identity{}, err
@@ -68,7 +68,7 @@ func (d *Daemon) newIdentity(ctx context.Context, issuer string, ring *keys.Ring
 	people := users.New(d.store, accts, hasher, passwords.NewDelays(time.Now), users.SignUp(d.cfg.SignUp))
 	service := oauth.New(oauth.Parts{
 		Issuer: issuer, Store: d.store, Accounts: accts, Enrolment: tickets, Grants: grants, Tokens: tokenIssuer, Verifier: cache, Proofs: proofs,
-		Used: used, Users: people, Now: time.Now, Log: d.log,
+		Used: used, Users: people, Now: d.now, Log: d.log,
 	})
 	refusals := audit.NewRefusals(d.store, time.Now, d.log)
 	return identity{
@@ -95,18 +95,18 @@ func (d *Daemon) newProofs(issuer string, kek *keys.KEK, table *replay.Table) (*
 	}
 	if d.cfg.DatabaseURL == "" {
 		_, _ = rand.Read(key)
-		memory, err := replay.NewMemory(replayCapacity, time.Now)
+		memory, err := replay.NewMemory(replayCapacity, d.now)
 		if err != nil {
 			return nil, nil, err
 		}
-		memory.RefuseUntil(time.Now().Add(2 * dpop.Window))
+		memory.RefuseUntil(d.now().Add(2 * dpop.Window))
 		used = memory
 	}
-	nonces, err := dpop.NewNonces(key, time.Now)
+	nonces, err := dpop.NewNonces(key, d.now)
 	if err != nil {
 		return nil, nil, err
 	}
-	proofs, err := dpop.NewVerifier(issuer, nonces, used, time.Now)
+	proofs, err := dpop.NewVerifier(issuer, nonces, used, d.now)
 	return proofs, nonces, err
 }
 

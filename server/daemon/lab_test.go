@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -82,12 +83,18 @@ func settings(t testing.TB, dir string, args ...string) config.Config {
 // start starts a service; it is stopped at the end of the test if the test didn't.
 func start(t testing.TB, cfg config.Config) *service {
 	t.Helper()
+	return startOn(t, cfg, time.Now, nil)
+}
+
+// startOn starts one on a host with that clock, which trusts those.
+func startOn(t testing.TB, cfg config.Config, now func() time.Time, roots *x509.CertPool) *service {
+	t.Helper()
 	s := &service{cfg: cfg, log: &lockedBuffer{}, transport: &http.Transport{
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // the certificate is the test's own
 	}}
 	s.client = &http.Client{Transport: harness.Attentive(t, s.transport), Timeout: 70 * time.Second}
 	var err error
-	s.Daemon, err = daemon.Start(t.Context(), cfg, "v1.2.3", telemetry.NewLogger(s.log, cfg.LogLevel, cfg.LogFormat))
+	s.Daemon, err = daemon.StartOn(t.Context(), now, roots, cfg, "v1.2.3", telemetry.NewLogger(s.log, cfg.LogLevel, cfg.LogFormat))
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		s.transport.CloseIdleConnections()

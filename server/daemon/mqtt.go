@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net/netip"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -42,7 +41,7 @@ func (d *Daemon) newMQTT(access httpapi.Access, limits httpapi.Limits, trusted [
 		},
 		Trusted:        trusted,
 		MaxConnections: d.cfg.MQTTMaxConns, MaxPerAccount: d.cfg.MQTTMaxPerAccount, MaxPerSource: d.cfg.MQTTMaxPerSource,
-		Now: time.Now, Log: d.log, Metrics: registry,
+		Now: d.now, Log: d.log, Metrics: registry,
 	})
 }
 

@@ -59,7 +59,7 @@ func (d *Daemon) newQueueAccess(access httpapi.Access, limits httpapi.Limits, re
 		AllowService: func(id models.ServiceID) bool {
 			return limits.Principal == nil || limits.Principal.Take(ratelimit.ByPrincipal(models.KindService, string(id))).Allowed
 		},
-		Now: time.Now, Log: d.log, Metrics: registry,
+		Now: d.now, Log: d.log, Metrics: registry,
 	})
 	d.background = append(d.background, a.Run)
 }

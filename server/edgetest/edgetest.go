@@ -111,7 +111,7 @@ func newLab(t testing.TB, db *storetest.DB, st *store.Store, kekFile, issuer str
 	registry := prometheus.NewRegistry()
 	hub := longpoll.New(longpoll.Options{
 		Epoch: st.Epoch, Standings: st.StandingsOf, Information: l.Groups.Information, Render: httpapi.RenderInformation,
-		Record: st.RecordPolls, MaxWaiters: 10, Log: log, Metrics: registry,
+		Record: st.RecordPolls, Now: time.Now, MaxWaiters: 10, Log: log, Metrics: registry,
 	})
 	edge, err := httpapi.New(ctx, httpapi.Options{
 		Document: openapi.Public, Nonce: nonces.Current, CrossOrigin: http.NewCrossOriginProtection(), Log: log, Metrics: httpapi.NewMetrics(registry),

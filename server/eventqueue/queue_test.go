@@ -264,3 +264,39 @@ func TestMessagesThatGoTogether(t *testing.T) {
 	require.ErrorIs(t, q.PublishTogether(ctx, some("g_5", eventqueue.MaxTogether+1, 1)), eventqueue.ErrOneByOne, "too many")
 	require.Equal(t, there, kept())
 }
+
+// TestBackAfterAnInterruption: whoever wants to know is told when the connection is there again, since hints were lost meanwhile; and not before.
+func TestBackAfterAnInterruption(t *testing.T) {
+	o := &server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true}
+	run := func() *server.Server {
+		t.Helper()
+		s, err := server.NewServer(o)
+		require.NoError(t, err)
+		go s.Start()
+		require.True(t, s.ReadyForConnections(patience))
+		t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+		return s
+	}
+	s := run()
+	addr, ok := s.Addr().(*net.TCPAddr)
+	require.True(t, ok)
+	o.Port = addr.Port
+	back := make(chan struct{}, 10)
+	q, err := eventqueue.Open(eventqueue.Options{
+		URL: fmt.Sprint("nats://", addr), MaxBytes: 1 << 20, Log: slog.New(slog.DiscardHandler), Back: func() { back <- struct{}{} },
+	})
+	require.NoError(t, err)
+	defer q.Close()
+	require.Eventually(t, q.Conn().IsConnected, patience, 10*time.Millisecond)
+	require.Empty(t, back)
+	s.Shutdown()
+	s.WaitForShutdown()
+	require.Eventually(t, func() bool { return !q.Conn().IsConnected() }, patience, 10*time.Millisecond)
+	require.Empty(t, back)
+	run()
+	select {
+	case <-back:
+	case <-time.After(patience):
+		t.Fatal("nobody was told")
+	}
+}

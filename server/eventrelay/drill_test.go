@@ -298,7 +298,7 @@ func TestDrillNobodyHears(t *testing.T) {
 	var n int
 	info, err := c.Info(ctx)
 	require.NoError(t, err)
-	batch, err := c.Fetch(int(info.NumPending), jetstream.FetchMaxWait(2*time.Second))
+	batch, err := c.Fetch(int(info.NumPending), jetstream.FetchMaxWait(patience))
 	require.NoError(t, err)
 	for m := range batch.Messages() {
 		rev[m.Subject()]++

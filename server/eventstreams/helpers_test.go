@@ -120,6 +120,8 @@ func (v told) String() string {
 
 func (l *lab) listen(by eventstreams.Caller, group models.GroupID, cursor *string) *ear {
 	l.t.Helper()
+	// What an account was told while the tail hadn't caught up may come after how everything is now, too.
+	require.NoError(l.t, l.tail.Look(ctx))
 	st, err := l.streams.Open(ctx, by, group, cursor)
 	require.NoError(l.t, err)
 	l.t.Cleanup(st.Close)

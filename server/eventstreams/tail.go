@@ -112,7 +112,7 @@ func (t *Tail) Look(ctx context.Context) error {
 func (t *Tail) settle(id int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.settled = id
+	t.settled = max(t.settled, id)
 	select {
 	case <-t.known:
 	default:

@@ -52,6 +52,8 @@ type Options struct {
 	Render func(models.GroupInformation) ([]byte, error)
 	// Record stores acknowledgements.
 	Record func(context.Context, []models.Poll) error
+	// Now is the clock that tokens end by.
+	Now func() time.Time
 	// MaxWaiters is how many may wait at once in this process.
 	MaxWaiters int
 	Log        *slog.Logger

@@ -78,6 +78,7 @@ func bubble(t *testing.T, deaf bool, change func(*longpoll.Options), test func(t
 				return fmt.Appendf(nil, "%s.%d", i.Epoch, i.Revision), nil
 			},
 			Record:     db.record,
+			Now:        time.Now,
 			MaxWaiters: 100,
 			Log:        slog.New(slog.DiscardHandler),
 			Metrics:    reg,

@@ -186,9 +186,11 @@ func (h *Hub) wait(ctx context.Context, r Request, w *waiter, at Cursor, drainin
 	w.cursor = at // the same, but its text holds nothing of the request
 	h.mu.Unlock()
 	now := time.Now()
-	return Answer{}, "", &Wait{
-		hub: h, waiter: w, at: at, full: r.Full, expires: r.ExpiresAt, until: now.Add(r.Wait + upTo(r.Wait/16)),
-	}, nil
+	wait := &Wait{hub: h, waiter: w, at: at, full: r.Full, until: now.Add(r.Wait + upTo(r.Wait/16))}
+	if !r.ExpiresAt.IsZero() {
+		wait.expires = now.Add(r.ExpiresAt.Sub(h.o.Now()))
+	}
+	return Answer{}, "", wait, nil
 }
 
 // Wait is a poll that waits for a change. There may be very many, so it holds little.
@@ -198,7 +200,7 @@ type Wait struct {
 	at      Cursor
 	full    bool
 	until   time.Time
-	expires time.Time // of the token; zero if it doesn't
+	expires time.Time // of the token, by this process's clock; zero if it doesn't
 }
 
 // lookAtAll reads the group information itself after a hint, which is rarely for nothing: asking for the revision first would be one more
@@ -234,7 +236,7 @@ func resyncTo(before, now Cursor) string {
 
 // request is what began the wait, as far as it still matters.
 func (w *Wait) request() Request {
-	return Request{Gateway: w.waiter.gateway, Full: w.full, IssuedAt: w.waiter.issuedAt, ExpiresAt: w.expires}
+	return Request{Gateway: w.waiter.gateway, Full: w.full, IssuedAt: w.waiter.issuedAt}
 }
 
 // Leave ends the wait of a client that is gone. It never blocks.

@@ -16,9 +16,8 @@ import (
 // dialect is all that differs between the two databases once they are open.
 type dialect struct {
 	name string
-	// now is the clock in milliseconds since 1970 (SPEC §5): the database's, plus an offset that only tests set. Within a
-	// statement it stands still, so that an index can be searched by it.
-	now string
+	// clock is the database's clock in milliseconds since 1970. Within a statement it stands still, so that an index can be searched by it.
+	clock string
 	// oneOf follows a column and takes all the values of a list as one parameter, so that a statement has one text whatever the
 	// list's length; of is the type of the column. list makes that parameter.
 	oneOf func(of string) string
@@ -49,11 +48,14 @@ const (
 	noTable               // the schema isn't there
 )
 
-const clockOffset = " + (SELECT clock_offset_ms FROM installation))"
+// now is the time that everything in the database goes by (SPEC §5): its clock, plus an offset that only tests set.
+func (d *dialect) now() string {
+	return "(" + d.clock + " + (SELECT clock_offset_ms FROM installation))"
+}
 
 var postgresDialect = &dialect{
 	name:  "postgres",
-	now:   "(CAST(extract(epoch FROM statement_timestamp()) * 1000 AS bigint)" + clockOffset,
+	clock: "CAST(extract(epoch FROM statement_timestamp()) * 1000 AS bigint)",
 	oneOf: func(of string) string { return "= ANY (CAST(" + arrayOf(of) + " AS " + of + "[]))" },
 	list: func(v []string) string {
 		if len(v) == 0 {
@@ -73,7 +75,7 @@ var postgresDialect = &dialect{
 
 var sqliteDialect = &dialect{
 	name:  "sqlite",
-	now:   "(CAST(round((julianday('now') - 2440587.5) * 86400000) AS integer)" + clockOffset,
+	clock: "CAST(round((julianday('now') - 2440587.5) * 86400000) AS integer)",
 	oneOf: func(string) string { return "IN (SELECT value FROM json_each(?))" },
 	list:  func(v []string) string { return `["` + strings.Join(v, `","`) + `"]` },
 	groupState: func(g, more string) string {

@@ -14,13 +14,18 @@ func (s *Store) Epoch(ctx context.Context) (epoch string, err error) {
 	return epoch, err
 }
 
-// Now is the database's clock.
-func (s *Store) Now(ctx context.Context) (now time.Time, err error) {
+// Now is the time that everything in the database goes by.
+func (s *Store) Now(ctx context.Context) (time.Time, error) { return s.time(ctx, "SELECT {now}") }
+
+// Clock is the database's clock as it is outside of it, too: without the offset by which tests move the time inside.
+func (s *Store) Clock(ctx context.Context) (time.Time, error) { return s.time(ctx, "SELECT {clock}") }
+
+func (s *Store) time(ctx context.Context, query string) (at time.Time, err error) {
 	err = s.reading(ctx, func(tx *Tx) error {
-		now, _, err = one(tx, scanTime, "SELECT {now}")
+		at, _, err = one(tx, scanTime, query)
 		return err
 	})
-	return now, err
+	return at, err
 }
 
 // Watch is how far the replicas are with ending leases.

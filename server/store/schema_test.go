@@ -128,7 +128,7 @@ func TestTheCodeAndTheSchemaAgree(t *testing.T) {
 	for _, name := range append(columns, db.Texts(t, "SELECT DISTINCT table_name::text "+public)...) {
 		known[name] = true
 	}
-	for name := range strings.FieldsSeq(`now among bigints texts bigint text lower count sum min max coalesce string_agg row_number over
+	for name := range strings.FieldsSeq(`now clock among bigints texts bigint text lower count sum min max coalesce string_agg row_number over
 		json_each value extract epoch statement_timestamp julianday round integer version_id is_applied excluded pragma_foreign_key_check
 		poll ago added raised told noted json_object json_group_array json_build_object json_agg pg_notify pg_try_advisory_lock place
 		pg_current_snapshot pg_current_xact_id pg_snapshot_xmin unnest asked asked_id asked_account held member_name own

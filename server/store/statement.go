@@ -14,7 +14,8 @@ import (
 
 // A statement's text is the same for both databases but for these marks:
 //
-//	{now}            the clock, in milliseconds since 1970
+//	{now}            the time, in milliseconds since 1970
+//	{clock}          the same without the offset that tests set
 //	{among bigints}  after a column: one of the values of a parameter made by ids or numbers
 //	{among texts}
 func (tx *Tx) text(t string) string {
@@ -42,7 +43,7 @@ func (d *dialect) statement(t string) statement {
 	if known, ok := d.statements.Load(t); ok {
 		return known.(statement) //nolint:forcetypeassert // nothing else is stored
 	}
-	s := statement{text: strings.NewReplacer("{now}", d.now, "{among bigints}", d.oneOf("bigint"), "{among texts}", d.oneOf("text")).Replace(t)}
+	s := statement{text: strings.NewReplacer("{now}", d.now(), "{clock}", d.clock, "{among bigints}", d.oneOf("bigint"), "{among texts}", d.oneOf("text")).Replace(t)}
 	s.numbered = numbered(s.text)
 	if len(t) < longText {
 		d.statements.Store(t, s)

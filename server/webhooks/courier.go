@@ -59,6 +59,7 @@ type Courier struct {
 	service *Service
 	store   *store.Store
 	client  *http.Client
+	now     func() time.Time
 	log     *slog.Logger
 	wake    chan struct{}
 
@@ -69,10 +70,10 @@ type Courier struct {
 	deliveries *prometheus.CounterVec
 }
 
-// NewCourier makes one. The registry may be nil.
-func NewCourier(s *Service, log *slog.Logger, metrics prometheus.Registerer) *Courier {
+// NewCourier makes one. now is the clock that signatures are dated by: whoever verifies compares it with their own. The registry may be nil.
+func NewCourier(s *Service, now func() time.Time, log *slog.Logger, metrics prometheus.Registerer) *Courier {
 	c := &Courier{
-		service: s, store: s.store, client: outbound.NewClient(s.rules), log: log, wake: make(chan struct{}, 1), busy: map[models.WebhookID]int{},
+		service: s, store: s.store, client: outbound.NewClient(s.rules), now: now, log: log, wake: make(chan struct{}, 1), busy: map[models.WebhookID]int{},
 		deliveries: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "groupcast_webhook_deliveries_total", Help: "Tries to deliver an event to a webhook, by what became of them.",
 		}, []string{"result"}),
@@ -280,7 +281,7 @@ func (c *Courier) send(ctx context.Context, w models.Webhook, id string, body []
 	if err != nil {
 		return Outcome{}, err
 	}
-	now := time.Now() // of the wall, not the database's: whoever verifies compares it with their own
+	now := c.now()
 	signatures := make([]string, len(secrets))
 	for i, secret := range secrets {
 		signer, err := standardwebhooks.NewWebhook(secret.text)
@@ -353,7 +354,7 @@ func (c *Courier) Test(ctx context.Context, service models.ServiceID, id models.
 	if err != nil {
 		return Outcome{}, err
 	}
-	now := time.Now().UTC()
+	now := c.now().UTC()
 	e := testEvent{
 		Specversion: "1.0", ID: fmt.Sprintf("%s/test-%d", id, now.UnixNano()), Source: "/v1/webhooks/" + string(id), Type: events.TypePrefix + "webhook.test",
 		Time: now, Datacontenttype: "application/json", Data: map[string]any{},
