@@ -229,8 +229,8 @@ func TestWhatIsWrongIsFound(t *testing.T) {
 		"no server, but not asked": {func(h *host) {
 			h.config.Server.Host, h.offline = "127.0.0.1:9", true
 		}, "server", "", ""},
-		"a clock that is late":    {func(h *host) { h.skew = time.Hour }, "server clock", doctor.Fail, "off the server's"},
-		"nothing declared":        {func(*host) {}, "declaration", doctor.Warn, "doesn't know this gateway's LAN"},
+		"a clock that is late": {func(h *host) { h.skew = time.Hour }, "server clock", doctor.Fail, "off the server's"},
+		"nothing declared":     {func(*host) {}, "declaration", doctor.Warn, "doesn't know this gateway's LAN"},
 		"behind a NAT": {func(h *host) {
 			h.config.Gateway.BehindNAT = true
 			h.declare(h.config.Gateway.Range.String())
