@@ -39,7 +39,7 @@ func OpenBeside(at netip.AddrPort) (*Beside, error) {
 	raw, err := conn.SyscallConn()
 	if err == nil {
 		var set error
-		err = errors.Join(raw.Control(func(fd uintptr) { set = stunfilter.OnRaw(int(fd), at.Port()) }), set)
+		err = errors.Join(raw.Control(func(fd uintptr) { set = stunfilter.OnRaw(int(fd), at.Port(), true) }), set)
 	}
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())

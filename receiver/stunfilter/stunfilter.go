@@ -16,11 +16,14 @@ func OnUDP(fd int) error {
 	return attach(fd, append([]unix.SockFilter{{Code: unix.BPF_LDX | unix.BPF_W | unix.BPF_IMM}}, stun...))
 }
 
-// OnRaw is for a raw socket that sees all UDP datagrams over IPv4: it takes those to the port only.
-func OnRaw(fd int, port uint16) error {
+// OnRaw is for a raw socket that sees all UDP datagrams: it takes those to the port only. Over IPv4 such a socket sees the IP header, too; over IPv6 it doesn't.
+func OnRaw(fd int, port uint16, ipHeader bool) error {
+	begin := unix.SockFilter{Code: unix.BPF_LDX | unix.BPF_W | unix.BPF_IMM}
+	if ipHeader {
+		begin.Code = unix.BPF_LDX | unix.BPF_B | unix.BPF_MSH // its length
+	}
 	return attach(fd, append([]unix.SockFilter{
-		// It sees them from the IP header on, whose length the X register holds.
-		{Code: unix.BPF_LDX | unix.BPF_B | unix.BPF_MSH},
+		begin,
 		{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_IND, K: 2},
 		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: 1, K: uint32(port)},
 		{Code: unix.BPF_RET | unix.BPF_K, K: drop},
