@@ -54,12 +54,10 @@ func OpenBeside(at netip.AddrPort) (*Beside, error) {
 	if err == nil {
 		var set error
 		err = errors.Join(raw.Control(func(fd uintptr) {
-			if at.Addr().Is4() {
-				set = stunfilter.OnRaw4(int(fd), at.Port())
-				return
+			set = stunfilter.OnRaw(int(fd), at.Port(), at.Addr().Is4())
+			if at.Addr().Is6() { // without a checksum nobody takes it (RFC 8200 §8.1); the kernel makes it
+				set = errors.Join(set, unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_CHECKSUM, udpChecksum))
 			}
-			// Without a checksum nobody takes it (RFC 8200 §8.1); the kernel makes it.
-			set = errors.Join(stunfilter.OnRaw6(int(fd), at.Port()), unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_CHECKSUM, udpChecksum))
 		}), set)
 	}
 	if err != nil {

@@ -59,6 +59,9 @@ const (
 		"chain pre { type nat hook prerouting priority dstnat; iifname wan0 meta l4proto udp dnat to %IN%; }; }"
 	openHomeLater = "flush ruleset; table ip nat { chain post { type nat hook postrouting priority srcnat; oifname wan0 udp sport %PORT% snat to %OUT%:7000; oifname wan0 masquerade; }; " +
 		"chain pre { type nat hook prerouting priority dstnat; iifname wan0 ip daddr %OUT% udp dport 7000 dnat to %IN%:%PORT%; }; }"
+	// What most homes have: the same port wherever it sends to, but only that place gets in.
+	filteringNAT = "table ip nat { chain post { type nat hook postrouting priority srcnat; oifname wan0 masquerade; }; }; " +
+		"table ip filter { chain in { type filter hook input priority filter; iifname wan0 meta l4proto udp drop; }; }"
 	// Endpoint-dependent: another port for each place it sends to, and only that place gets in.
 	strictNAT = "table ip nat { chain post { type nat hook postrouting priority srcnat; oifname wan0 meta l4proto udp masquerade fully-random; oifname wan0 masquerade; }; }"
 )
@@ -221,8 +224,8 @@ func (l *lab) stream(camera *netlab.Namespace) {
 	})
 }
 
-// receiver registers a phone behind a NAT with these rules, or without one at a port of its own. Its network is 69.252.N.0/24.
-func (l *lab) receiver(name string, n int, rules string) *phone {
+// receiver registers a phone behind a NAT with these rules, or behind none, with the port that it has outside or without. Its network is 69.252.N.0/24.
+func (l *lab) receiver(name string, n int, rules string, withPort bool) *phone {
 	l.t.Helper()
 	off := false
 	r := &phone{lab: l, id: l.Device(l.t, l.premises, adminapi.DeviceRequest{Type: models.DevicePhone, Name: name, Pop: &off})}
@@ -232,7 +235,6 @@ func (l *lab) receiver(name string, n int, rules string) *phone {
 	edge := host // of the internet
 	if rules == "" {
 		netlab.Connect(host, "wan0", l.internet, link)
-		port = fmt.Sprintf(`,"port":%d`, mediaPort)
 	} else {
 		r.nat, inside = netlab.New(l.t, name+"-nat"), "10.1.0.2"
 		netlab.Connect(host, "lan0", r.nat, "lan0")
@@ -247,6 +249,9 @@ func (l *lab) receiver(name string, n int, rules string) *phone {
 	l.internet.Address(link, fmt.Sprintf("69.252.%d.254/24", n))
 	edge.Address("wan0", outside+"/24")
 	edge.Route("0.0.0.0/0", fmt.Sprintf("69.252.%d.254", n))
+	if withPort {
+		port = fmt.Sprintf(`,"port":%d`, mediaPort)
+	}
 	r.conn = host.ListenUDP(fmt.Sprintf("%s:%d", inside, mediaPort))
 	a := l.register(r.token, fmt.Sprintf(`{"type":"Device","id":"%s","destination":true,"publicIPv4":%q,"groupName":%q%s}`, r.id, outside, groupName, port))
 	r.registration = a.RegistrationID
@@ -447,6 +452,7 @@ func TestConsentAcrossNATs(t *testing.T) {
 	for _, backend := range []string{"socket", "ebpf"} {
 		for name, test := range map[string]func(*testing.T, string){
 			"receivers behind NATs": receiversBehindNATs, "both behind NATs": bothBehindNATs, "a gateway that few get through to": gatewayBehindStrictNAT,
+			"both behind NATs that filter": bothBehindFilters,
 		} {
 			t.Run(name+", "+backend, func(t *testing.T) {
 				t.Parallel()
@@ -458,7 +464,7 @@ func TestConsentAcrossNATs(t *testing.T) {
 
 func receiversBehindNATs(t *testing.T, backend string) {
 	l := newLab(t, backend, "")
-	one, other := l.receiver("open", 1, openReceiver), l.receiver("strict", 2, strictNAT)
+	one, other := l.receiver("open", 1, openReceiver, false), l.receiver("strict", 2, strictNAT, false)
 	assert.Equal(t, netip.AddrPortFrom(netip.MustParseAddr(homeAddr), l.port()), l.sendersAre(netip.AddrPort.IsValid))
 	for _, r := range l.receivers {
 		r.gets("after consent")
@@ -483,9 +489,9 @@ func receiversBehindNATs(t *testing.T, backend string) {
 
 func bothBehindNATs(t *testing.T, backend string) {
 	l := newLab(t, backend, openHome)
-	l.receiver("plain", 1, "")
-	l.receiver("open", 2, openReceiver)
-	l.receiver("strict", 3, strictNAT)
+	l.receiver("plain", 1, "", true)
+	l.receiver("open", 2, openReceiver, false)
+	l.receiver("strict", 3, strictNAT, false)
 	port := l.port()
 	assert.Equal(t, netip.AddrPortFrom(netip.MustParseAddr(homeAddr), port), l.sendersAre(netip.AddrPort.IsValid), "never the gateway's own address")
 	for _, r := range l.receivers {
@@ -508,7 +514,7 @@ func bothBehindNATs(t *testing.T, backend string) {
 // and all can see that.
 func gatewayBehindStrictNAT(t *testing.T, backend string) {
 	l := newLab(t, backend, strictNAT)
-	plain, strict := l.receiver("plain", 1, ""), l.receiver("strict", 2, strictNAT)
+	plain, strict := l.receiver("plain", 1, "", true), l.receiver("strict", 2, strictNAT, false)
 	plain.gets("after both sides sent checks")
 	plain.becomes(models.ConsentLive)
 	strict.becomes(models.ConsentUnreachable)
@@ -517,4 +523,18 @@ func gatewayBehindStrictNAT(t *testing.T, backend string) {
 	plain.gets("after the mapping changed")
 	assert.Equal(t, string(models.ConsentLive), plain.consent())
 	assert.Zero(t, strict.media.Load())
+}
+
+// bothBehindFilters: neither gets in before the other has sent something. Both do if the receiver registered what its own port is outside; else the gateway doesn't know where to send.
+func bothBehindFilters(t *testing.T, backend string) {
+	l := newLab(t, backend, filteringNAT)
+	told, hidden := l.receiver("told", 1, filteringNAT, true), l.receiver("hidden", 2, filteringNAT, false)
+	told.gets("after both sides sent checks")
+	told.becomes(models.ConsentLive)
+	hidden.becomes(models.ConsentUnreachable)
+	assert.Zero(t, hidden.media.Load())
+	for _, nat := range []*netlab.Namespace{l.nat, told.nat} {
+		l.forget(nat)
+		told.gets("after a NAT forgot")
+	}
 }

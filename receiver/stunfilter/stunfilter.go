@@ -2,11 +2,7 @@
 // (RFC 7983, RFC 8489 §5) costs a program that only wants checks nothing, however much media comes to the same port. Linux only.
 package stunfilter
 
-import (
-	"slices"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 const (
 	accept, drop = 0xffffffff, 0
@@ -15,27 +11,23 @@ const (
 )
 
 // OnUDP is for a UDP socket.
-func OnUDP(fd int) error { return attach(fd, atStart, stun) }
+func OnUDP(fd int) error {
+	// A filter of such a socket sees the datagram from its UDP header on.
+	return attach(fd, append([]unix.SockFilter{{Code: unix.BPF_LDX | unix.BPF_W | unix.BPF_IMM}}, stun...))
+}
 
-// OnRaw4 is for a raw socket that sees all UDP datagrams over IPv4: it takes those to the port only.
-func OnRaw4(fd int, port uint16) error { return attach(fd, behindIPv4, to(port), stun) }
-
-// OnRaw6 is the same over IPv6.
-func OnRaw6(fd int, port uint16) error { return attach(fd, atStart, to(port), stun) }
-
-// The X register says where the UDP header begins. A UDP socket's filter and that of a raw socket over IPv6 see the datagram from there on, one over
-// IPv4 from the IP header on.
-var (
-	atStart    = []unix.SockFilter{{Code: unix.BPF_LDX | unix.BPF_W | unix.BPF_IMM}}
-	behindIPv4 = []unix.SockFilter{{Code: unix.BPF_LDX | unix.BPF_B | unix.BPF_MSH}}
-)
-
-func to(port uint16) []unix.SockFilter {
-	return []unix.SockFilter{
+// OnRaw is for a raw socket that sees all UDP datagrams: it takes those to the port only. Over IPv4 such a socket sees the IP header, too; over IPv6 it doesn't.
+func OnRaw(fd int, port uint16, ipHeader bool) error {
+	begin := unix.SockFilter{Code: unix.BPF_LDX | unix.BPF_W | unix.BPF_IMM}
+	if ipHeader {
+		begin.Code = unix.BPF_LDX | unix.BPF_B | unix.BPF_MSH // its length
+	}
+	return attach(fd, append([]unix.SockFilter{
+		begin,
 		{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_IND, K: 2},
 		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jt: 1, K: uint32(port)},
 		{Code: unix.BPF_RET | unix.BPF_K, K: drop},
-	}
+	}, stun...))
 }
 
 // stun looks at what is behind a UDP header that begins where the X register says. What is too short is dropped by the first load beyond its end.
@@ -48,7 +40,6 @@ var stun = []unix.SockFilter{
 	{Code: unix.BPF_RET | unix.BPF_K, K: drop},
 }
 
-func attach(fd int, parts ...[]unix.SockFilter) error {
-	program := slices.Concat(parts...)
+func attach(fd int, program []unix.SockFilter) error {
 	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
 }
