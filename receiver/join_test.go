@@ -264,6 +264,7 @@ func TestEventsFromElsewhere(t *testing.T) {
 	r.Hear("groupcast.member.joined", groupEvent(4, first.sender(), 1))
 	require.Eventually(t, first.live, soon, 10*time.Millisecond)
 	assert.False(t, second.asked())
+	r.Hear("groupcast.member.joined", groupEvent(3, first.sender())) // again: it is no news that it wasn't there
 	r.Hear("groupcast.consent.changed", groupEvent(5, second.sender(), 1))
 	require.Eventually(t, second.live, soon, 10*time.Millisecond)
 	assert.Len(t, service.Posts(), 1)
