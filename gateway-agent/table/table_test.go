@@ -207,7 +207,8 @@ func TestConsentOnlyGetsOneIntoTheTable(t *testing.T) {
 				require.Equal(t, g.ID, string(said.group))
 				lease, ok := leases[consent.Key{Sender: consent.Sender{Group: g.ID, Source: d.Source}, Destination: d.ID}]
 				require.True(t, ok, "%+v didn't consent", d)
-				require.Equal(t, lease, consent.Lease{At: netip.AddrPortFrom(d.Addr, d.Port), Until: d.ValidUntil})
+				require.Equal(t, lease.At, netip.AddrPortFrom(d.Addr, d.Port))
+				require.Equal(t, lease.Until, d.ValidUntil)
 			}
 		}
 	})
