@@ -177,17 +177,20 @@ func childMain(text string) error {
 	return nil
 }
 
+// snapshot is what an agent makes of a camera and receivers that consented: the copies leave from the camera's reserved port.
 func (j job) snapshot() *table.Snapshot {
 	ip := netip.MustParseAddr(group)
 	trigger := cmp.Or(j.Trigger, table.TriggerOption)
 	g := &table.Group{
 		ID: "g", IP: ip, Generation: 1,
-		Sources: []table.Source{{ID: "camera", Addr: netip.MustParseAddr(camera), Trigger: trigger}},
+		Sources: []table.Source{{ID: "camera", Addr: netip.MustParseAddr(camera), Trigger: trigger, Port: 40000}},
 	}
+	until := time.Now().Add(10 * time.Minute)
 	for i := range j.Receivers {
-		g.Destinations = append(g.Destinations, table.Destination{ID: fmt.Sprint(i), Addr: netip.MustParseAddr(receiver(i))})
+		to := netip.MustParseAddrPort(receiver(i) + ":" + mediaPort)
+		g.Destinations = append(g.Destinations, table.Destination{ID: fmt.Sprint(i), Addr: to.Addr(), Port: to.Port(), Source: "camera", ValidUntil: until})
 	}
-	return &table.Snapshot{ValidUntil: time.Now().Add(10 * time.Minute), Groups: map[netip.Addr]*table.Group{ip: g}}
+	return &table.Snapshot{ValidUntil: until, Groups: map[netip.Addr]*table.Group{ip: g}}
 }
 
 // naive is what most would write first.
