@@ -200,22 +200,24 @@ func childMain(text string) error {
 	return nil
 }
 
+// snapshot is what an agent makes of a camera and receivers that consented: the copies leave from the camera's reserved port.
 func (j job) snapshot() *table.Snapshot {
 	ip := netip.MustParseAddr(group)
 	trigger := cmp.Or(j.Trigger, table.TriggerOption)
 	g := &table.Group{
 		ID: "g", IP: ip, Generation: 1,
-		Sources: []table.Source{{ID: "camera", Addr: netip.MustParseAddr(camera), Trigger: trigger}},
+		Sources: []table.Source{{ID: "camera", Addr: netip.MustParseAddr(camera), Trigger: trigger, Port: senderPort}},
 	}
+	until := time.Now().Add(10 * time.Minute)
 	for i := range j.Receivers {
-		d := table.Destination{ID: fmt.Sprint(i), Addr: netip.MustParseAddr(receiver(i))}
+		to := netip.MustParseAddrPort(receiver(i) + ":" + mediaPort)
+		d := table.Destination{ID: fmt.Sprint(i), Addr: to.Addr(), Port: to.Port(), Source: "camera", ValidUntil: until}
 		if j.Consent {
-			g.Sources[0].Port = senderPort
-			d.Port, d.Source, d.ValidUntil = receiverPort, "camera", time.Now().Add(models.ConsentExpires)
+			d.ValidUntil = time.Now().Add(models.ConsentExpires)
 		}
 		g.Destinations = append(g.Destinations, d)
 	}
-	return &table.Snapshot{ValidUntil: time.Now().Add(10 * time.Minute), Groups: map[netip.Addr]*table.Group{ip: g}}
+	return &table.Snapshot{ValidUntil: until, Groups: map[netip.Addr]*table.Group{ip: g}}
 }
 
 // naive is what most would write first.

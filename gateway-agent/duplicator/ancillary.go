@@ -12,7 +12,7 @@ import (
 
 // ancillary is what the kernel says about a received datagram.
 type ancillary struct {
-	destination netip.AddrPort // as in the headers
+	destination netip.AddrPort // as in the headers; the zero AddrPort if the kernel says nothing
 	ttl         uint8
 	streamID    netip.Addr // of option 0x88; the zero Addr if it isn't there
 	overflow    uint32     // how many datagrams this socket has lost so far; 0 also if the kernel says nothing
@@ -41,9 +41,6 @@ func readAncillary(oob []byte) (ancillary, error) {
 		case header.Type == unix.IP_ORIGDSTADDR && len(data) >= unix.SizeofSockaddrInet4:
 			a.destination = netip.AddrPortFrom(netip.AddrFrom4([4]byte(data[4:8])), binary.BigEndian.Uint16(data[2:]))
 		}
-	}
-	if !a.destination.IsValid() {
-		return a, errAncillary
 	}
 	var err error
 	a.streamID, err = packet.StreamID(options)

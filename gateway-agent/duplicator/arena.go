@@ -57,14 +57,14 @@ func newArena() (*arena, error) {
 	return a, nil
 }
 
-// receive takes what waits at a socket, and EAGAIN if nothing does.
-func (a *arena) receive(fd int) (int, error) {
+// receive takes what waits at a socket but no more than most datagrams, and gives EAGAIN if nothing does.
+func (a *arena) receive(fd, most int) (int, error) {
 	for i := range a.in[:a.used] {
 		m := &a.in[i].Msghdr
 		m.Namelen, m.Flags = unix.SizeofSockaddrInet4, 0
 		m.SetControllen(controlSize)
 	}
-	n, err := manyMessages(unix.SYS_RECVMMSG, fd, a.in[:], unix.MSG_DONTWAIT)
+	n, err := receiveMessages(fd, a.in[:most])
 	a.used = n
 	return n, err
 }
@@ -80,6 +80,24 @@ func manyMessages(call uintptr, fd int, m []message, flags uintptr) (int, error)
 		switch errno {
 		case 0:
 			return int(n), nil
+		case unix.EINTR:
+		default:
+			return 0, errno
+		}
+	}
+}
+
+// receiveMessages receives what it can at once.
+func receiveMessages(fd int, m []message) (int, error) {
+	if len(m) > 1 {
+		return manyMessages(unix.SYS_RECVMMSG, fd, m, unix.MSG_DONTWAIT)
+	}
+	for {
+		n, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&m[0].Msghdr)), unix.MSG_DONTWAIT)
+		switch errno {
+		case 0:
+			m[0].length = uint32(n)
+			return 1, nil
 		case unix.EINTR:
 		default:
 			return 0, errno

@@ -35,6 +35,8 @@ type listener struct {
 	raw      syscall.RawConn
 	counters *groupCounters
 	overflow uint32 // what the kernel last said it dropped
+	last     int    // datagrams that the last receive gave
+	most     int    // that the next one takes
 	streams  map[flow]*stream
 	log      *slog.Logger
 	done     chan struct{}
@@ -51,7 +53,7 @@ func flowOf(d packet.Datagram) flow { return flow{d.Source, d.Destination.Port()
 func startListener(s *Socket, at netip.AddrPort) (*listener, error) {
 	control := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
-		return errors.Join(c.Control(func(fd uintptr) { err = prepareListener(int(fd)) }), err)
+		return errors.Join(c.Control(func(fd uintptr) { err = prepareListener(int(fd), at.Port() == anyPort) }), err)
 	}}
 	conn, err := control.ListenPacket(context.Background(), "udp4", at.String())
 	if err != nil {
@@ -69,24 +71,28 @@ func startListener(s *Socket, at netip.AddrPort) (*listener, error) {
 	}
 	l := &listener{
 		owner: s, at: at, conn: conn, raw: raw, counters: s.counters.group(at.Addr()),
-		streams: map[flow]*stream{}, done: make(chan struct{}),
+		streams: map[flow]*stream{}, done: make(chan struct{}), most: batchSize,
 		log: s.config.Log.With("groupIP", at.Addr(), "port", at.Port()),
 	}
 	go l.run()
 	return l, nil
 }
 
-// prepareListener asks for the options, the address, the port and the TTL of each datagram, and for the number of those that were lost.
-// A group IP is no address of this host, hence IP_FREEBIND.
-func prepareListener(fd int) error {
+// prepareListener asks for the options and the TTL of each datagram, for the number of those that were lost, and for its address and port if they
+// aren't those that the socket is bound to: each answer costs time. A group IP is no address of this host, hence IP_FREEBIND.
+func prepareListener(fd int, everyPort bool) error {
+	var err error
+	if everyPort {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVORIGDSTADDR, 1)
+	}
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
 		// Without the privilege the system's limit applies.
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
 	}
 	return errors.Join(
+		err,
 		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_FREEBIND, 1),
 		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVOPTS, 1),
-		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVORIGDSTADDR, 1),
 		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVTTL, 1),
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1),
 	)
@@ -118,7 +124,8 @@ func (l *listener) serve() error {
 	var receiveErr error
 	err := l.raw.Read(func(fd uintptr) bool {
 		a = <-l.owner.arenas
-		n, receiveErr = a.receive(int(fd))
+		n, receiveErr = a.receive(int(fd), l.most)
+		l.expect(n)
 		if errors.Is(receiveErr, unix.EAGAIN) {
 			l.owner.arenas <- a
 			a = nil
@@ -135,6 +142,16 @@ func (l *listener) serve() error {
 	}
 	l.copyBatch(a, n, time.Now())
 	return nil
+}
+
+// expect says how many datagrams the next receive takes. A camera that sent one alone is likely to do so again, and to look for a second one before the
+// copies of the first have left would delay them; what waits by then is received together.
+func (l *listener) expect(received int) {
+	if received > 0 {
+		l.last, l.most = received, batchSize
+	} else if l.last == 1 {
+		l.most = 1
+	}
 }
 
 // judged is a received datagram that is to be copied.
@@ -197,6 +214,12 @@ func (l *listener) read(a *arena, i int) (packet.Datagram, error) {
 	l.countOverflow(about.overflow)
 	if err == nil && a.in[i].Flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
 		err = errAncillary
+	}
+	if !about.destination.IsValid() {
+		about.destination = l.at
+		if l.at.Port() == anyPort {
+			err = errors.Join(err, errAncillary)
+		}
 	}
 	from := &a.names[i]
 	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&from.Port))[:])

@@ -14,7 +14,7 @@ func ProbeReceiveBuffer() (granted, wanted int, err error) {
 		return 0, receiveBuffer, fmt.Errorf("open a UDP socket: %w", err)
 	}
 	defer unix.Close(fd)
-	if err := prepareListener(fd); err != nil {
+	if err := prepareListener(fd, true); err != nil {
 		return 0, receiveBuffer, fmt.Errorf("prepare a UDP socket for options and group IPs: %w", err)
 	}
 	granted, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)

@@ -71,36 +71,45 @@ enum kind {
 	K_UNREACHABLE // the next hop doesn't answer
 };
 
-enum trigger { T_OPTION, T_SOURCE };
+enum trigger { T_NONE, T_OPTION, T_SOURCE };
+
+struct source {
+	__be32 addr;
+	__be16 port; // reserved for this source; 0: each of its streams has one
+	__u16 trigger;
+};
 
 // slot is a piece of a group's inner map: slot 0 is the group (struct group), the others are destinations. An element holds many of them: a function call
 // for each copy costs more than all that is compared and written for it.
 struct slot {
-	__be32 addr;
-	__be16 port; // 0: the camera's
-	__u16 mac0;  // the MAC addresses of destination and source, by their offsets
-	__u32 mac2, mac6;
-	__u16 mac10;
 	__u8 kind;
 	__u8 twin : 7; // how many destinations before this one have its address
 	__u8 last : 1; // of the group
-	__u32 ifindex;
-	__u32 index; // of counters and deadlines
-	__u32 mtu;
+	__u16 mac0;    // the MAC addresses of destination and source, by their offsets
+	__u32 mac2, mac6;
+	__u16 mac10;
+	__be16 port; // 0: the camera's
+	__be32 addr;
 	__be32 source; // the one whose datagrams are copied there; 0: all of the group's
+	__u32 ifindex;
+	__u16 index; // of counters and deadlines
+	__u16 mtu;
 };
+
+#define SOURCES 2
 
 struct group {
-	__u32 destinations;
-	__u32 index;
-	__u32 version; // of its sources
-	__u32 socket;  // 1: the socket backend has destinations of its own
-	__u8 pad[2];
 	__u8 kind; // as in struct slot
-	__u8 more[17];
+	__u8 socket : 1; // the socket backend has destinations of its own
+	__u8 more : 1;   // it has more sources than these
+	__u16 index;
+	__u32 version; // of the other sources, and the other blocks
+	__u32 destinations;
+	struct source source[SOURCES];
+	__u32 pad;
 };
 
-_Static_assert(sizeof(struct slot) == sizeof(struct group), "both are slots of one map");
+_Static_assert(sizeof(struct slot) == 32 && sizeof(struct group) == 32, "both are slots of one map, two in a line of the cache");
 _Static_assert(offsetof(struct slot, kind) == offsetof(struct group, kind), "a slot says what it is");
 
 #define BLOCK 16
@@ -122,17 +131,31 @@ struct stream_key {
 struct stream {
 	__u64 used; // boot time
 	__be16 port;
-	__u8 pad[2];
-	__u32 admitted; // version of the group's sources with its camera among them, times two, and one more if its trigger is T_SOURCE
+	__u8 pad[6];
 };
 
 struct counters {
 	__u64 n[COUNTERS];
 };
 
-// By the place of the group IP in the range.
+// The first blocks of the groups, by the place of the group IP in the range. These inner maps have one size, so that the kernel has the program look into them
+// without a call.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(
+	    values, struct {
+		    __uint(type, BPF_MAP_TYPE_ARRAY);
+		    __uint(max_entries, 1);
+		    __uint(key_size, sizeof(__u32));
+		    __uint(value_size, sizeof(struct block));
+	    });
+} groups SEC(".maps");
+
+// The other blocks of those that have more, by their version.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__array(
@@ -143,14 +166,15 @@ struct {
 		    __uint(key_size, sizeof(__u32));
 		    __uint(value_size, sizeof(struct block));
 	    });
-} groups SEC(".maps");
+} rests SEC(".maps");
 
+// What a group has more of sources than fit beside it.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 32768);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct source_key);
-	__type(value, __u32); // enum trigger, and above it the source port in network byte order
+	__type(value, struct source);
 } sources SEC(".maps");
 
 struct {
@@ -193,8 +217,9 @@ struct {
 	__type(value, __u64);
 } paces SEC(".maps");
 
-// What the program and the callbacks of bpf_loop read at changing places can't lie on the stack. An IPv4 header and the UDP header after it.
 struct scratch {
+	__u64 jiffies, now; // boot time, and when it was read
+	// What the program and the callbacks of bpf_loop read at changing places can't lie on the stack. An IPv4 header and the UDP header after it.
 	__u8 header[MAX_HEADER + UDP_HEADER + 4];
 };
 struct {
@@ -213,6 +238,8 @@ const volatile __u32 nop_options;
 const volatile __u64 pace_per_byte; // 1/1024 ns; 0: no rate
 const volatile __u64 pace_burst;    // ns
 
+#define unlikely(x) __builtin_expect(!!(x), 0)
+
 static __always_inline void count(struct counters *c, __u32 i, __u64 n)
 {
 	if (c && i < COUNTERS)
@@ -220,6 +247,22 @@ static __always_inline void count(struct counters *c, __u32 i, __u64 n)
 }
 
 static __always_inline struct counters *counters_of(__u32 index) { return bpf_map_lookup_elem(&counts, &index); }
+
+// boot_time reads the clock once in a jiffy, at most 10 ms: that takes as long as the program needs for three copies, because the CPU has to finish
+// all before. deadline.go makes up for it. Rates need the time itself.
+static __always_inline __u64 boot_time(void)
+{
+	__u32 zero = 0;
+	struct scratch *s = bpf_map_lookup_elem(&scratch, &zero);
+	if (!s || pace_per_byte)
+		return bpf_ktime_get_boot_ns();
+	__u64 jiffies = bpf_jiffies64();
+	if (s->jiffies != jiffies) {
+		s->now = bpf_ktime_get_boot_ns();
+		s->jiffies = jiffies;
+	}
+	return s->now;
+}
 
 static __always_inline bool in_force(__u32 index, __u64 now)
 {
@@ -242,6 +285,9 @@ static __always_inline __u32 fold_few(__u32 s)
 	return (s & 0xffff) + (s >> 16);
 }
 
+// mask is all bits if n isn't 0, and else none. No branch: the verifier would follow both ways through all the copies.
+static __always_inline __u32 mask(__u16 n) { return (__s32)-(__u32)n >> 31; }
+
 static __always_inline __u32 halves(__u32 word) { return (word & 0xffff) + (word >> 16); }
 
 struct udp {
@@ -249,28 +295,23 @@ struct udp {
 	__u16 check;
 };
 
-enum checksum {
-	C_NONE,    // zero, and stays so
-	C_FULL,    // as it is on the wire
-	C_PARTIAL, // of the pseudo header only: the sender is on this host and leaves the rest to the device
-};
-
 // pass is what all copies of a packet have in common.
 struct pass {
 	__u64 now;
-	__u64 bytes;      // UDP payload
-	__u32 packets;    // datagrams: 0 for a later fragment, more than one for a super-packet
-	__u32 count;      // of destinations
-	__u32 sum;        // of the copy's IPv4 header without identification and destination
-	__be16 id;        // identification
-	__u32 udp;        // offset of the UDP header, 0 for a later fragment
-	__u32 size;       // of the IPv4 packet
-	__u32 super;      // a super-packet: size isn't that on the wire
-	__u32 check;      // of the UDP checksum, without what differs from copy to copy
-	enum checksum kind;
-	__be16 own_port;  // the camera's
-	__be32 source;    // the camera
-	__u32 last;       // interface for the original
+	__u64 bytes;     // UDP payload
+	__u32 packets;   // datagrams: 0 for a later fragment, more than one for a super-packet
+	__u32 count;     // of destinations
+	__u32 sum;       // of the copy's IPv4 header without identification and destination
+	__be16 id;       // identification
+	__be16 own_port; // the camera's
+	__be32 source;   // the camera
+	__u32 udp;       // offset of the UDP header, 0 for a later fragment
+	__u32 size;      // of the IPv4 packet
+	__u32 on_wire;   // the same; 0 for a super-packet, whose pieces are smaller
+	__u32 check;     // of the UDP checksum, without what differs from copy to copy
+	__u16 full;      // all bits if the checksum is a full one, else none
+	__u16 checked;   // all bits if there is a checksum, else none
+	__u32 last;      // interface for the original
 };
 
 // write_copy writes what differs from copy to copy, straight into the packet: calls of helpers cost more than the writing. The kernel
@@ -282,23 +323,21 @@ static __always_inline long write_copy(struct __sk_buff *skb, struct pass *p, st
 	if ((void *)(ip + 1) > end)
 		return -1;
 	__be32 addr = d->addr;
+	__u32 halved = halves(addr);
 	if (p->udp) {
 		__be16 port = d->port ?: p->own_port;
 		struct udp *u = data + (p->udp & 63);
 		if ((void *)(u + 1) > end)
 			return -1;
 		u->dest = port;
-		if (p->kind != C_NONE) {
-			__u32 sum = p->check + halves(addr);
-			__u16 check = p->kind == C_FULL ? ~fold_few(sum + port) : fold_few(sum);
-			u->check = check ?: 0xffff;
-		}
+		__u16 check = fold_few(p->check + halved + (port & p->full)) ^ p->full;
+		u->check = (check ?: 0xffff) & p->checked;
 	}
 	// A receiver couldn't tell the fragments for two of its ports apart if they had one identification.
 	__be16 id = p->id ^ bpf_htons((__u16)d->twin << 12);
 	ip->daddr = addr;
 	ip->id = id;
-	ip->check = ~fold_few(p->sum + halves(addr) + id);
+	ip->check = ~fold_few(p->sum + halved + id);
 	// The IPv4 header begins at a multiple of four, so these words do too.
 	*(__u16 *)data = d->mac0;
 	*(__u32 *)(data + 2) = d->mac2;
@@ -307,69 +346,81 @@ static __always_inline long write_copy(struct __sk_buff *skb, struct pass *p, st
 	return 0;
 }
 
-static __always_inline bool take(__u32 index, __u64 now, __u32 bytes)
+// What seldom happens to a copy is in global functions: the verifier looks at them once, and they are out of the others' way.
+
+__noinline int missed(__u32 index, __u32 why, __u32 datagrams)
+{
+	count(counters_of(index), why, datagrams);
+	return 0;
+}
+
+__noinline int take(__u32 index, __u64 now, __u32 bytes)
 {
 	__u64 *until = bpf_map_lookup_elem(&paces, &index);
 	if (!until)
-		return false;
+		return 0;
 	__u64 before = *(volatile __u64 *)until;
 	if (before > now + pace_burst)
-		return false;
+		return 0;
 	*(volatile __u64 *)until = (before > now ? before : now) + (bytes * pace_per_byte >> 10);
-	return true;
+	return 1;
+}
+
+__noinline int resolve(struct __sk_buff *skb, __u32 ifindex)
+{
+	skb->mark = MARK_RESOLVE | (ifindex & ~MARK_MASK);
+	int result = bpf_clone_redirect(skb, skb->ifindex, BPF_F_INGRESS);
+	skb->mark = 0;
+	return result;
 }
 
 static __always_inline void copy_to(struct __sk_buff *skb, struct pass *p, struct slot *d)
 {
-	struct counters *c = counters_of(d->index);
-	__u64 datagrams = p->packets;
-	if (d->source && d->source != p->source)
+	__u32 index = d->index, ifindex = d->ifindex;
+	if (unlikely(d->source && d->source != p->source))
 		return;
-	if (!in_force(d->index, p->now)) {
-		count(c, D_STALE, datagrams);
-		return;
-	}
-	if (d->kind == K_UNREACHABLE) {
-		count(c, D_UNREACHABLE, datagrams);
+	if (unlikely(!in_force(index, p->now))) {
+		missed(index, D_STALE, p->packets);
 		return;
 	}
-	if (!p->super && p->size > d->mtu) {
-		count(c, D_TOO_BIG, datagrams);
+	if (unlikely(d->kind == K_UNREACHABLE)) {
+		missed(index, D_UNREACHABLE, p->packets);
 		return;
 	}
-	if (pace_per_byte && !take(d->index, p->now, skb->len - ETH_HLEN)) {
-		count(c, D_RATE, datagrams);
+	if (unlikely(p->on_wire > d->mtu)) {
+		missed(index, D_TOO_BIG, p->packets);
 		return;
 	}
-	if (write_copy(skb, p, d)) {
-		count(c, D_ERROR, datagrams);
+	if (pace_per_byte && !take(index, p->now, p->size)) {
+		missed(index, D_RATE, p->packets);
 		return;
 	}
-	__u32 ifindex = d->ifindex;
-	long result = 0;
-	if (d->kind == K_RESOLVE) {
-		skb->mark = MARK_RESOLVE | (ifindex & ~MARK_MASK);
-		result = bpf_clone_redirect(skb, skb->ifindex, BPF_F_INGRESS);
-		skb->mark = 0;
-	} else if (d->last) {
+	if (unlikely(write_copy(skb, p, d))) {
+		missed(index, D_ERROR, p->packets);
+		return;
+	}
+	int result = 0;
+	if (unlikely(d->kind == K_RESOLVE))
+		result = resolve(skb, ifindex);
+	else if (d->last)
 		p->last = ifindex;
-	} else {
+	else
 		result = bpf_clone_redirect(skb, ifindex, 0);
+	if (unlikely(result && result != 2 /* NET_XMIT_CN: it was sent */)) {
+		missed(index, result > 0 ? D_FULL : D_ERROR, p->packets);
+		return;
 	}
-	if (result == 0 || result == 2 /* NET_XMIT_CN: it was sent */) {
-		count(c, D_PACKETS, datagrams);
-		count(c, D_BYTES, p->bytes);
-	} else {
-		count(c, result > 0 ? D_FULL : D_ERROR, datagrams);
+	struct counters *c = counters_of(index);
+	if (c) {
+		c->n[D_PACKETS] += p->packets;
+		c->n[D_BYTES] += p->bytes;
 	}
 }
 
-// copy_block makes the copies for the destinations of a block. It is global, so that the verifier looks at it once and not for every way that leads there;
-// where destinations begin and end is in the slots, because it follows each number that the end of a loop is compared with.
-__noinline int copy_block(struct __sk_buff *skb, struct pass *p, struct block *b)
+// copy_slots makes the copies for the destinations of a block. Where they begin and end is in the slots, because the verifier follows each number that the
+// end of a loop is compared with.
+static __always_inline void copy_slots(struct __sk_buff *skb, struct pass *p, struct block *b)
 {
-	if (!p || !b)
-		return 1;
 	for (__u32 i = 0; i < BLOCK; i++) {
 		struct slot *d = &b->slot[i];
 		if (d->kind == K_NONE)
@@ -377,69 +428,92 @@ __noinline int copy_block(struct __sk_buff *skb, struct pass *p, struct block *b
 		if (d->kind != K_GROUP)
 			copy_to(skb, p, d);
 	}
+}
+
+// copy_block is for the blocks after the first.
+__noinline int copy_block(struct __sk_buff *skb, struct pass *p, struct block *b)
+{
+	if (!p || !b)
+		return 1;
+	copy_slots(skb, p, b);
 	return 0;
 }
 
 // rest is what the callback of bpf_loop works with that copies for the blocks after the first.
 struct rest {
 	struct __sk_buff *skb;
-	void *inner;
+	void *blocks;
 	struct pass *pass;
 };
 
 static long next_block(__u32 i, struct rest *r)
 {
-	__u32 n = i + 1;
-	struct block *b = bpf_map_lookup_elem(r->inner, &n);
+	struct block *b = bpf_map_lookup_elem(r->blocks, &i);
 	if (!b)
 		return 1;
 	return copy_block(r->skb, r->pass, b) != 0;
 }
 
-// read_checksum prepares what write_copy makes of the UDP checksum. One that isn't the sum of the pseudo header is full. For the others: a program can't
+// read_checksum prepares what write_copy makes of the UDP checksum: none stays none; a full one is as it is on the wire; a partial one is of the pseudo header
+// only, because the sender is on this host and leaves the rest to the device. One that isn't the sum of the pseudo header is full. For the others: a program can't
 // ask, but the helper changes only a full one for something that is not in the pseudo header.
 static __always_inline long read_checksum(struct __sk_buff *skb, struct pass *p, struct udp *u, __be32 camera, __be16 source_port, __be32 group)
 {
 	__u32 at = p->udp + offsetof(struct udp, check);
 	__u16 changed = 0;
-	if (!u->check)
-		return 0;
-	p->kind = C_FULL;
+	bool partial = false;
 	if (fold((__u64)camera + group + bpf_htons(IPPROTO_UDP) + u->len) == u->check) {
 		if (bpf_l4_csum_replace(skb, at, 0, 1, 2) || bpf_skb_load_bytes(skb, at, &changed, 2))
 			return -1;
-		if (changed == u->check)
-			p->kind = C_PARTIAL;
+		partial = changed == u->check;
 	}
 	__u64 sum = (__u64)(__u32)~camera + uplink + (__u32)~group;
-	if (p->kind == C_PARTIAL)
+	if (partial)
 		sum += u->check;
 	else
 		sum += (__u64)(__u16)~u->check + (__u16)~u->source + source_port + (__u16)~u->dest;
 	p->check = fold(sum);
+	p->checked = mask(u->check);
+	p->full = ~mask(partial);
 	return 0;
 }
 
-// stream_port gives the source port of a camera stream, which may be a new one, or 0 if there are too many streams.
-static __always_inline __be16 stream_port(struct stream *s, struct stream_key *key, __u64 now, __u32 admitted)
+// stream_port gives the source port of a camera stream, which may be a new one, or 0 if there are too many streams. It is global like copy_block, because the
+// agent reserves a port for each source, so few streams have one of their own.
+__noinline int stream_port(struct stream_key *key, __u64 now)
 {
+	if (!key)
+		return 0;
+	struct stream *s = bpf_map_lookup_elem(&streams, key);
 	if (s) {
 		if (now - s->used > SECOND)
 			s->used = now;
-		if (s->admitted != admitted)
-			s->admitted = admitted;
 		return s->port;
 	}
 	__u32 port = 0;
 	if (bpf_map_pop_elem(&ports, &port))
 		return 0;
-	struct stream fresh = {.used = now, .port = port, .admitted = admitted};
+	struct stream fresh = {.used = now, .port = port};
 	long err = bpf_map_update_elem(&streams, key, &fresh, BPF_NOEXIST);
 	if (!err)
 		return port;
 	bpf_map_push_elem(&ports, &port, 0);
 	s = bpf_map_lookup_elem(&streams, key); // another CPU was first, or there is no room
 	return s ? s->port : 0;
+}
+
+// source_of gives the registered source of that address, or one with trigger T_NONE.
+static __always_inline struct source source_of(const struct group *g, __be32 group_ip, __be32 addr)
+{
+	struct source none = {};
+	for (__u32 i = 0; i < SOURCES; i++)
+		if (g->source[i].addr == addr)
+			return g->source[i]; // an empty one has no trigger either
+	if (!g->more)
+		return none;
+	struct source_key key = {.group = group_ip, .addr = addr, .version = g->version};
+	struct source *s = bpf_map_lookup_elem(&sources, &key);
+	return s ? *s : none;
 }
 
 // search is what the callback of bpf_loop works with that reads one option. A plain loop is beyond what the verifier follows.
@@ -495,10 +569,14 @@ struct content {
 	__u32 flagged;
 };
 
-// usual reads a datagram whose header holds the option and an end, and is right: that is what cameras send. It gives false for all others.
+// usual reads a datagram whose header holds the option and an end, or no options, and is right: that is what cameras send. It gives false for all others.
 static __always_inline bool usual(void *data, void *end, const struct iphdr *ip, __u32 header, struct content *content)
 {
 	const __u32 *options = data + ETH_HLEN + sizeof(*ip);
+	if (header == MIN_HEADER && (void *)(options + 2) <= end && fold(sum_header(ip)) == 0xffff) {
+		content->udp = *(struct udp *)options;
+		return true;
+	}
 	if (header != MIN_HEADER + 8 || (void *)(options + 4) > end)
 		return false;
 	__u32 first = options[0], second = options[1], filler = second >> 16;
@@ -580,8 +658,8 @@ int copy(struct __sk_buff *skb)
 	if (!block)
 		return TCX_DROP;
 	struct group *g = (void *)block;
-	__u32 version = g->version, socket = g->socket, index = g->index;
-	struct pass p = {.count = g->destinations, .now = bpf_ktime_get_boot_ns()};
+	__u32 index = g->index;
+	struct pass p = {.count = g->destinations, .now = boot_time()};
 	struct counters *c = counters_of(index);
 	if (ip.protocol != IPPROTO_UDP) {
 		count(c, G_NOT_UDP, 1);
@@ -592,8 +670,8 @@ int copy(struct __sk_buff *skb)
 	__u32 header = ip.ihl * 4, size = bpf_ntohs(ip.tot_len), length = skb->len - ETH_HLEN;
 	__u32 field = bpf_ntohs(ip.frag_off), offset = (field & 0x1fff) * 8, more = field & 0x2000;
 	bool first = offset == 0;
-	p.super = skb->gso_size > 0;
-	p.packets = !first ? 0 : p.super && skb->gso_segs > 1 ? skb->gso_segs : 1;
+	bool super = skb->gso_size > 0;
+	p.packets = !first ? 0 : super && skb->gso_segs > 1 ? skb->gso_segs : 1;
 	count(c, G_RECEIVED, p.packets);
 	if (ip.version != 4 || header < MIN_HEADER || header > MAX_HEADER || size < header || size > length)
 		goto malformed;
@@ -627,21 +705,12 @@ int copy(struct __sk_buff *skb)
 		count(c, G_SPOOF, p.packets);
 		return TCX_DROP;
 	}
-	struct stream_key key = {.addr = ip.saddr, .group = group_ip, .port = udp.source, .group_port = udp.dest};
-	struct stream *known = first ? bpf_map_lookup_elem(&streams, &key) : NULL;
-	__u32 admitted = known ? known->admitted : 0;
-	__be16 source_port = 0; // reserved for this source; 0: each of its streams has one, and only those are remembered
-	if (admitted >> 1 != version) {
-		struct source_key source = {.group = group_ip, .addr = ip.saddr, .version = version};
-		__u32 *trigger = bpf_map_lookup_elem(&sources, &source);
-		if (!trigger) {
-			count(c, G_UNREGISTERED, p.packets);
-			return TCX_DROP;
-		}
-		admitted = version << 1 | ((*trigger & 0xffff) == T_SOURCE);
-		source_port = *trigger >> 16;
+	struct source source = source_of(g, group_ip, ip.saddr);
+	if (source.trigger == T_NONE) {
+		count(c, G_UNREGISTERED, p.packets);
+		return TCX_DROP;
 	}
-	__u32 by_source = admitted & 1;
+	bool by_source = source.trigger == T_SOURCE;
 	if (!flagged && !by_source) {
 		count(c, G_UNFLAGGED, p.packets);
 		return TCX_DROP;
@@ -652,7 +721,7 @@ int copy(struct __sk_buff *skb)
 	}
 
 	skb->mark = 0;
-	if (socket) {
+	if (g->socket) {
 		skb->mark = MARK_SOCKET;
 		if (bpf_clone_redirect(skb, skb->ifindex, BPF_F_INGRESS))
 			count(c, G_ERROR, p.packets);
@@ -661,8 +730,10 @@ int copy(struct __sk_buff *skb)
 	if (p.count == 0)
 		return TCX_DROP;
 	p.source = ip.saddr;
+	__be16 source_port = source.port;
 	if (first && !source_port) {
-		source_port = stream_port(known, &key, p.now, admitted);
+		struct stream_key key = {.addr = ip.saddr, .group = group_ip, .port = udp.source, .group_port = udp.dest};
+		source_port = stream_port(&key, p.now);
 		if (!source_port) {
 			count(c, G_STREAMS, p.packets);
 			return TCX_DROP;
@@ -670,15 +741,16 @@ int copy(struct __sk_buff *skb)
 	}
 
 	// What all copies have in common is written once.
-	if (!p.super && length > size && bpf_skb_change_tail(skb, ETH_HLEN + size, 0)) // padding of a short frame
+	if (!super && length > size && bpf_skb_change_tail(skb, ETH_HLEN + size, 0)) // padding of a short frame
 		goto failed;
 	__u32 options = nop_options && !by_source && header > MIN_HEADER ? 4 : 0;
 	__u32 removed = header - MIN_HEADER - options;
-	if (removed && bpf_skb_adjust_room(skb, -(__s32)removed, BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_FIXED_GSO))
+	if (removed && bpf_skb_adjust_room(skb, -(__s32)removed, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO)) // the IPv4 header is written anew
 		goto failed;
 	p.size = size - removed;
+	p.on_wire = p.size & ~mask(skb->gso_size);
 	p.bytes = first ? payload - UDP_HEADER : payload;
-	if (first && !more && !p.super)
+	if (first && !more && !super)
 		p.bytes = bpf_ntohs(udp.len) - UDP_HEADER;
 	p.id = ip.id;
 	ip.ihl = (MIN_HEADER + options) / 4;
@@ -716,8 +788,10 @@ int copy(struct __sk_buff *skb)
 	}
 	copy_block(skb, &p, block);
 	if (p.count >= BLOCK) {
-		struct rest rest = {.skb = skb, .inner = inner, .pass = &p};
-		bpf_loop(p.count / BLOCK, next_block, &rest, 0);
+		__u32 version = g->version;
+		struct rest rest = {.skb = skb, .blocks = bpf_map_lookup_elem(&rests, &version), .pass = &p};
+		if (rest.blocks)
+			bpf_loop(p.count / BLOCK, next_block, &rest, 0);
 	}
 	if (p.last)
 		return bpf_redirect(p.last, 0);

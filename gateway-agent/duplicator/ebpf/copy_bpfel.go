@@ -21,6 +21,7 @@ const (
 	copyMapGroups         = "groups"
 	copyMapPaces          = "paces"
 	copyMapPorts          = "ports"
+	copyMapRests          = "rests"
 	copyMapScratch        = "scratch"
 	copyMapSources        = "sources"
 	copyMapStreams        = "streams"
@@ -89,6 +90,7 @@ type copyMapSpecs struct {
 	Groups    *ebpf.MapSpec `ebpf:"groups"`
 	Paces     *ebpf.MapSpec `ebpf:"paces"`
 	Ports     *ebpf.MapSpec `ebpf:"ports"`
+	Rests     *ebpf.MapSpec `ebpf:"rests"`
 	Scratch   *ebpf.MapSpec `ebpf:"scratch"`
 	Sources   *ebpf.MapSpec `ebpf:"sources"`
 	Streams   *ebpf.MapSpec `ebpf:"streams"`
@@ -133,6 +135,7 @@ type copyMaps struct {
 	Groups    *ebpf.Map `ebpf:"groups"`
 	Paces     *ebpf.Map `ebpf:"paces"`
 	Ports     *ebpf.Map `ebpf:"ports"`
+	Rests     *ebpf.Map `ebpf:"rests"`
 	Scratch   *ebpf.Map `ebpf:"scratch"`
 	Sources   *ebpf.Map `ebpf:"sources"`
 	Streams   *ebpf.Map `ebpf:"streams"`
@@ -145,6 +148,7 @@ func (m *copyMaps) Close() error {
 		m.Groups,
 		m.Paces,
 		m.Ports,
+		m.Rests,
 		m.Scratch,
 		m.Sources,
 		m.Streams,

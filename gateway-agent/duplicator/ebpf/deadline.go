@@ -42,8 +42,9 @@ func bootTime() time.Duration {
 // set says when the snapshot ends.
 func (d *deadlines) set(validUntil time.Time) { d.limit = bootTime() + time.Until(validUntil) }
 
+// value rounds down to a tick, and one more off: the program reads the clock once in a jiffy, and where the kernel's own timer is late, so is that.
 func (d *deadlines) value(until time.Duration) uint32 {
-	return uint32(max(min(bootTime()+d.lease, d.limit, until), 0) >> tickBits)
+	return uint32(max(min(bootTime()+d.lease, d.limit, until)>>tickBits-1, 0))
 }
 
 // begin lets an index be served, before it is, no longer than until; the zero time: than the snapshot.

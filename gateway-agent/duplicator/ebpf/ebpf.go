@@ -190,7 +190,7 @@ func (b *Backend) present() map[uint32]time.Time {
 	for _, g := range b.groups {
 		present[g.index] = time.Time{}
 		for _, s := range g.slots {
-			present[s.Index] = g.until[s.Index]
+			present[uint32(s.Index)] = g.until[uint32(s.Index)]
 		}
 	}
 	return present

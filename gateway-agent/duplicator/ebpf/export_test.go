@@ -7,7 +7,8 @@ func (b *Backend) Entries() map[string]int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return map[string]int{
-		"groups": count(b.kernel.maps.Groups, make([]byte, 4), new(uint32)), "sources": count(b.kernel.maps.Sources, new(sourceKey), new(uint32)),
+		"groups": count(b.kernel.maps.Groups, make([]byte, 4), new(uint32)), "sources": count(b.kernel.maps.Sources, new(sourceKey), new(source)),
+		"rests":   count(b.kernel.maps.Rests, new(uint32), new(uint32)),
 		"streams": len(b.ports.all()), "sockets": len(b.ports.sockets), "present": len(b.until.present),
 	}
 }

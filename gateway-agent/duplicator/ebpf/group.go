@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -17,16 +18,18 @@ import (
 
 // slot is struct slot of copy.bpf.c. Addresses and ports are in network byte order.
 type slot struct {
-	Addr    [4]byte
-	Port    [2]byte
-	MAC     [12]byte // destination, source
 	Kind    uint8
-	Twin    uint8 // how many destinations before this one have its address; and lastSlot
-	Ifindex uint32
-	Index   uint32
-	MTU     uint32
+	Twin    uint8    // how many destinations before this one have its address; and lastSlot
+	MAC     [12]byte // destination, source
+	Port    [2]byte
+	Addr    [4]byte
 	Source  [4]byte // zero: all of the group's
+	Ifindex uint32
+	Index   uint16
+	MTU     uint16
 }
+
+const _ = uint(math.MaxUint16 - entries) // an index fits
 
 // lastSlot marks the last destination of a group, which gets the camera's own packet.
 const lastSlot = 0x80
@@ -36,13 +39,29 @@ const maxTwins = 16
 
 // header is struct group of copy.bpf.c.
 type header struct {
-	Destinations uint32
-	Index        uint32
-	Version      uint32
-	Socket       uint32
-	_            [2]byte
 	Kind         uint8 // kindGroup
-	_            [17]byte
+	Flags        uint8
+	Index        uint16
+	Version      uint32
+	Destinations uint32
+	Sources      [inlineSources]source
+	_            [4]byte
+}
+
+// Flags of a header.
+const (
+	flagSocket      = 1 << iota // the socket backend has destinations of its own
+	flagMoreSources             // the others are in the map of sources
+)
+
+// inlineSources is SOURCES of copy.bpf.c.
+const inlineSources = 2
+
+// source is struct source of copy.bpf.c.
+type source struct {
+	Addr    [4]byte
+	Port    [2]byte // 0: each of its streams has one
+	Trigger uint16
 }
 
 type sourceKey struct {
@@ -52,7 +71,7 @@ type sourceKey struct {
 
 // Values of enum trigger.
 const (
-	triggerOption uint32 = iota
+	triggerOption uint16 = iota + 1
 	triggerSource
 )
 
@@ -62,8 +81,8 @@ type group struct {
 	version      uint32
 	socket       bool // the socket backend serves some of its destinations
 	slots        []slot
-	sources      map[netip.Addr]uint32 // triggers and ports
-	until        map[uint32]time.Time  // where a consent ends before the snapshot, by index
+	sources      []source
+	until        map[uint32]time.Time // where a consent ends before the snapshot, by index
 	kernelServes map[member]bool
 }
 
@@ -73,21 +92,15 @@ type member struct{ id, source string }
 // same tells whether two are the same to the program, but for the version.
 func (g *group) same(other *group) bool {
 	return g.index == other.index && g.socket == other.socket && slices.Equal(g.slots, other.slots) &&
-		equal(g.sources, other.sources)
+		slices.Equal(g.sources, other.sources)
 }
 
-func equal(a, b map[netip.Addr]uint32) bool {
-	for k, v := range a {
-		if other, ok := b[k]; !ok || other != v {
-			return false
-		}
-	}
-	return len(a) == len(b)
-}
+// moreSources are those that the header has no room for.
+func (g *group) moreSources() []source { return g.sources[min(inlineSources, len(g.sources)):] }
 
 // build says what the kernel has to know of a group of the plan.
 func (b *Backend) build(g *table.Group, hops map[netip.Addr]nextHop) *group {
-	built := &group{sources: map[netip.Addr]uint32{}, until: map[uint32]time.Time{}, kernelServes: map[member]bool{}}
+	built := &group{until: map[uint32]time.Time{}, kernelServes: map[member]bool{}}
 	built.index, _ = b.counters.index(groupKey(g.IP)) // keep made it, or there is no room and install says so
 	saved := 4
 	if b.config.CopyOptions == packet.Strip {
@@ -96,12 +109,12 @@ func (b *Backend) build(g *table.Group, hops map[netip.Addr]nextHop) *group {
 	addrs := map[string][4]byte{}
 	for _, s := range g.Sources {
 		addrs[s.ID] = s.Addr.As4()
-		port := uint32(s.Port>>8|s.Port<<8) << 16 // as the bytes lie in memory
-		built.sources[s.Addr] = triggerOption | port
+		trigger := triggerOption
 		if s.Trigger == table.TriggerSource {
-			built.sources[s.Addr] = triggerSource | port
+			trigger = triggerSource
 			saved = 0 // its datagrams needn't have options that the copies do without
 		}
+		built.sources = append(built.sources, source{Addr: s.Addr.As4(), Port: [2]byte{byte(s.Port >> 8), byte(s.Port)}, Trigger: trigger})
 	}
 	var seen []table.Destination
 	for _, d := range g.Destinations {
@@ -118,7 +131,7 @@ func (b *Backend) build(g *table.Group, hops map[netip.Addr]nextHop) *group {
 		}
 		built.slots = append(built.slots, slot{
 			Addr: d.Addr.As4(), Port: [2]byte{byte(d.Port >> 8), byte(d.Port)}, Kind: hop.kind, Twin: twin,
-			Ifindex: uint32(hop.ifindex), Index: index, MTU: uint32(hop.mtu), MAC: hop.mac, Source: addrs[d.Source],
+			Ifindex: uint32(hop.ifindex), Index: uint16(index), MTU: uint16(min(hop.mtu, math.MaxUint16)), MAC: hop.mac, Source: addrs[d.Source],
 		})
 		seen = append(seen, d)
 	}
@@ -153,7 +166,7 @@ func (g *group) rest(asked *table.Group) *table.Group {
 	return &left
 }
 
-// install puts a group into force at once: sources under a version that no packet asks for yet, then the inner map that names it.
+// install puts a group into force at once: what is kept under a version that no packet asks for yet, then the inner map that names it.
 func (b *Backend) install(ip netip.Addr, g *group) error {
 	if g.index == 0 {
 		return errors.Join(fmt.Errorf("there is no room for more than %d groups and destinations", entries-1), b.remove(ip))
@@ -166,58 +179,83 @@ func (b *Backend) install(ip netip.Addr, g *group) error {
 	b.version++
 	g.version = b.version
 	if err := b.put(ip, g); err != nil {
-		b.forgetSources(ip, g)
+		b.forget(ip, g)
 		return errors.Join(err, b.remove(ip))
 	}
 	b.groups[ip] = g
-	b.forgetSources(ip, old)
+	b.forget(ip, old)
 	return nil
 }
 
 func (b *Backend) put(ip netip.Addr, g *group) error {
 	key := ip.As4()
-	for addr, trigger := range g.sources {
-		if err := b.kernel.maps.Sources.Put(sourceKey{key, addr.As4(), g.version}, trigger); err != nil {
+	for _, s := range g.moreSources() {
+		if err := b.kernel.maps.Sources.Put(sourceKey{key, s.Addr, g.version}, s); err != nil {
 			return fmt.Errorf("put a source into the kernel: %w", err)
 		}
 	}
 	blocks := g.blocks()
-	inner, err := ebpf.NewMap(&ebpf.MapSpec{
-		Type: ebpf.Array, KeySize: 4, ValueSize: blockSlots * slotSize, MaxEntries: uint32(len(blocks)), Flags: innerMap,
-	})
+	first, err := mapOf(blocks[:1], 0)
 	if err != nil {
-		return fmt.Errorf("make the map of a group: %w", err)
+		return err
 	}
-	defer inner.Close()
+	defer first.Close()
+	if len(blocks) > 1 {
+		more, err := mapOf(blocks[1:], innerMap)
+		if err != nil {
+			return err
+		}
+		defer more.Close()
+		if err := b.kernel.maps.Rests.Put(g.version, more); err != nil {
+			return fmt.Errorf("put the rest of a group into the kernel: %w", err)
+		}
+	}
 	errs := []error{b.until.begin(g.index, time.Time{})}
-	for i := range blocks {
-		errs = append(errs, inner.Put(uint32(i), blocks[i][:]))
-	}
 	for i := range g.slots {
-		errs = append(errs, b.until.begin(g.slots[i].Index, g.until[g.slots[i].Index]))
+		index := uint32(g.slots[i].Index)
+		errs = append(errs, b.until.begin(index, g.until[index]))
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("fill the map of a group: %w", err)
+		return fmt.Errorf("let a group be served: %w", err)
 	}
 	// Returns when no packet is copied by the map before any more.
-	if err := b.kernel.maps.Groups.Put(place(b.config.GroupRange, ip), inner); err != nil {
+	if err := b.kernel.maps.Groups.Put(place(b.config.GroupRange, ip), first); err != nil {
 		return fmt.Errorf("put a group into the kernel: %w", err)
 	}
 	return nil
 }
 
+func mapOf(blocks []block, flags uint32) (*ebpf.Map, error) {
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: blockSlots * slotSize, MaxEntries: uint32(len(blocks)), Flags: flags})
+	if err != nil {
+		return nil, fmt.Errorf("make the map of a group: %w", err)
+	}
+	for i := range blocks {
+		if err := m.Put(uint32(i), blocks[i][:]); err != nil {
+			return nil, errors.Join(fmt.Errorf("fill the map of a group: %w", err), m.Close())
+		}
+	}
+	return m, nil
+}
+
 const (
-	slotSize   = 36
+	slotSize   = 32
 	blockSlots = 16 // BLOCK of copy.bpf.c
 )
 
-// blocks gives the elements of the group's inner map: slot 0 is the group, the others are its destinations.
-func (g *group) blocks() [][blockSlots * slotSize]byte {
-	h := header{Destinations: uint32(len(g.slots)), Index: g.index, Version: g.version, Kind: kindGroup}
+// block is struct block of copy.bpf.c.
+type block [blockSlots * slotSize]byte
+
+// blocks gives the elements of the group's inner maps: slot 0 is the group, the others are its destinations.
+func (g *group) blocks() []block {
+	h := header{Kind: kindGroup, Index: uint16(g.index), Version: g.version, Destinations: uint32(len(g.slots))}
 	if g.socket {
-		h.Socket = 1
+		h.Flags |= flagSocket
 	}
-	blocks := make([][blockSlots * slotSize]byte, len(g.slots)/blockSlots+1)
+	if copy(h.Sources[:], g.sources) < len(g.sources) {
+		h.Flags |= flagMoreSources
+	}
+	blocks := make([]block, len(g.slots)/blockSlots+1)
 	put := func(slot int, value any) {
 		at := slot % blockSlots * slotSize
 		if _, err := binary.Encode(blocks[slot/blockSlots][at:at+slotSize], binary.NativeEndian, value); err != nil {
@@ -254,15 +292,19 @@ func (b *Backend) remove(ip netip.Addr) error {
 		return fmt.Errorf("take group IP %s out of the kernel: %w", ip, err)
 	}
 	delete(b.groups, ip)
-	b.forgetSources(ip, old)
+	b.forget(ip, old)
 	return nil
 }
 
-func (b *Backend) forgetSources(ip netip.Addr, g *group) {
+// forget removes what is kept under a version that no packet asks for any more.
+func (b *Backend) forget(ip netip.Addr, g *group) {
 	if g == nil {
 		return
 	}
-	for addr := range g.sources {
-		_ = b.kernel.maps.Sources.Delete(sourceKey{ip.As4(), addr.As4(), g.version})
+	for _, s := range g.moreSources() {
+		_ = b.kernel.maps.Sources.Delete(sourceKey{ip.As4(), s.Addr, g.version})
+	}
+	if len(g.slots) >= blockSlots {
+		_ = b.kernel.maps.Rests.Delete(g.version)
 	}
 }

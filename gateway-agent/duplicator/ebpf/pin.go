@@ -78,6 +78,7 @@ func advice(err error) string {
 
 func configure(spec *ebpf.CollectionSpec, c Config) error {
 	spec.Maps[copyMapGroups].MaxEntries = uint32(c.GroupRange.Size())
+	spec.Maps[copyMapRests].MaxEntries = uint32(c.GroupRange.Size()) + 1 // one is there twice while it is swapped
 	spec.Maps[copyMapCounts].MaxEntries = entries
 	spec.Maps[copyMapDeadlines].MaxEntries = entries
 	spec.Maps[copyMapPaces].MaxEntries = entries

@@ -44,10 +44,9 @@ type streamKey struct {
 }
 
 type stream struct {
-	Used     uint64
-	Port     [2]byte
-	_        [2]byte
-	Admitted uint32 // a version of sources that the stream's camera is in
+	Used uint64
+	Port [2]byte
+	_    [6]byte
 }
 
 func newPortPool(uplink netip.Addr, queue, streams *ebpf.Map) *portPool {
@@ -117,7 +116,6 @@ func (p *portPool) adopt(old *ebpf.Map) {
 	}
 	for key, s := range entriesOf(old) {
 		if _, err := p.reserve(binary.BigEndian.Uint16(s.Port[:])); err == nil {
-			s.Admitted = 0 // that agent's versions aren't ours
 			_ = p.streams.Put(key, s)
 		}
 	}
