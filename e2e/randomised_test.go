@@ -54,7 +54,7 @@ type member struct {
 	address     string
 	port        uint16     // registered; 0: none
 	program     *consenter // of one that is asked for its consent, while it is there
-	silentSince time.Time
+	silentUntil time.Time  // nothing else is done to it before
 
 	registration string // "" while it is none
 }
@@ -245,14 +245,16 @@ func (r *randomised) act() {
 	switch n := r.random.IntN(24); {
 	case n < 8 && m.registration == "":
 		r.comes(m)
-	case n < 2 && silent && time.Since(m.silentSince) < 2*models.ConsentExpires: // its consent may end meanwhile
+	case silent && time.Now().Before(m.silentUntil):
 		r.pause()
 	case n < 5 && silent:
 		r.speaks(m)
 	case n < 5 && m.program != nil:
 		r.note("somebody falls silent")
 		m.program.fallsSilent()
-		m.silentSince = time.Now()
+		if *randomisedDuration > time.Minute && r.random.IntN(2) == 0 { // until its consent has surely ended
+			m.silentUntil = time.Now().Add(models.ConsentExpires + heardLate + time.Second)
+		}
 	case n < 8 && m.program != nil:
 		r.movesPort(m)
 	case n < 11 && m.registration != "":
@@ -321,7 +323,6 @@ func (r *randomised) comes(m *member) {
 	m.program = openConsenter(r.wan, m.address, m.port)
 	if r.random.IntN(4) == 0 || m.kind.mayProbe && r.forger == nil { // the first time, so that each run has somebody who is asked first and silent
 		r.note("somebody comes and says nothing")
-		m.silentSince = time.Now()
 		return
 	}
 	r.speaks(m)

@@ -57,23 +57,27 @@ const (
 // Forgettable gives those of what left whose counters needn't be kept any longer: they left long ago, or many others left since. It is asked at each Apply,
 // so it sorts only if there are too many.
 func Forgettable(departed map[string]time.Time, now time.Time) (keys []string) {
+	for key, at := range departed {
+		if now.Sub(at) > departedKept {
+			keys = append(keys, key)
+		}
+	}
+	others := len(departed) - len(keys)
+	if others <= maxDeparted {
+		return keys
+	}
 	type left struct {
 		key string
 		at  time.Time
 	}
-	var kept []left
+	newest := make([]left, 0, others)
 	for key, at := range departed {
-		if now.Sub(at) > departedKept {
-			keys = append(keys, key)
-		} else {
-			kept = append(kept, left{key, at})
+		if now.Sub(at) <= departedKept {
+			newest = append(newest, left{key, at})
 		}
 	}
-	if len(kept) <= maxDeparted {
-		return keys
-	}
-	slices.SortFunc(kept, func(a, b left) int { return b.at.Compare(a.at) })
-	for _, l := range kept[maxDeparted:] {
+	slices.SortFunc(newest, func(a, b left) int { return b.at.Compare(a.at) })
+	for _, l := range newest[maxDeparted:] {
 		keys = append(keys, l.key)
 	}
 	return keys
