@@ -78,6 +78,7 @@ func (a *Agent) open(ctx context.Context) error {
 		return err
 	}
 	asking := newConsents(c, store.Path(portsFile), a.log)
+	asking.resume(time.Now(), store)
 	a.closers = append(a.closers, asking.ports.Close)
 	a.poller, err = sync.New(sync.Config{
 		Server: c.Server.String(), Gateway: c.Gateway, Transport: transport, Authorized: credential.Transport(), Located: asking.find, Log: a.log,
@@ -161,6 +162,9 @@ func (a *Agent) work(ctx context.Context) {
 	done.Go(func() { a.forwarder.reporter.run(ctx) })
 	done.Go(func() { a.poller.Run(ctx, held, a.forwarder.deliver) })
 	done.Wait()
+	if err := a.forwarder.consents.leave(time.Now(), a.forwarder.store); err != nil {
+		a.log.Warn("whoever consented has to do so again after a restart", "err", err)
+	}
 }
 
 // close takes down what open built, the last first: cameras stop finding the group IPs before nobody listens there.

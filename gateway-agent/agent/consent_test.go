@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -92,6 +93,14 @@ func (r *receiver) ask(port uint16, c consentcheck.Credential, wait time.Duratio
 	}
 }
 
+// drain reads what has come, until nothing more does.
+func (r *receiver) drain() {
+	b := make([]byte, 1500)
+	for err := error(nil); err == nil; _, err = r.conn.Read(b) {
+		_ = r.conn.SetReadDeadline(time.Now().Add(quietness))
+	}
+}
+
 func TestConsentNothingBeforeItAndCopiesAfter(t *testing.T) {
 	h := newHome(t)
 	one := h.receiver("127.31.1.1")
@@ -153,15 +162,26 @@ func TestConsentNothingBeforeItAndCopiesAfter(t *testing.T) {
 	assert.Equal(t, int32(port), (*h.service.Reports()[0].Senders)[0].Port)
 	assert.NotContains(t, h.log.String(), "127.31.1.1")
 
-	for err == nil { // what is left of the copies
-		_ = moved.SetReadDeadline(time.Now().Add(quietness))
-		_, err = moved.Read(b)
-	}
-	// An agent that starts again has the same port; who asks again is served again, without a new registration.
+	other.drain()
+	// An agent that starts again has the same port, and interrupts nobody who has just consented.
 	h.stop()
 	h.start()
 	h.inForce("e1.2")
 	assert.Equal(t, port, h.senderPort())
+	h.send(groupIP, "restarted")
+	for media := false; !media; media = !consentcheck.IsSTUN(b[:n]) {
+		require.NoError(t, moved.SetReadDeadline(time.Now().Add(soon)))
+		n, err = moved.Read(b)
+		require.NoError(t, err)
+	}
+	assert.Equal(t, "restarted 0", string(b[:n]))
+	other.drain()
+
+	// One that was killed has left nothing: who asks again is served again, without a new registration.
+	h.stop()
+	require.NoError(t, os.Remove(filepath.Join(h.config.StateDir, "leases.json")))
+	h.start()
+	h.inForce("e1.2")
 	assert.NotEqual(t, models.ConsentLive, h.consent("r_1_0"))
 	other.consents(port)
 	h.consentBecomes(models.ConsentLive)

@@ -14,6 +14,7 @@ import (
 	"github.com/groupcast/groupcast/gateway-agent/duplicator"
 	"github.com/groupcast/groupcast/gateway-agent/mapping"
 	"github.com/groupcast/groupcast/gateway-agent/sender"
+	"github.com/groupcast/groupcast/gateway-agent/state"
 	"github.com/groupcast/groupcast/gateway-agent/sync"
 	"github.com/groupcast/groupcast/gateway-agent/table"
 	"github.com/groupcast/groupcast/models"
@@ -53,9 +54,10 @@ type consents struct {
 	service   *sync.Service                // of that, what is in force; nil: not known yet
 	own       map[netip.Addr]bool          // addresses of this host, and the broadcast addresses of its networks
 
-	exempt  map[string]bool  // registration ids that were logged
-	applied consent.Counters // as they were when the leases in force were taken
-	settle  time.Time        // when prolonged leases are due; zero: none is
+	resumed map[consent.Key]consent.Lease // what the last agent left, until somebody is wanted
+	exempt  map[string]bool               // registration ids that were logged
+	applied consent.Counters              // as they were when the leases in force were taken
+	settle  time.Time                     // when prolonged leases are due; zero: none is
 	log     *slog.Logger
 }
 
@@ -158,8 +160,45 @@ func (k *consents) want(now time.Time, info models.GroupInformation) error {
 		k.mapping.Keep(now, senders)
 	}
 	k.machine.Want(now, wanted)
+	k.machine.Resume(now, k.resumed)
+	k.resumed = nil
 	k.due.Reset(0)
 	return err
+}
+
+// leasesFile is what an agent that stops leaves for the next one, so that its start interrupts nobody who has just proved it. One that is killed leaves
+// nothing, and all have to prove it anew: to write each proof would wear the flash of a router.
+const leasesFile = "leases.json"
+
+// left is a lease in that file.
+type left struct {
+	Group, Source, Destination string
+
+	At  netip.AddrPort
+	For time.Duration // from when it was written
+}
+
+// leave is for the end.
+func (k *consents) leave(now time.Time, store *state.Store) error {
+	all := []left{}
+	for key, l := range k.machine.Leases(now) {
+		all = append(all, left{key.Group, key.Source, key.Destination, l.At, l.Until.Sub(now)})
+	}
+	return store.Leave(leasesFile, all)
+}
+
+// resume is for the beginning.
+func (k *consents) resume(now time.Time, store *state.Store) {
+	var all []left
+	age, err := store.Find(leasesFile, &all)
+	if err != nil {
+		return
+	}
+	k.resumed = map[consent.Key]consent.Lease{}
+	for _, l := range all {
+		key := consent.Key{Sender: consent.Sender{Group: l.Group, Source: l.Source}, Destination: l.Destination}
+		k.resumed[key] = consent.Lease{At: l.At, Until: now.Add(min(l.For, consent.Life) - age)}
+	}
 }
 
 // inputs are the leases and ports as they are now, which are in force from here on.

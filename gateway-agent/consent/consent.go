@@ -234,6 +234,18 @@ func (m *Machine) Want(now time.Time, all []Wanted) {
 	// Slots stay: who leaves and comes again has no new ones.
 }
 
+// Resume takes over leases that another machine gave and that are not over. Those that are not wanted, or not where they are, it leaves; who gets one
+// is asked at once.
+func (m *Machine) Resume(now time.Time, leases map[Key]Lease) {
+	for key, l := range leases {
+		c := m.checks[key]
+		if c == nil || !now.Before(l.Until) || !m.permits(c, l.At) {
+			continue
+		}
+		c.lease, c.lived, c.renewAt = Lease{l.At, earlier(l.Until, now.Add(c.life()))}, true, now
+	}
+}
+
 // end ends a lease that was in force.
 func (m *Machine) end(c *check) {
 	c.lease = Lease{}

@@ -495,6 +495,47 @@ func TestConsentProbesAreAnswered(t *testing.T) {
 	assert.Equal(t, before+5, w.n[away])
 }
 
+// An agent that starts again takes over what the last one left: nobody gets more time by that, and nobody whom it wouldn't let in.
+func TestConsentOfTheLastAgent(t *testing.T) {
+	last := newWorld(t, strict())
+	last.consents(away)
+	leases := last.Leases(last.now)
+
+	w := newWorld(t, strict())
+	w.now = last.now.Add(10 * time.Second)
+	w.Resume(w.now, leases)
+	w.lives(away)
+	asked := 0
+	w.pass(0, func(Packet) { asked++ })
+	assert.Equal(t, 1, asked, "who was taken over is asked at once")
+	w.pass(19*time.Second, nil)
+	w.lives(away)
+	w.pass(time.Second, nil)
+	w.nobody()
+	assert.Equal(t, models.ConsentLost, w.States(w.now)[phone])
+
+	for name, test := range map[string]struct {
+		wanted []Wanted
+		later  time.Duration
+	}{
+		"gone":           {nil, 0},
+		"moved":          {[]Wanted{{Key: phone, Credential: secret, Addr: home.Addr(), Port: away.Port(), Strict: true}}, 0},
+		"another port":   {[]Wanted{{Key: phone, Credential: secret, Addr: away.Addr(), Port: 6000}}, 0},
+		"over meanwhile": {[]Wanted{strict()}, Life},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, test.wanted...)
+			w.now = last.now.Add(test.later)
+			w.Resume(w.now, leases)
+			w.nobody()
+		})
+	}
+	w = newWorld(t, strict())
+	w.Avoid([]netip.AddrPort{away})
+	w.Resume(w.now, leases)
+	w.nobody()
+}
+
 func FuzzMachine(f *testing.F) {
 	f.Add(request(secret), uint16(61022))
 	b, id := consentcheck.NewRequest(secret, consentcheck.ToReceiver)
