@@ -39,7 +39,7 @@ func benchmarkInformation(b *testing.B, db *storetest.DB) {
 		require.NoError(b, err)
 		bytes = len(body)
 	}
-	b.ReportMetric(float64((used() - began).Milliseconds())/float64(b.N), "cpu-ms/op")
+	b.ReportMetric(float64((used()-began).Milliseconds())/float64(b.N), "cpu-ms/op")
 	b.ReportMetric(float64(bytes)/premises, "B/premises")
 }
 

@@ -16,8 +16,14 @@ const relayColumns = `relays.id, relays.name, relays.all_premises, relays.not_be
 // relayFields scans what may be missing because of an outer join.
 func relayFields(r *scannedRelay) []any {
 	return []any{
-		&r.ID, &r.Name, &r.All, timeColumn{&r.NotBefore}, tunnelKeyColumn{&r.TunnelKey}, addrColumn{&r.endpoint}, &r.port, addrColumn{&r.Uplink},
-		addrColumn{&r.TunnelAddress}, &r.Revision,
+		&r.ID, &r.Name, &r.All,
+		timeColumn{&r.NotBefore},
+		tunnelKeyColumn{&r.TunnelKey},
+		addrColumn{&r.endpoint},
+		&r.port,
+		addrColumn{&r.Uplink},
+		addrColumn{&r.TunnelAddress},
+		&r.Revision,
 	}
 }
 
