@@ -12,6 +12,7 @@ type Kind string
 const (
 	KindDevice   Kind = "device"
 	KindGateway  Kind = "gateway"
+	KindRelay    Kind = "relay" // of the operator: it has no account
 	KindService  Kind = "service"
 	KindUser     Kind = "user"
 	KindOperator Kind = "operator"
@@ -19,7 +20,7 @@ const (
 
 // Machine tells whether a program acts, not a person.
 func (k Kind) Machine() bool {
-	return k == KindDevice || k == KindGateway || k == KindService
+	return k == KindDevice || k == KindGateway || k == KindRelay || k == KindService
 }
 
 // Principal is an authenticated caller. Account, premises and device come from the token and from the row it names, never from
@@ -27,10 +28,11 @@ func (k Kind) Machine() bool {
 type Principal struct {
 	Kind       Kind
 	Scopes     []string
-	AccountID  AccountID  // empty for a service
-	PremisesID PremisesID // empty for a service
+	AccountID  AccountID  // empty for a service and a relay
+	PremisesID PremisesID // empty for a service and a relay
 	Device     Device     // device and gateway
 	Service    Service    // service
+	Relay      Relay      // relay; its tokens have to be bound to its key
 	// UserID is who acts for the account; only a user has one. Fresh says that the user typed the password within the last minutes.
 	UserID string
 	Fresh  bool

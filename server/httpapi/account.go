@@ -29,13 +29,15 @@ func (h handlers) CreatePremises(ctx context.Context, r ginserver.CreatePremises
 	return ginserver.CreatePremises201JSONResponse(premises(v)), nil
 }
 
-func (h handlers) RenamePremises(ctx context.Context, r ginserver.RenamePremisesRequestObject) (ginserver.RenamePremisesResponseObject, error) {
+func (h handlers) ChangePremises(ctx context.Context, r ginserver.ChangePremisesRequestObject) (ginserver.ChangePremisesResponseObject, error) {
 	ctx, p := caller(ctx)
-	v, err := h.Accounts.RenamePremises(ctx, p.AccountID, r.PremisesID, r.Body.Name)
+	v, err := h.Accounts.ChangePremises(ctx, p.AccountID, r.PremisesID, accounts.PremisesChange{
+		Name: r.Body.Name, Fanout: r.Body.Fanout, OnRelayLoss: r.Body.OnRelayLoss,
+	})
 	if err != nil {
 		return nil, err
 	}
-	return ginserver.RenamePremises200JSONResponse(premises(v)), nil
+	return ginserver.ChangePremises200JSONResponse(premises(v)), nil
 }
 
 func (h handlers) DeletePremises(ctx context.Context, r ginserver.DeletePremisesRequestObject) (ginserver.DeletePremisesResponseObject, error) {
@@ -46,7 +48,9 @@ func (h handlers) DeletePremises(ctx context.Context, r ginserver.DeletePremises
 	return ginserver.DeletePremises204Response{}, nil
 }
 
-func premises(p models.Premises) api.Premises { return api.Premises{PremisesID: p.ID, Name: p.Name} }
+func premises(p models.Premises) api.Premises {
+	return api.Premises{PremisesID: p.ID, Name: p.Name, Fanout: &p.Fanout, OnRelayLoss: &p.OnRelayLoss, CopiedAt: orNil(string(p.CopiedAt))}
+}
 
 func (h handlers) CreateTicket(ctx context.Context, r ginserver.CreateTicketRequestObject) (ginserver.CreateTicketResponseObject, error) {
 	ctx, p := caller(ctx)
