@@ -240,6 +240,20 @@ func (r *receiver) next() string {
 	return string(b[:n])
 }
 
+// tryNext is the newest datagram's payload, "" if none comes soon.
+func (r *receiver) tryNext() (payload string) {
+	r.t.Helper()
+	b := make([]byte, 1<<16)
+	for wait := 100 * time.Millisecond; ; wait = time.Millisecond {
+		require.NoError(r.t, r.conn.SetReadDeadline(time.Now().Add(wait)))
+		n, _, err := r.conn.ReadFrom(b)
+		if err != nil {
+			return payload
+		}
+		payload = string(b[:n])
+	}
+}
+
 // nothing fails the test if something has come.
 func (r *receiver) nothing() {
 	r.t.Helper()

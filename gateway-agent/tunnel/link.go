@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"go4.org/netipx"
@@ -15,6 +16,8 @@ const (
 	protocol  = 147
 	rulePref  = 149
 	prefixLen = 48 // of an installation's tunnel addresses
+
+	settleTime = 5 * time.Second
 )
 
 // link is the interface as the host sees it.
@@ -47,10 +50,26 @@ func raise(name string, address netip.Addr) (*link, error) {
 	if err == nil {
 		err = handle.LinkSetUp(device)
 	}
+	if err == nil {
+		err = l.settle(address)
+	}
 	if err != nil {
 		return nil, errors.Join(err, l.lower())
 	}
 	return l, nil
+}
+
+// settle waits for the kernel to take what comes for the address: it does so a moment after the interface is up, on a queue of its own.
+func (l *link) settle(address netip.Addr) error {
+	for end := time.Now().Add(settleTime); ; time.Sleep(time.Millisecond) {
+		routes, err := l.handle.RouteGet(address.AsSlice())
+		switch {
+		case err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL:
+			return nil
+		case time.Now().After(end):
+			return fmt.Errorf("the interface did not take its address within %s", settleTime)
+		}
+	}
 }
 
 func (l *link) rule() *netlink.Rule {
