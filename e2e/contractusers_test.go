@@ -126,7 +126,7 @@ func (w *world) restoreOfUsers() {
 		return answer
 	}
 	switch w.operation {
-	case "renamePremises", "deletePremises", "createTicket":
+	case "changePremises", "deletePremises", "createTicket":
 		var page api.PremisesPage
 		require.NoError(w.t, json.Unmarshal([]byte(do(http.MethodGet, "/v1/premises?pageSize=500", "", http.StatusOK)), &page))
 		p.cabin = ""

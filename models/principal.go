@@ -12,6 +12,7 @@ type Kind string
 const (
 	KindDevice   Kind = "device"
 	KindGateway  Kind = "gateway"
+	KindRelay    Kind = "relay" // of the operator: it has no account
 	KindService  Kind = "service"
 	KindUser     Kind = "user"
 	KindOperator Kind = "operator"

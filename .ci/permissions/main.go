@@ -50,7 +50,7 @@ func main() {
 	}
 	var out bytes.Buffer
 	out.WriteString(introduction)
-	public := []models.Kind{models.KindDevice, models.KindGateway, models.KindService, models.KindUser}
+	public := []models.Kind{models.KindDevice, models.KindGateway, models.KindRelay, models.KindService, models.KindUser}
 	if err := section(&out, "The public contract", openapi.Public, public); err != nil {
 		fail(err)
 	}

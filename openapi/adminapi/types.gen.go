@@ -502,6 +502,57 @@ type QueueConfiguration struct {
 	Configuration string `json:"configuration"`
 }
 
+// Relay defines model for Relay.
+type Relay struct {
+	// All Whether it may serve all premises.
+	All bool `json:"all"`
+
+	// Live Whether it has declared itself and asked within the last six seconds.
+	Live bool   `json:"live"`
+	Name string `json:"name"`
+
+	// Premises Those that it may serve; empty if it may serve all.
+	Premises []PremisesID `json:"premises"`
+
+	// RelayID A decimal number from 1 to 9223372036854775807 without leading zero, as a string; a JSON integer is accepted as well.
+	//
+	// Example: 664123086043511412
+	RelayID DecimalID `json:"relayId"`
+
+	// Served How many premises it is assigned to now.
+	Served int32 `json:"served"`
+}
+
+// RelayPage defines model for RelayPage.
+type RelayPage struct {
+	// NextPageToken Absent on the last page.
+	NextPageToken *string `json:"nextPageToken,omitempty"`
+	Relays        []Relay `json:"relays"`
+}
+
+// RelayPremisesRequest Exactly one of both.
+type RelayPremisesRequest struct {
+	// All true: it may serve all premises. false: none.
+	All      *bool         `json:"all,omitempty"`
+	Premises *[]PremisesID `json:"premises,omitempty"`
+}
+
+// RelayRequest defines model for RelayRequest.
+type RelayRequest struct {
+	// Name What the operator calls it.
+	Name string `json:"name"`
+}
+
+// RelayTicket defines model for RelayTicket.
+type RelayTicket struct {
+	// RelayID A decimal number from 1 to 9223372036854775807 without leading zero, as a string; a JSON integer is accepted as well.
+	//
+	// Example: 664123086043511412
+	RelayID         DecimalID `json:"relayId"`
+	Ticket          string    `json:"ticket"`
+	TicketExpiresAt time.Time `json:"ticketExpiresAt"`
+}
+
 // Service defines model for Service.
 type Service struct {
 	// AllowedCIDRs Where a service may receive; the longest prefix that holds an address says how. Absent or empty is anywhere, with consent.
@@ -687,6 +738,11 @@ type PageSize = int32
 // PageToken defines model for PageToken.
 type PageToken = string
 
+// RelayID A decimal number from 1 to 9223372036854775807 without leading zero, as a string; a JSON integer is accepted as well.
+//
+// Example: 664123086043511412
+type RelayID = DecimalID
+
 // ListAccountsParams defines parameters for ListAccounts.
 type ListAccountsParams struct {
 	// PageSize At most so many entries; absent means 100.
@@ -761,6 +817,29 @@ type CreatePremisesParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// ListRelaysParams defines parameters for ListRelays.
+type ListRelaysParams struct {
+	// PageSize At most so many entries; absent means 100.
+	PageSize *PageSize `form:"pageSize,omitempty" json:"pageSize,omitempty"`
+
+	// PageToken The nextPageToken of the page before; opaque.
+	PageToken *PageToken `form:"pageToken,omitempty" json:"pageToken,omitempty"`
+}
+
+// CreateRelayParams defines parameters for CreateRelay.
+type CreateRelayParams struct {
+	// IdempotencyKey Drawn for this request, such as a UUID. Sent again with the same key within 24 hours, the request is answered as the first time and
+	// nothing is done twice. Quotes around it, as for a structured field, mean nothing.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// CreateRelayTicketParams defines parameters for CreateRelayTicket.
+type CreateRelayTicketParams struct {
+	// IdempotencyKey Drawn for this request, such as a UUID. Sent again with the same key within 24 hours, the request is answered as the first time and
+	// nothing is done twice. Quotes around it, as for a structured field, mean nothing.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // CreateServiceParams defines parameters for CreateService.
 type CreateServiceParams struct {
 	// IdempotencyKey Drawn for this request, such as a UUID. Sent again with the same key within 24 hours, the request is answered as the first time and
@@ -817,6 +896,12 @@ type CreateLinkJSONRequestBody = LinkRequest
 
 // CreatePremisesJSONRequestBody defines body for CreatePremises for application/json ContentType.
 type CreatePremisesJSONRequestBody = PremisesRequest
+
+// CreateRelayJSONRequestBody defines body for CreateRelay for application/json ContentType.
+type CreateRelayJSONRequestBody = RelayRequest
+
+// SetRelayPremisesJSONRequestBody defines body for SetRelayPremises for application/json ContentType.
+type SetRelayPremisesJSONRequestBody = RelayPremisesRequest
 
 // CreateServiceJSONRequestBody defines body for CreateService for application/json ContentType.
 type CreateServiceJSONRequestBody = ServiceRequest

@@ -329,6 +329,65 @@ type ClientInterface interface {
 	// Corresponds with GET /admin/queue (the `GetQueueConfiguration` operationId).
 	GetQueueConfiguration(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListRelays List the relays
+	//
+	// Every relay with whom it may serve and how many premises it serves, by id.
+	//
+	// Corresponds with GET /admin/relays (the `ListRelays` operationId).
+	ListRelays(ctx context.Context, params *ListRelaysParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateRelayWithBody Create a relay
+	//
+	// A relay copies in the network for premises whose account holder wants that. It enrols with the ticket, which is shown once and good for 15 minutes, and serves nobody
+	// before the operator says whom it may.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /admin/relays (the `CreateRelay` operationId).
+	CreateRelayWithBody(ctx context.Context, params *CreateRelayParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateRelay Create a relay
+	//
+	// A relay copies in the network for premises whose account holder wants that. It enrols with the ticket, which is shown once and good for 15 minutes, and serves nobody
+	// before the operator says whom it may.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /admin/relays (the `CreateRelay` operationId).
+	CreateRelay(ctx context.Context, params *CreateRelayParams, body CreateRelayJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteRelay Remove a relay
+	//
+	// Its tokens stop working at once, and its premises go to another relay.
+	//
+	// Corresponds with DELETE /admin/relays/{relayId} (the `DeleteRelay` operationId).
+	DeleteRelay(ctx context.Context, relayID RelayID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetRelayPremisesWithBody Say which premises a relay may serve
+	//
+	// Either all, or those that are named. It replaces what was said before; premises that the relay serves and may serve no more go to another relay.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /admin/relays/{relayId}/premises (the `SetRelayPremises` operationId).
+	SetRelayPremisesWithBody(ctx context.Context, relayID RelayID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetRelayPremises Say which premises a relay may serve
+	//
+	// Either all, or those that are named. It replaces what was said before; premises that the relay serves and may serve no more go to another relay.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /admin/relays/{relayId}/premises (the `SetRelayPremises` operationId).
+	SetRelayPremises(ctx context.Context, relayID RelayID, body SetRelayPremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateRelayTicket Make another ticket for a relay
+	//
+	// It replaces the relay's key, if it has one, when it is used; the tickets before it are good no more.
+	//
+	// Corresponds with POST /admin/relays/{relayId}/tickets (the `CreateRelayTicket` operationId).
+	CreateRelayTicket(ctx context.Context, relayID RelayID, params *CreateRelayTicketParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// CreateServiceWithBody Create a service
 	//
 	// A service is a partner that receives streams of the accounts that link it.
@@ -947,6 +1006,135 @@ func (c *Client) CreatePremises(ctx context.Context, params *CreatePremisesParam
 // Corresponds with GET /admin/queue (the `GetQueueConfiguration` operationId).
 func (c *Client) GetQueueConfiguration(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetQueueConfigurationRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListRelays List the relays
+//
+// Every relay with whom it may serve and how many premises it serves, by id.
+//
+// Corresponds with GET /admin/relays (the `ListRelays` operationId).
+func (c *Client) ListRelays(ctx context.Context, params *ListRelaysParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListRelaysRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateRelayWithBody Create a relay
+//
+// A relay copies in the network for premises whose account holder wants that. It enrols with the ticket, which is shown once and good for 15 minutes, and serves nobody
+// before the operator says whom it may.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /admin/relays (the `CreateRelay` operationId).
+func (c *Client) CreateRelayWithBody(ctx context.Context, params *CreateRelayParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateRelayRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateRelay Create a relay
+//
+// A relay copies in the network for premises whose account holder wants that. It enrols with the ticket, which is shown once and good for 15 minutes, and serves nobody
+// before the operator says whom it may.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /admin/relays (the `CreateRelay` operationId).
+func (c *Client) CreateRelay(ctx context.Context, params *CreateRelayParams, body CreateRelayJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateRelayRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteRelay Remove a relay
+//
+// Its tokens stop working at once, and its premises go to another relay.
+//
+// Corresponds with DELETE /admin/relays/{relayId} (the `DeleteRelay` operationId).
+func (c *Client) DeleteRelay(ctx context.Context, relayID RelayID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteRelayRequest(c.Server, relayID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetRelayPremisesWithBody Say which premises a relay may serve
+//
+// Either all, or those that are named. It replaces what was said before; premises that the relay serves and may serve no more go to another relay.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /admin/relays/{relayId}/premises (the `SetRelayPremises` operationId).
+func (c *Client) SetRelayPremisesWithBody(ctx context.Context, relayID RelayID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetRelayPremisesRequestWithBody(c.Server, relayID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetRelayPremises Say which premises a relay may serve
+//
+// Either all, or those that are named. It replaces what was said before; premises that the relay serves and may serve no more go to another relay.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /admin/relays/{relayId}/premises (the `SetRelayPremises` operationId).
+func (c *Client) SetRelayPremises(ctx context.Context, relayID RelayID, body SetRelayPremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetRelayPremisesRequest(c.Server, relayID, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateRelayTicket Make another ticket for a relay
+//
+// It replaces the relay's key, if it has one, when it is used; the tickets before it are good no more.
+//
+// Corresponds with POST /admin/relays/{relayId}/tickets (the `CreateRelayTicket` operationId).
+func (c *Client) CreateRelayTicket(ctx context.Context, relayID RelayID, params *CreateRelayTicketParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateRelayTicketRequest(c.Server, relayID, params)
 	if err != nil {
 		return nil, err
 	}
@@ -2084,6 +2272,257 @@ func NewGetQueueConfigurationRequest(server string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewListRelaysRequest constructs an http.Request for the ListRelays method
+func NewListRelaysRequest(server string, params *ListRelaysParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/admin/relays")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.PageSize != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "pageSize", *params.PageSize, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.PageToken != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "pageToken", *params.PageToken, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateRelayRequest calls the generic CreateRelay builder with application/json body
+func NewCreateRelayRequest(server string, params *CreateRelayParams, body CreateRelayJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateRelayRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewCreateRelayRequestWithBody constructs an http.Request for the CreateRelay method, with any body, and a specified content type
+func NewCreateRelayRequestWithBody(server string, params *CreateRelayParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/admin/relays")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewDeleteRelayRequest constructs an http.Request for the DeleteRelay method
+func NewDeleteRelayRequest(server string, relayID RelayID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "relayId", relayID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "decimal-id"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/admin/relays/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSetRelayPremisesRequest calls the generic SetRelayPremises builder with application/json body
+func NewSetRelayPremisesRequest(server string, relayID RelayID, body SetRelayPremisesJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSetRelayPremisesRequestWithBody(server, relayID, "application/json", bodyReader)
+}
+
+// NewSetRelayPremisesRequestWithBody constructs an http.Request for the SetRelayPremises method, with any body, and a specified content type
+func NewSetRelayPremisesRequestWithBody(server string, relayID RelayID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "relayId", relayID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "decimal-id"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/admin/relays/%s/premises", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewCreateRelayTicketRequest constructs an http.Request for the CreateRelayTicket method
+func NewCreateRelayTicketRequest(server string, relayID RelayID, params *CreateRelayTicketParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "relayId", relayID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "decimal-id"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/admin/relays/%s/tickets", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewCreateServiceRequest calls the generic CreateService builder with application/json body
 func NewCreateServiceRequest(server string, params *CreateServiceParams, body CreateServiceJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
@@ -2790,6 +3229,71 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /admin/queue (the `GetQueueConfiguration` operationId).
 	GetQueueConfigurationWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetQueueConfigurationResponse, error)
+
+	// ListRelaysWithResponse List the relays
+	//
+	// Every relay with whom it may serve and how many premises it serves, by id.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /admin/relays (the `ListRelays` operationId).
+	ListRelaysWithResponse(ctx context.Context, params *ListRelaysParams, reqEditors ...RequestEditorFn) (*ListRelaysResponse, error)
+
+	// CreateRelayWithBodyWithResponse Create a relay
+	//
+	// A relay copies in the network for premises whose account holder wants that. It enrols with the ticket, which is shown once and good for 15 minutes, and serves nobody
+	// before the operator says whom it may.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /admin/relays (the `CreateRelay` operationId).
+	CreateRelayWithBodyWithResponse(ctx context.Context, params *CreateRelayParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateRelayResponse, error)
+
+	// CreateRelayWithResponse Create a relay
+	//
+	// A relay copies in the network for premises whose account holder wants that. It enrols with the ticket, which is shown once and good for 15 minutes, and serves nobody
+	// before the operator says whom it may.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /admin/relays (the `CreateRelay` operationId).
+	CreateRelayWithResponse(ctx context.Context, params *CreateRelayParams, body CreateRelayJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateRelayResponse, error)
+
+	// DeleteRelayWithResponse Remove a relay
+	//
+	// Its tokens stop working at once, and its premises go to another relay.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /admin/relays/{relayId} (the `DeleteRelay` operationId).
+	DeleteRelayWithResponse(ctx context.Context, relayID RelayID, reqEditors ...RequestEditorFn) (*DeleteRelayResponse, error)
+
+	// SetRelayPremisesWithBodyWithResponse Say which premises a relay may serve
+	//
+	// Either all, or those that are named. It replaces what was said before; premises that the relay serves and may serve no more go to another relay.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /admin/relays/{relayId}/premises (the `SetRelayPremises` operationId).
+	SetRelayPremisesWithBodyWithResponse(ctx context.Context, relayID RelayID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetRelayPremisesResponse, error)
+
+	// SetRelayPremisesWithResponse Say which premises a relay may serve
+	//
+	// Either all, or those that are named. It replaces what was said before; premises that the relay serves and may serve no more go to another relay.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /admin/relays/{relayId}/premises (the `SetRelayPremises` operationId).
+	SetRelayPremisesWithResponse(ctx context.Context, relayID RelayID, body SetRelayPremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*SetRelayPremisesResponse, error)
+
+	// CreateRelayTicketWithResponse Make another ticket for a relay
+	//
+	// It replaces the relay's key, if it has one, when it is used; the tickets before it are good no more.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /admin/relays/{relayId}/tickets (the `CreateRelayTicket` operationId).
+	CreateRelayTicketWithResponse(ctx context.Context, relayID RelayID, params *CreateRelayTicketParams, reqEditors ...RequestEditorFn) (*CreateRelayTicketResponse, error)
 
 	// CreateServiceWithBodyWithResponse Create a service
 	//
@@ -3886,6 +4390,274 @@ func (r GetQueueConfigurationResponse) ContentType() string {
 	return ""
 }
 
+type ListRelaysResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RelayPage
+	// ApplicationProblemJSON4XX the response for an HTTP 4XX `application/problem+json` response
+	ApplicationProblemJSON4XX *Problem
+	// ApplicationProblemJSON5XX the response for an HTTP 5XX `application/problem+json` response
+	ApplicationProblemJSON5XX *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListRelaysResponse) GetJSON200() *RelayPage {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON4XX returns the response for an HTTP 4XX `application/problem+json` response
+func (r ListRelaysResponse) GetApplicationProblemJSON4XX() *Problem {
+	return r.ApplicationProblemJSON4XX
+}
+
+// GetApplicationProblemJSON5XX returns the response for an HTTP 5XX `application/problem+json` response
+func (r ListRelaysResponse) GetApplicationProblemJSON5XX() *Problem {
+	return r.ApplicationProblemJSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r ListRelaysResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListRelaysResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListRelaysResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListRelaysResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type CreateRelayResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RelayTicket
+	// ApplicationProblemJSON4XX the response for an HTTP 4XX `application/problem+json` response
+	ApplicationProblemJSON4XX *Problem
+	// ApplicationProblemJSON5XX the response for an HTTP 5XX `application/problem+json` response
+	ApplicationProblemJSON5XX *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r CreateRelayResponse) GetJSON200() *RelayTicket {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON4XX returns the response for an HTTP 4XX `application/problem+json` response
+func (r CreateRelayResponse) GetApplicationProblemJSON4XX() *Problem {
+	return r.ApplicationProblemJSON4XX
+}
+
+// GetApplicationProblemJSON5XX returns the response for an HTTP 5XX `application/problem+json` response
+func (r CreateRelayResponse) GetApplicationProblemJSON5XX() *Problem {
+	return r.ApplicationProblemJSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateRelayResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateRelayResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateRelayResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateRelayResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DeleteRelayResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationProblemJSON4XX the response for an HTTP 4XX `application/problem+json` response
+	ApplicationProblemJSON4XX *Problem
+	// ApplicationProblemJSON5XX the response for an HTTP 5XX `application/problem+json` response
+	ApplicationProblemJSON5XX *Problem
+}
+
+// GetApplicationProblemJSON4XX returns the response for an HTTP 4XX `application/problem+json` response
+func (r DeleteRelayResponse) GetApplicationProblemJSON4XX() *Problem {
+	return r.ApplicationProblemJSON4XX
+}
+
+// GetApplicationProblemJSON5XX returns the response for an HTTP 5XX `application/problem+json` response
+func (r DeleteRelayResponse) GetApplicationProblemJSON5XX() *Problem {
+	return r.ApplicationProblemJSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteRelayResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteRelayResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteRelayResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteRelayResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SetRelayPremisesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Relay
+	// ApplicationProblemJSON4XX the response for an HTTP 4XX `application/problem+json` response
+	ApplicationProblemJSON4XX *Problem
+	// ApplicationProblemJSON5XX the response for an HTTP 5XX `application/problem+json` response
+	ApplicationProblemJSON5XX *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SetRelayPremisesResponse) GetJSON200() *Relay {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON4XX returns the response for an HTTP 4XX `application/problem+json` response
+func (r SetRelayPremisesResponse) GetApplicationProblemJSON4XX() *Problem {
+	return r.ApplicationProblemJSON4XX
+}
+
+// GetApplicationProblemJSON5XX returns the response for an HTTP 5XX `application/problem+json` response
+func (r SetRelayPremisesResponse) GetApplicationProblemJSON5XX() *Problem {
+	return r.ApplicationProblemJSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r SetRelayPremisesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SetRelayPremisesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SetRelayPremisesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SetRelayPremisesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type CreateRelayTicketResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RelayTicket
+	// ApplicationProblemJSON4XX the response for an HTTP 4XX `application/problem+json` response
+	ApplicationProblemJSON4XX *Problem
+	// ApplicationProblemJSON5XX the response for an HTTP 5XX `application/problem+json` response
+	ApplicationProblemJSON5XX *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r CreateRelayTicketResponse) GetJSON200() *RelayTicket {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON4XX returns the response for an HTTP 4XX `application/problem+json` response
+func (r CreateRelayTicketResponse) GetApplicationProblemJSON4XX() *Problem {
+	return r.ApplicationProblemJSON4XX
+}
+
+// GetApplicationProblemJSON5XX returns the response for an HTTP 5XX `application/problem+json` response
+func (r CreateRelayTicketResponse) GetApplicationProblemJSON5XX() *Problem {
+	return r.ApplicationProblemJSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateRelayTicketResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateRelayTicketResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateRelayTicketResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateRelayTicketResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type CreateServiceResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -4735,6 +5507,113 @@ func (c *ClientWithResponses) GetQueueConfigurationWithResponse(ctx context.Cont
 		return nil, err
 	}
 	return ParseGetQueueConfigurationResponse(rsp)
+}
+
+// ListRelaysWithResponse List the relays
+//
+// Every relay with whom it may serve and how many premises it serves, by id.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /admin/relays (the `ListRelays` operationId).
+func (c *ClientWithResponses) ListRelaysWithResponse(ctx context.Context, params *ListRelaysParams, reqEditors ...RequestEditorFn) (*ListRelaysResponse, error) {
+	rsp, err := c.ListRelays(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListRelaysResponse(rsp)
+}
+
+// CreateRelayWithBodyWithResponse Create a relay
+//
+// A relay copies in the network for premises whose account holder wants that. It enrols with the ticket, which is shown once and good for 15 minutes, and serves nobody
+// before the operator says whom it may.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /admin/relays (the `CreateRelay` operationId).
+func (c *ClientWithResponses) CreateRelayWithBodyWithResponse(ctx context.Context, params *CreateRelayParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateRelayResponse, error) {
+	rsp, err := c.CreateRelayWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateRelayResponse(rsp)
+}
+
+// CreateRelayWithResponse Create a relay
+//
+// A relay copies in the network for premises whose account holder wants that. It enrols with the ticket, which is shown once and good for 15 minutes, and serves nobody
+// before the operator says whom it may.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /admin/relays (the `CreateRelay` operationId).
+func (c *ClientWithResponses) CreateRelayWithResponse(ctx context.Context, params *CreateRelayParams, body CreateRelayJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateRelayResponse, error) {
+	rsp, err := c.CreateRelay(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateRelayResponse(rsp)
+}
+
+// DeleteRelayWithResponse Remove a relay
+//
+// Its tokens stop working at once, and its premises go to another relay.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /admin/relays/{relayId} (the `DeleteRelay` operationId).
+func (c *ClientWithResponses) DeleteRelayWithResponse(ctx context.Context, relayID RelayID, reqEditors ...RequestEditorFn) (*DeleteRelayResponse, error) {
+	rsp, err := c.DeleteRelay(ctx, relayID, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteRelayResponse(rsp)
+}
+
+// SetRelayPremisesWithBodyWithResponse Say which premises a relay may serve
+//
+// Either all, or those that are named. It replaces what was said before; premises that the relay serves and may serve no more go to another relay.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /admin/relays/{relayId}/premises (the `SetRelayPremises` operationId).
+func (c *ClientWithResponses) SetRelayPremisesWithBodyWithResponse(ctx context.Context, relayID RelayID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetRelayPremisesResponse, error) {
+	rsp, err := c.SetRelayPremisesWithBody(ctx, relayID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetRelayPremisesResponse(rsp)
+}
+
+// SetRelayPremisesWithResponse Say which premises a relay may serve
+//
+// Either all, or those that are named. It replaces what was said before; premises that the relay serves and may serve no more go to another relay.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /admin/relays/{relayId}/premises (the `SetRelayPremises` operationId).
+func (c *ClientWithResponses) SetRelayPremisesWithResponse(ctx context.Context, relayID RelayID, body SetRelayPremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*SetRelayPremisesResponse, error) {
+	rsp, err := c.SetRelayPremises(ctx, relayID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetRelayPremisesResponse(rsp)
+}
+
+// CreateRelayTicketWithResponse Make another ticket for a relay
+//
+// It replaces the relay's key, if it has one, when it is used; the tickets before it are good no more.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /admin/relays/{relayId}/tickets (the `CreateRelayTicket` operationId).
+func (c *ClientWithResponses) CreateRelayTicketWithResponse(ctx context.Context, relayID RelayID, params *CreateRelayTicketParams, reqEditors ...RequestEditorFn) (*CreateRelayTicketResponse, error) {
+	rsp, err := c.CreateRelayTicket(ctx, relayID, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateRelayTicketResponse(rsp)
 }
 
 // CreateServiceWithBodyWithResponse Create a service
@@ -5624,6 +6503,202 @@ func ParseGetQueueConfigurationResponse(rsp *http.Response) (*GetQueueConfigurat
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest QueueConfiguration
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON5XX = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListRelaysResponse parses an HTTP response from a ListRelaysWithResponse call
+func ParseListRelaysResponse(rsp *http.Response) (*ListRelaysResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListRelaysResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RelayPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON5XX = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCreateRelayResponse parses an HTTP response from a CreateRelayWithResponse call
+func ParseCreateRelayResponse(rsp *http.Response) (*CreateRelayResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateRelayResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RelayTicket
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON5XX = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDeleteRelayResponse parses an HTTP response from a DeleteRelayWithResponse call
+func ParseDeleteRelayResponse(rsp *http.Response) (*DeleteRelayResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteRelayResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON5XX = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSetRelayPremisesResponse parses an HTTP response from a SetRelayPremisesWithResponse call
+func ParseSetRelayPremisesResponse(rsp *http.Response) (*SetRelayPremisesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SetRelayPremisesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Relay
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON5XX = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCreateRelayTicketResponse parses an HTTP response from a CreateRelayTicketWithResponse call
+func ParseCreateRelayTicketResponse(rsp *http.Response) (*CreateRelayTicketResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateRelayTicketResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RelayTicket
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

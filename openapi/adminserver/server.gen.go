@@ -72,6 +72,21 @@ type ServerInterface interface {
 	// GetQueueConfiguration Get what the servers of a NATS cluster have to know
 	// (GET /admin/queue)
 	GetQueueConfiguration(c *gin.Context)
+	// ListRelays List the relays
+	// (GET /admin/relays)
+	ListRelays(c *gin.Context, params ListRelaysParams)
+	// CreateRelay Create a relay
+	// (POST /admin/relays)
+	CreateRelay(c *gin.Context, params CreateRelayParams)
+	// DeleteRelay Remove a relay
+	// (DELETE /admin/relays/{relayId})
+	DeleteRelay(c *gin.Context, relayID RelayID)
+	// SetRelayPremises Say which premises a relay may serve
+	// (PUT /admin/relays/{relayId}/premises)
+	SetRelayPremises(c *gin.Context, relayID RelayID)
+	// CreateRelayTicket Make another ticket for a relay
+	// (POST /admin/relays/{relayId}/tickets)
+	CreateRelayTicket(c *gin.Context, relayID RelayID, params CreateRelayTicketParams)
 	// CreateService Create a service
 	// (POST /admin/services)
 	CreateService(c *gin.Context, params CreateServiceParams)
@@ -631,6 +646,180 @@ func (siw *ServerInterfaceWrapper) GetQueueConfiguration(c *gin.Context) {
 	siw.Handler.GetQueueConfiguration(c)
 }
 
+// ListRelays operation middleware
+func (siw *ServerInterfaceWrapper) ListRelays(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListRelaysParams
+
+	// ------------- Optional query parameter "pageSize" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "pageSize", c.Request.URL.Query(), &params.PageSize, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter pageSize: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "pageToken" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "pageToken", c.Request.URL.Query(), &params.PageToken, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter pageToken: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ListRelays(c, params)
+}
+
+// CreateRelay operation middleware
+func (siw *ServerInterfaceWrapper) CreateRelay(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateRelayParams
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.CreateRelay(c, params)
+}
+
+// DeleteRelay operation middleware
+func (siw *ServerInterfaceWrapper) DeleteRelay(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "relayId" -------------
+	var relayID RelayID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "relayId", c.Param("relayId"), &relayID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "decimal-id", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter relayId: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.DeleteRelay(c, relayID)
+}
+
+// SetRelayPremises operation middleware
+func (siw *ServerInterfaceWrapper) SetRelayPremises(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "relayId" -------------
+	var relayID RelayID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "relayId", c.Param("relayId"), &relayID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "decimal-id", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter relayId: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.SetRelayPremises(c, relayID)
+}
+
+// CreateRelayTicket operation middleware
+func (siw *ServerInterfaceWrapper) CreateRelayTicket(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "relayId" -------------
+	var relayID RelayID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "relayId", c.Param("relayId"), &relayID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "decimal-id", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter relayId: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateRelayTicketParams
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Idempotency-Key, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Idempotency-Key: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.CreateRelayTicket(c, relayID, params)
+}
+
 // CreateService operation middleware
 func (siw *ServerInterfaceWrapper) CreateService(c *gin.Context) {
 
@@ -946,6 +1135,11 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.DELETE(options.BaseURL+"/admin/links/:serviceId/:accountId", wrapper.DeleteLink)
 	router.POST(options.BaseURL+"/admin/premises", wrapper.CreatePremises)
 	router.GET(options.BaseURL+"/admin/queue", wrapper.GetQueueConfiguration)
+	router.GET(options.BaseURL+"/admin/relays", wrapper.ListRelays)
+	router.POST(options.BaseURL+"/admin/relays", wrapper.CreateRelay)
+	router.DELETE(options.BaseURL+"/admin/relays/:relayId", wrapper.DeleteRelay)
+	router.PUT(options.BaseURL+"/admin/relays/:relayId/premises", wrapper.SetRelayPremises)
+	router.POST(options.BaseURL+"/admin/relays/:relayId/tickets", wrapper.CreateRelayTicket)
 	router.POST(options.BaseURL+"/admin/services", wrapper.CreateService)
 	router.GET(options.BaseURL+"/admin/services/:serviceId", wrapper.GetService)
 	router.PUT(options.BaseURL+"/admin/services/:serviceId", wrapper.ChangeService)
@@ -1952,6 +2146,283 @@ func (response GetQueueConfiguration5XXApplicationProblemPlusJSONResponse) Visit
 	return err
 }
 
+type ListRelaysRequestObject struct {
+	Params ListRelaysParams
+}
+
+type ListRelaysResponseObject interface {
+	VisitListRelaysResponse(w http.ResponseWriter) error
+}
+
+type ListRelays200JSONResponse RelayPage
+
+func (response ListRelays200JSONResponse) VisitListRelaysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListRelays4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListRelays4XXApplicationProblemPlusJSONResponse) VisitListRelaysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListRelays5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListRelays5XXApplicationProblemPlusJSONResponse) VisitListRelaysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateRelayRequestObject struct {
+	Params CreateRelayParams
+	Body   *CreateRelayJSONRequestBody
+}
+
+type CreateRelayResponseObject interface {
+	VisitCreateRelayResponse(w http.ResponseWriter) error
+}
+
+type CreateRelay200JSONResponse RelayTicket
+
+func (response CreateRelay200JSONResponse) VisitCreateRelayResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateRelay4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreateRelay4XXApplicationProblemPlusJSONResponse) VisitCreateRelayResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateRelay5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreateRelay5XXApplicationProblemPlusJSONResponse) VisitCreateRelayResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteRelayRequestObject struct {
+	RelayID RelayID `json:"relayId"`
+}
+
+type DeleteRelayResponseObject interface {
+	VisitDeleteRelayResponse(w http.ResponseWriter) error
+}
+
+type DeleteRelay204Response struct {
+}
+
+func (response DeleteRelay204Response) VisitDeleteRelayResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteRelay4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeleteRelay4XXApplicationProblemPlusJSONResponse) VisitDeleteRelayResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteRelay5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeleteRelay5XXApplicationProblemPlusJSONResponse) VisitDeleteRelayResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetRelayPremisesRequestObject struct {
+	RelayID RelayID `json:"relayId"`
+	Body    *SetRelayPremisesJSONRequestBody
+}
+
+type SetRelayPremisesResponseObject interface {
+	VisitSetRelayPremisesResponse(w http.ResponseWriter) error
+}
+
+type SetRelayPremises200JSONResponse Relay
+
+func (response SetRelayPremises200JSONResponse) VisitSetRelayPremisesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetRelayPremises4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response SetRelayPremises4XXApplicationProblemPlusJSONResponse) VisitSetRelayPremisesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetRelayPremises5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response SetRelayPremises5XXApplicationProblemPlusJSONResponse) VisitSetRelayPremisesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateRelayTicketRequestObject struct {
+	RelayID RelayID `json:"relayId"`
+	Params  CreateRelayTicketParams
+}
+
+type CreateRelayTicketResponseObject interface {
+	VisitCreateRelayTicketResponse(w http.ResponseWriter) error
+}
+
+type CreateRelayTicket200JSONResponse RelayTicket
+
+func (response CreateRelayTicket200JSONResponse) VisitCreateRelayTicketResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateRelayTicket4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreateRelayTicket4XXApplicationProblemPlusJSONResponse) VisitCreateRelayTicketResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateRelayTicket5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreateRelayTicket5XXApplicationProblemPlusJSONResponse) VisitCreateRelayTicketResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type CreateServiceRequestObject struct {
 	Params CreateServiceParams
 	Body   *CreateServiceJSONRequestBody
@@ -2457,6 +2928,21 @@ type StrictServerInterface interface {
 	// GetQueueConfiguration Get what the servers of a NATS cluster have to know
 	// (GET /admin/queue)
 	GetQueueConfiguration(ctx context.Context, request GetQueueConfigurationRequestObject) (GetQueueConfigurationResponseObject, error)
+	// ListRelays List the relays
+	// (GET /admin/relays)
+	ListRelays(ctx context.Context, request ListRelaysRequestObject) (ListRelaysResponseObject, error)
+	// CreateRelay Create a relay
+	// (POST /admin/relays)
+	CreateRelay(ctx context.Context, request CreateRelayRequestObject) (CreateRelayResponseObject, error)
+	// DeleteRelay Remove a relay
+	// (DELETE /admin/relays/{relayId})
+	DeleteRelay(ctx context.Context, request DeleteRelayRequestObject) (DeleteRelayResponseObject, error)
+	// SetRelayPremises Say which premises a relay may serve
+	// (PUT /admin/relays/{relayId}/premises)
+	SetRelayPremises(ctx context.Context, request SetRelayPremisesRequestObject) (SetRelayPremisesResponseObject, error)
+	// CreateRelayTicket Make another ticket for a relay
+	// (POST /admin/relays/{relayId}/tickets)
+	CreateRelayTicket(ctx context.Context, request CreateRelayTicketRequestObject) (CreateRelayTicketResponseObject, error)
 	// CreateService Create a service
 	// (POST /admin/services)
 	CreateService(ctx context.Context, request CreateServiceRequestObject) (CreateServiceResponseObject, error)
@@ -3152,6 +3638,173 @@ func (sh *strictHandler) GetQueueConfiguration(ctx *gin.Context) {
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(GetQueueConfigurationResponseObject); ok {
 		if err := validResponse.VisitGetQueueConfigurationResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ListRelays operation middleware
+func (sh *strictHandler) ListRelays(ctx *gin.Context, params ListRelaysParams) {
+	var request ListRelaysRequestObject
+
+	request.Params = params
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListRelays(ctx, request.(ListRelaysRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListRelays")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ListRelaysResponseObject); ok {
+		if err := validResponse.VisitListRelaysResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// CreateRelay operation middleware
+func (sh *strictHandler) CreateRelay(ctx *gin.Context, params CreateRelayParams) {
+	var request CreateRelayRequestObject
+
+	request.Params = params
+
+	var body CreateRelayJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateRelay(ctx, request.(CreateRelayRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateRelay")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(CreateRelayResponseObject); ok {
+		if err := validResponse.VisitCreateRelayResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// DeleteRelay operation middleware
+func (sh *strictHandler) DeleteRelay(ctx *gin.Context, relayID RelayID) {
+	var request DeleteRelayRequestObject
+
+	request.RelayID = relayID
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteRelay(ctx, request.(DeleteRelayRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteRelay")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(DeleteRelayResponseObject); ok {
+		if err := validResponse.VisitDeleteRelayResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// SetRelayPremises operation middleware
+func (sh *strictHandler) SetRelayPremises(ctx *gin.Context, relayID RelayID) {
+	var request SetRelayPremisesRequestObject
+
+	request.RelayID = relayID
+
+	var body SetRelayPremisesJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.SetRelayPremises(ctx, request.(SetRelayPremisesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "SetRelayPremises")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(SetRelayPremisesResponseObject); ok {
+		if err := validResponse.VisitSetRelayPremisesResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// CreateRelayTicket operation middleware
+func (sh *strictHandler) CreateRelayTicket(ctx *gin.Context, relayID RelayID, params CreateRelayTicketParams) {
+	var request CreateRelayTicketRequestObject
+
+	request.RelayID = relayID
+	request.Params = params
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateRelayTicket(ctx, request.(CreateRelayTicketRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateRelayTicket")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(CreateRelayTicketResponseObject); ok {
+		if err := validResponse.VisitCreateRelayTicketResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

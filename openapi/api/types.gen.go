@@ -409,7 +409,7 @@ type ConsentReportAnswer struct {
 	// Sequence The newest that was applied.
 	Sequence int32 `json:"sequence"`
 
-	// Unknown Registrations that are none of this gateway's, any more or at all. Always empty if nothing was applied.
+	// Unknown Registrations that are none of this gateway's or relay's, any more or at all. Always empty if nothing was applied.
 	Unknown []RegistrationID `json:"unknown"`
 }
 
@@ -506,7 +506,7 @@ type DevicePage struct {
 // DeviceType What kind of device it is.
 type DeviceType = models.DeviceType
 
-// Enrolment defines model for Enrolment.
+// Enrolment A device has deviceId, premisesId and deviceType; a relay of the operator has relayId alone.
 type Enrolment struct {
 	// ClientID The iss and sub of the device's client assertions.
 	ClientID string `json:"client_id"`
@@ -516,16 +516,23 @@ type Enrolment struct {
 	//
 	//
 	// Example: 664123086043511412
-	DeviceID DecimalID `json:"deviceId"`
+	DeviceID *DecimalID `json:"deviceId,omitempty"`
 
 	// DeviceType What kind of device it is.
-	DeviceType DeviceType `json:"deviceType"`
+	DeviceType *DeviceType `json:"deviceType,omitempty"`
 
 	// PremisesID A home or building of an account.
-	PremisesID PremisesID `json:"premisesId"`
+	PremisesID *PremisesID `json:"premisesId,omitempty"`
 
 	// ProofOfPossession Whether the device's tokens have to be bound to its key.
-	ProofOfPossession       bool                             `json:"proofOfPossession"`
+	ProofOfPossession bool `json:"proofOfPossession"`
+
+	// RelayID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
+	// numbers hold. In a request body a JSON integer is accepted as well.
+	//
+	//
+	// Example: 664123086043511412
+	RelayID                 *DecimalID                       `json:"relayId,omitempty"`
 	TokenEndpointAuthMethod EnrolmentTokenEndpointAuthMethod `json:"token_endpoint_auth_method"`
 }
 
@@ -601,6 +608,9 @@ type EventLink struct {
 	// ServiceID The name that the operator gave the service.
 	ServiceID ServiceID `json:"serviceId"`
 }
+
+// Fanout Where copies are made, by the gateway (`home`) or by a relay of the operator (`network`).
+type Fanout = models.Fanout
 
 // FieldError defines model for FieldError.
 type FieldError struct {
@@ -680,6 +690,9 @@ type GatewayDeclaration struct {
 	// LanPrefix The LAN's IPv4 prefix, for example 192.168.1.0/24; from /16 to /30.
 	LanPrefix string `json:"lanPrefix"`
 
+	// TunnelKey The public key of a node's WireGuard interface: 32 bytes as base64. A gateway that declares none isn't served by a relay: it copies at home.
+	TunnelKey *TunnelKey `json:"tunnelKey,omitempty"`
+
 	// UplinkIPv4 The address of the uplink, which copies leave with.
 	UplinkIPv4 netip.Addr `json:"uplinkIPv4"`
 }
@@ -704,6 +717,40 @@ type GatewayGroup struct {
 	// PremisesID A home or building of an account.
 	PremisesID PremisesID `json:"premisesId"`
 	State      int32      `json:"state"`
+}
+
+// GatewayRelay The relay that copies for this gateway, or is about to. A gateway brings up a tunnel to it whose AllowedIPs are tunnelAddress alone.
+type GatewayRelay struct {
+	// EndpointIPv4 Example: 172.168.0.5
+	EndpointIPv4 IPv4 `json:"endpointIPv4"`
+
+	// EndpointPort The UDP port that the relay's tunnels end at.
+	EndpointPort int32 `json:"endpointPort"`
+
+	// Forwarding true: forward the datagrams of registered sources into the tunnel, unchanged, instead of copying. false: the relay isn't ready yet; copy as at home.
+	Forwarding bool `json:"forwarding"`
+
+	// OwnTunnelAddress A node's IPv6 address within the tunnels, a /128 of the installation's own prefix (RFC 4193). It stays the node's.
+	//
+	//
+	// Example: fd6b:2c1e:94a7:0:9d3f:12ab:55c0:7e1d
+	OwnTunnelAddress TunnelAddress `json:"ownTunnelAddress"`
+
+	// RelayID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
+	// numbers hold. In a request body a JSON integer is accepted as well.
+	//
+	//
+	// Example: 664123086043511412
+	RelayID DecimalID `json:"relayId"`
+
+	// TunnelAddress A node's IPv6 address within the tunnels, a /128 of the installation's own prefix (RFC 4193). It stays the node's.
+	//
+	//
+	// Example: fd6b:2c1e:94a7:0:9d3f:12ab:55c0:7e1d
+	TunnelAddress TunnelAddress `json:"tunnelAddress"`
+
+	// TunnelKey The public key of a node's WireGuard interface: 32 bytes as base64. A gateway that declares none isn't served by a relay: it copies at home.
+	TunnelKey TunnelKey `json:"tunnelKey"`
 }
 
 // Group defines model for Group.
@@ -822,10 +869,14 @@ type GroupEventData struct {
 type GroupID = models.GroupID
 
 // GroupInformation Everything a gateway forwards by: deterministic and sorted, without times, so that the same revision has the same
-// bytes.
+// bytes. `fanout` absent means `home`: the gateway copies. With `network`, `relay` says who does, and with `network` and no `relay` nobody copies: neither
+// the gateway, nor does it forward. The groups are there in each case, so that consent stays warm and the gateway can go on without a gap.
 type GroupInformation struct {
 	// Epoch Changes when the database was restored; revisions of different epochs can't be compared.
 	Epoch string `json:"epoch"`
+
+	// Fanout Where copies are made, by the gateway (`home`) or by a relay of the operator (`network`).
+	Fanout *Fanout `json:"fanout,omitempty"`
 
 	// GatewayID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
 	// numbers hold. In a request body a JSON integer is accepted as well.
@@ -837,6 +888,9 @@ type GroupInformation struct {
 
 	// MaxStaleSeconds After so many seconds without an answer of the service the gateway stops copying.
 	MaxStaleSeconds int32 `json:"maxStaleSeconds"`
+
+	// Relay The relay that copies for this gateway, or is about to. A gateway brings up a tunnel to it whose AllowedIPs are tunnelAddress alone.
+	Relay *GatewayRelay `json:"relay,omitempty"`
 
 	// Revision Rises each time this gateway's group information changes.
 	Revision string `json:"revision"`
@@ -1025,6 +1079,9 @@ type OAuthProblem struct {
 	AdditionalProperties map[string]interface{} `json:"-"`
 }
 
+// OnRelayLoss What happens while no relay can serve the premises: the gateway copies again (`home`), or nobody does (`stop`), which spares the uplink.
+type OnRelayLoss = models.OnRelayLoss
+
 // Password A new one has 12 to 128 characters.
 type Password = string
 
@@ -1046,10 +1103,31 @@ type Pool struct {
 
 // Premises defines model for Premises.
 type Premises struct {
-	Name string `json:"name"`
+	// CopiedAt Where copies are made now: `home`, `network`, or `nowhere` while `onRelayLoss: stop` waits for a relay. With `fanout: network` it stays `home` until a relay is
+	// ready.
+	CopiedAt *string `json:"copiedAt,omitempty"`
+
+	// Fanout Where copies are made, by the gateway (`home`) or by a relay of the operator (`network`).
+	Fanout *Fanout `json:"fanout,omitempty"`
+	Name   string  `json:"name"`
+
+	// OnRelayLoss What happens while no relay can serve the premises: the gateway copies again (`home`), or nobody does (`stop`), which spares the uplink.
+	OnRelayLoss *OnRelayLoss `json:"onRelayLoss,omitempty"`
 
 	// PremisesID A home or building of an account.
 	PremisesID PremisesID `json:"premisesId"`
+}
+
+// PremisesChange defines model for PremisesChange.
+type PremisesChange struct {
+	// Fanout Where copies are made, by the gateway (`home`) or by a relay of the operator (`network`).
+	Fanout *Fanout `json:"fanout,omitempty"`
+
+	// Name What people call it.
+	Name *string `json:"name,omitempty"`
+
+	// OnRelayLoss What happens while no relay can serve the premises: the gateway copies again (`home`), or nobody does (`stop`), which spares the uplink.
+	OnRelayLoss *OnRelayLoss `json:"onRelayLoss,omitempty"`
 }
 
 // PremisesID A home or building of an account.
@@ -1274,6 +1352,101 @@ type RegistrationRequest struct {
 	Type MemberType `json:"type"`
 }
 
+// Relay defines model for Relay.
+type Relay struct {
+	// EndpointIPv4 Example: 172.168.0.5
+	EndpointIPv4 IPv4  `json:"endpointIPv4"`
+	EndpointPort int32 `json:"endpointPort"`
+
+	// Name The operator's name for it.
+	Name string `json:"name"`
+
+	// RelayID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
+	// numbers hold. In a request body a JSON integer is accepted as well.
+	//
+	//
+	// Example: 664123086043511412
+	RelayID DecimalID `json:"relayId"`
+
+	// Revision Rises each time this relay's group information changes.
+	Revision string `json:"revision"`
+
+	// TunnelAddress A node's IPv6 address within the tunnels, a /128 of the installation's own prefix (RFC 4193). It stays the node's.
+	//
+	//
+	// Example: fd6b:2c1e:94a7:0:9d3f:12ab:55c0:7e1d
+	TunnelAddress TunnelAddress `json:"tunnelAddress"`
+
+	// TunnelKey The public key of a node's WireGuard interface: 32 bytes as base64. A gateway that declares none isn't served by a relay: it copies at home.
+	TunnelKey TunnelKey `json:"tunnelKey"`
+
+	// UplinkIPv4 Example: 172.168.0.5
+	UplinkIPv4 IPv4 `json:"uplinkIPv4"`
+}
+
+// RelayDeclaration defines model for RelayDeclaration.
+type RelayDeclaration struct {
+	// EndpointIPv4 Where gateways reach the relay.
+	EndpointIPv4 netip.Addr `json:"endpointIPv4"`
+
+	// EndpointPort The UDP port of its WireGuard interface.
+	EndpointPort int32 `json:"endpointPort"`
+
+	// TunnelKey The public key of a node's WireGuard interface: 32 bytes as base64. A gateway that declares none isn't served by a relay: it copies at home.
+	TunnelKey TunnelKey `json:"tunnelKey"`
+
+	// UplinkIPv4 The address that copies leave with.
+	UplinkIPv4 netip.Addr `json:"uplinkIPv4"`
+}
+
+// RelayInformation Everything a relay copies by: deterministic and sorted, without times, so that the same revision has the same bytes. Group IPs of different premises may
+// be equal: what names a group is the premises that a datagram's tunnel address belongs to, and then the group IP.
+type RelayInformation struct {
+	// Epoch Changes when the database was restored; revisions of different epochs can't be compared.
+	Epoch string `json:"epoch"`
+
+	// Groups Sorted by premises and group IP.
+	Groups []GatewayGroup `json:"groups"`
+
+	// MaxStaleSeconds After so many seconds without an answer of the service the relay stops copying.
+	MaxStaleSeconds int32 `json:"maxStaleSeconds"`
+
+	// Premises One entry for each gateway that it serves, sorted by premises and gateway; also for those without groups.
+	Premises []RelayPremises `json:"premises"`
+
+	// RelayID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
+	// numbers hold. In a request body a JSON integer is accepted as well.
+	//
+	//
+	// Example: 664123086043511412
+	RelayID DecimalID `json:"relayId"`
+
+	// Revision Rises each time this relay's group information changes.
+	Revision string `json:"revision"`
+}
+
+// RelayPremises defines model for RelayPremises.
+type RelayPremises struct {
+	// GatewayID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
+	// numbers hold. In a request body a JSON integer is accepted as well.
+	//
+	//
+	// Example: 664123086043511412
+	GatewayID DecimalID `json:"gatewayId"`
+
+	// PremisesID A home or building of an account.
+	PremisesID PremisesID `json:"premisesId"`
+
+	// TunnelAddress A node's IPv6 address within the tunnels, a /128 of the installation's own prefix (RFC 4193). It stays the node's.
+	//
+	//
+	// Example: fd6b:2c1e:94a7:0:9d3f:12ab:55c0:7e1d
+	TunnelAddress TunnelAddress `json:"tunnelAddress"`
+
+	// TunnelKey The public key of a node's WireGuard interface: 32 bytes as base64. A gateway that declares none isn't served by a relay: it copies at home.
+	TunnelKey TunnelKey `json:"tunnelKey"`
+}
+
 // ReportedConsent defines model for ReportedConsent.
 type ReportedConsent struct {
 	// IPv4 Where the copies go, unless it is IPv6; absent if the consent isn't live.
@@ -1340,7 +1513,7 @@ type ScarcePool struct {
 
 // Sender Where the copies of one source come from.
 type Sender struct {
-	// Address The gateway's, as the destination sees it.
+	// Address The gateway's, or the relay's, as the destination sees it.
 	Address string `json:"address"`
 
 	// Consent Whether a destination has proved that it wants the copies where they go: not yet (`pending`), it does (`live`), it did and does no more (`lost`), or
@@ -1354,6 +1527,13 @@ type Sender struct {
 	LearnedAddress *string `json:"learnedAddress,omitempty"`
 	LearnedPort    *int32  `json:"learnedPort,omitempty"`
 	Port           int32   `json:"port"`
+
+	// RelayID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
+	// numbers hold. In a request body a JSON integer is accepted as well.
+	//
+	//
+	// Example: 664123086043511412
+	RelayID *DecimalID `json:"relayId,omitempty"`
 
 	// SourceID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
 	// numbers hold. In a request body a JSON integer is accepted as well.
@@ -1475,6 +1655,14 @@ type TokenRequest struct {
 // Trigger What makes a datagram of this source eligible: the IPv4 option 0x88, or that it comes from the registered source
 // (for cameras that can't set IP options; set by the account holder).
 type Trigger = models.Trigger
+
+// TunnelAddress A node's IPv6 address within the tunnels, a /128 of the installation's own prefix (RFC 4193). It stays the node's.
+//
+// Example: fd6b:2c1e:94a7:0:9d3f:12ab:55c0:7e1d
+type TunnelAddress = netip.Addr
+
+// TunnelKey The public key of a node's WireGuard interface: 32 bytes as base64. A gateway that declares none isn't served by a relay: it copies at home.
+type TunnelKey = models.TunnelKey
 
 // UserName What a user logs in with, in any case; often an e-mail address, but nothing is sent to it.
 type UserName = string
@@ -1601,6 +1789,12 @@ type PageToken = string
 
 // Proof defines model for Proof.
 type Proof = string
+
+// RelayID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
+// numbers hold. In a request body a JSON integer is accepted as well.
+//
+// Example: 664123086043511412
+type RelayID = DecimalID
 
 // AuthorizeDeviceParams defines parameters for AuthorizeDevice.
 type AuthorizeDeviceParams struct {
@@ -1736,6 +1930,21 @@ type ListRegistrationsParams struct {
 	PageToken *PageToken `form:"pageToken,omitempty" json:"pageToken,omitempty"`
 }
 
+// GetRelayInformationParams defines parameters for GetRelayInformation.
+type GetRelayInformationParams struct {
+	// Index The same cursor as If-None-Match, without quotes. If both are sent, If-None-Match wins.
+	Index *string `form:"index,omitempty" json:"index,omitempty"`
+
+	// Wait Seconds to wait for a change; absent means 0, a plain poll.
+	Wait *int32 `form:"wait,omitempty" json:"wait,omitempty"`
+
+	// IfNoneMatch The ETag of the snapshot the relay has, in quotes.
+	IfNoneMatch *string `json:"If-None-Match,omitempty"`
+
+	// Prefer RFC 7240 `wait=N` means the same as the query parameter wait.
+	Prefer *string `json:"Prefer,omitempty"`
+}
+
 // ListWebhooksParams defines parameters for ListWebhooks.
 type ListWebhooksParams struct {
 	// PageSize At most so many entries; absent means 100.
@@ -1794,14 +2003,20 @@ type LoginJSONRequestBody = LoginRequest
 // CreatePremisesJSONRequestBody defines body for CreatePremises for application/json ContentType.
 type CreatePremisesJSONRequestBody = PremisesRequest
 
-// RenamePremisesJSONRequestBody defines body for RenamePremises for application/json ContentType.
-type RenamePremisesJSONRequestBody = PremisesRequest
+// ChangePremisesJSONRequestBody defines body for ChangePremises for application/json ContentType.
+type ChangePremisesJSONRequestBody = PremisesChange
 
 // CreateTicketJSONRequestBody defines body for CreateTicket for application/json ContentType.
 type CreateTicketJSONRequestBody = TicketRequest
 
 // RegisterJSONRequestBody defines body for Register for application/json ContentType.
 type RegisterJSONRequestBody = RegistrationRequest
+
+// DeclareRelayJSONRequestBody defines body for DeclareRelay for application/json ContentType.
+type DeclareRelayJSONRequestBody = RelayDeclaration
+
+// ReportRelayConsentsJSONRequestBody defines body for ReportRelayConsents for application/json ContentType.
+type ReportRelayConsentsJSONRequestBody = ConsentReport
 
 // CreateWebhookJSONRequestBody defines body for CreateWebhook for application/json ContentType.
 type CreateWebhookJSONRequestBody = WebhookRequest

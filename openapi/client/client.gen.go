@@ -523,23 +523,25 @@ type ClientInterface interface {
 	// Corresponds with DELETE /v1/premises/{premisesId} (the `DeletePremises` operationId).
 	DeletePremises(ctx context.Context, premisesID PremisesID, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// RenamePremisesWithBody Rename a premises
+	// ChangePremisesWithBody Change a premises
 	//
-	// Only the name changes.
+	// Its name, and where copies are made. Members that are absent stay as they are. `fanout` may change while video runs: whoever copies goes on until the other is
+	// ready.
 	//
 	// Takes any type of body and a specified content type.
 	//
-	// Corresponds with PATCH /v1/premises/{premisesId} (the `RenamePremises` operationId).
-	RenamePremisesWithBody(ctx context.Context, premisesID PremisesID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+	// Corresponds with PATCH /v1/premises/{premisesId} (the `ChangePremises` operationId).
+	ChangePremisesWithBody(ctx context.Context, premisesID PremisesID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// RenamePremises Rename a premises
+	// ChangePremises Change a premises
 	//
-	// Only the name changes.
+	// Its name, and where copies are made. Members that are absent stay as they are. `fanout` may change while video runs: whoever copies goes on until the other is
+	// ready.
 	//
 	// Takes a body of the `application/json` content type.
 	//
-	// Corresponds with PATCH /v1/premises/{premisesId} (the `RenamePremises` operationId).
-	RenamePremises(ctx context.Context, premisesID PremisesID, body RenamePremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+	// Corresponds with PATCH /v1/premises/{premisesId} (the `ChangePremises` operationId).
+	ChangePremises(ctx context.Context, premisesID PremisesID, body ChangePremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// CreateTicketWithBody Make an enrolment ticket
 	//
@@ -612,6 +614,54 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/registrations/{registrationId} (the `GetRegistration` operationId).
 	GetRegistration(ctx context.Context, registrationID RegistrationID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeclareRelayWithBody Declare a relay's tunnel and uplink
+	//
+	// A relay states the key and the endpoint of its WireGuard interface, and the address that copies leave with; it serves nobody before that. Putting the same
+	// declaration again changes nothing.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /v1/relays/{relayId} (the `DeclareRelay` operationId).
+	DeclareRelayWithBody(ctx context.Context, relayID RelayID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeclareRelay Declare a relay's tunnel and uplink
+	//
+	// A relay states the key and the endpoint of its WireGuard interface, and the address that copies leave with; it serves nobody before that. Putting the same
+	// declaration again changes nothing.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /v1/relays/{relayId} (the `DeclareRelay` operationId).
+	DeclareRelay(ctx context.Context, relayID RelayID, body DeclareRelayJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ReportRelayConsentsWithBody Report which destinations consent to a relay
+	//
+	// The same report as a gateway's, about members of the groups of the premises that the relay is assigned to. Places that it reserved stand beside the gateway's in
+	// `senders[]`, with its `relayId`: a destination consents to each on its own.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/relays/{relayId}/consents (the `ReportRelayConsents` operationId).
+	ReportRelayConsentsWithBody(ctx context.Context, relayID RelayID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ReportRelayConsents Report which destinations consent to a relay
+	//
+	// The same report as a gateway's, about members of the groups of the premises that the relay is assigned to. Places that it reserved stand beside the gateway's in
+	// `senders[]`, with its `relayId`: a destination consents to each on its own.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/relays/{relayId}/consents (the `ReportRelayConsents` operationId).
+	ReportRelayConsents(ctx context.Context, relayID RelayID, body ReportRelayConsentsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetRelayInformation Fetch or long-poll a relay's group information
+	//
+	// The groups of all premises that this relay serves now. Cursor, waiting, acknowledgement and `Groupcast-Resync` are those of a gateway's group information. A relay that
+	// hasn't asked for six seconds counts as dead and its premises go to another; so `wait` is at most 2.
+	//
+	// Corresponds with GET /v1/relays/{relayId}/groups (the `GetRelayInformation` operationId).
+	GetRelayInformation(ctx context.Context, relayID RelayID, params *GetRelayInformationParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListWebhooks List one's own webhooks
 	//
@@ -1592,15 +1642,16 @@ func (c *Client) DeletePremises(ctx context.Context, premisesID PremisesID, reqE
 	return c.Client.Do(req)
 }
 
-// RenamePremisesWithBody Rename a premises
+// ChangePremisesWithBody Change a premises
 //
-// Only the name changes.
+// Its name, and where copies are made. Members that are absent stay as they are. `fanout` may change while video runs: whoever copies goes on until the other is
+// ready.
 //
 // Takes any type of body and a specified content type.
 //
-// Corresponds with PATCH /v1/premises/{premisesId} (the `RenamePremises` operationId).
-func (c *Client) RenamePremisesWithBody(ctx context.Context, premisesID PremisesID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewRenamePremisesRequestWithBody(c.Server, premisesID, contentType, body)
+// Corresponds with PATCH /v1/premises/{premisesId} (the `ChangePremises` operationId).
+func (c *Client) ChangePremisesWithBody(ctx context.Context, premisesID PremisesID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewChangePremisesRequestWithBody(c.Server, premisesID, contentType, body)
 	if err != nil {
 		return nil, err
 	}
@@ -1611,15 +1662,16 @@ func (c *Client) RenamePremisesWithBody(ctx context.Context, premisesID Premises
 	return c.Client.Do(req)
 }
 
-// RenamePremises Rename a premises
+// ChangePremises Change a premises
 //
-// Only the name changes.
+// Its name, and where copies are made. Members that are absent stay as they are. `fanout` may change while video runs: whoever copies goes on until the other is
+// ready.
 //
 // Takes a body of the `application/json` content type.
 //
-// Corresponds with PATCH /v1/premises/{premisesId} (the `RenamePremises` operationId).
-func (c *Client) RenamePremises(ctx context.Context, premisesID PremisesID, body RenamePremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewRenamePremisesRequest(c.Server, premisesID, body)
+// Corresponds with PATCH /v1/premises/{premisesId} (the `ChangePremises` operationId).
+func (c *Client) ChangePremises(ctx context.Context, premisesID PremisesID, body ChangePremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewChangePremisesRequest(c.Server, premisesID, body)
 	if err != nil {
 		return nil, err
 	}
@@ -1762,6 +1814,104 @@ func (c *Client) Leave(ctx context.Context, registrationID RegistrationID, reqEd
 // Corresponds with GET /v1/registrations/{registrationId} (the `GetRegistration` operationId).
 func (c *Client) GetRegistration(ctx context.Context, registrationID RegistrationID, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetRegistrationRequest(c.Server, registrationID)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeclareRelayWithBody Declare a relay's tunnel and uplink
+//
+// A relay states the key and the endpoint of its WireGuard interface, and the address that copies leave with; it serves nobody before that. Putting the same
+// declaration again changes nothing.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /v1/relays/{relayId} (the `DeclareRelay` operationId).
+func (c *Client) DeclareRelayWithBody(ctx context.Context, relayID RelayID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeclareRelayRequestWithBody(c.Server, relayID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeclareRelay Declare a relay's tunnel and uplink
+//
+// A relay states the key and the endpoint of its WireGuard interface, and the address that copies leave with; it serves nobody before that. Putting the same
+// declaration again changes nothing.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /v1/relays/{relayId} (the `DeclareRelay` operationId).
+func (c *Client) DeclareRelay(ctx context.Context, relayID RelayID, body DeclareRelayJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeclareRelayRequest(c.Server, relayID, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ReportRelayConsentsWithBody Report which destinations consent to a relay
+//
+// The same report as a gateway's, about members of the groups of the premises that the relay is assigned to. Places that it reserved stand beside the gateway's in
+// `senders[]`, with its `relayId`: a destination consents to each on its own.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/relays/{relayId}/consents (the `ReportRelayConsents` operationId).
+func (c *Client) ReportRelayConsentsWithBody(ctx context.Context, relayID RelayID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewReportRelayConsentsRequestWithBody(c.Server, relayID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ReportRelayConsents Report which destinations consent to a relay
+//
+// The same report as a gateway's, about members of the groups of the premises that the relay is assigned to. Places that it reserved stand beside the gateway's in
+// `senders[]`, with its `relayId`: a destination consents to each on its own.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/relays/{relayId}/consents (the `ReportRelayConsents` operationId).
+func (c *Client) ReportRelayConsents(ctx context.Context, relayID RelayID, body ReportRelayConsentsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewReportRelayConsentsRequest(c.Server, relayID, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetRelayInformation Fetch or long-poll a relay's group information
+//
+// The groups of all premises that this relay serves now. Cursor, waiting, acknowledgement and `Groupcast-Resync` are those of a gateway's group information. A relay that
+// hasn't asked for six seconds counts as dead and its premises go to another; so `wait` is at most 2.
+//
+// Corresponds with GET /v1/relays/{relayId}/groups (the `GetRelayInformation` operationId).
+func (c *Client) GetRelayInformation(ctx context.Context, relayID RelayID, params *GetRelayInformationParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetRelayInformationRequest(c.Server, relayID, params)
 	if err != nil {
 		return nil, err
 	}
@@ -3545,19 +3695,19 @@ func NewDeletePremisesRequest(server string, premisesID PremisesID) (*http.Reque
 	return req, nil
 }
 
-// NewRenamePremisesRequest calls the generic RenamePremises builder with application/json body
-func NewRenamePremisesRequest(server string, premisesID PremisesID, body RenamePremisesJSONRequestBody) (*http.Request, error) {
+// NewChangePremisesRequest calls the generic ChangePremises builder with application/json body
+func NewChangePremisesRequest(server string, premisesID PremisesID, body ChangePremisesJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
 	buf, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
 	}
 	bodyReader = bytes.NewReader(buf)
-	return NewRenamePremisesRequestWithBody(server, premisesID, "application/json", bodyReader)
+	return NewChangePremisesRequestWithBody(server, premisesID, "application/json", bodyReader)
 }
 
-// NewRenamePremisesRequestWithBody constructs an http.Request for the RenamePremises method, with any body, and a specified content type
-func NewRenamePremisesRequestWithBody(server string, premisesID PremisesID, contentType string, body io.Reader) (*http.Request, error) {
+// NewChangePremisesRequestWithBody constructs an http.Request for the ChangePremises method, with any body, and a specified content type
+func NewChangePremisesRequestWithBody(server string, premisesID PremisesID, contentType string, body io.Reader) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -3823,6 +3973,199 @@ func NewGetRegistrationRequest(server string, registrationID RegistrationID) (*h
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewDeclareRelayRequest calls the generic DeclareRelay builder with application/json body
+func NewDeclareRelayRequest(server string, relayID RelayID, body DeclareRelayJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewDeclareRelayRequestWithBody(server, relayID, "application/json", bodyReader)
+}
+
+// NewDeclareRelayRequestWithBody constructs an http.Request for the DeclareRelay method, with any body, and a specified content type
+func NewDeclareRelayRequestWithBody(server string, relayID RelayID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "relayId", relayID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "decimal-id"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/relays/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewReportRelayConsentsRequest calls the generic ReportRelayConsents builder with application/json body
+func NewReportRelayConsentsRequest(server string, relayID RelayID, body ReportRelayConsentsJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewReportRelayConsentsRequestWithBody(server, relayID, "application/json", bodyReader)
+}
+
+// NewReportRelayConsentsRequestWithBody constructs an http.Request for the ReportRelayConsents method, with any body, and a specified content type
+func NewReportRelayConsentsRequestWithBody(server string, relayID RelayID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "relayId", relayID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "decimal-id"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/relays/%s/consents", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewGetRelayInformationRequest constructs an http.Request for the GetRelayInformation method
+func NewGetRelayInformationRequest(server string, relayID RelayID, params *GetRelayInformationParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "relayId", relayID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "decimal-id"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/relays/%s/groups", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Index != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "index", *params.Index, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Wait != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "wait", *params.Wait, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+		if params.Prefer != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam1)
+		}
+
 	}
 
 	return req, nil
@@ -4646,23 +4989,25 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with DELETE /v1/premises/{premisesId} (the `DeletePremises` operationId).
 	DeletePremisesWithResponse(ctx context.Context, premisesID PremisesID, reqEditors ...RequestEditorFn) (*DeletePremisesResponse, error)
 
-	// RenamePremisesWithBodyWithResponse Rename a premises
+	// ChangePremisesWithBodyWithResponse Change a premises
 	//
-	// Only the name changes.
+	// Its name, and where copies are made. Members that are absent stay as they are. `fanout` may change while video runs: whoever copies goes on until the other is
+	// ready.
 	//
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
-	// Corresponds with PATCH /v1/premises/{premisesId} (the `RenamePremises` operationId).
-	RenamePremisesWithBodyWithResponse(ctx context.Context, premisesID PremisesID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RenamePremisesResponse, error)
+	// Corresponds with PATCH /v1/premises/{premisesId} (the `ChangePremises` operationId).
+	ChangePremisesWithBodyWithResponse(ctx context.Context, premisesID PremisesID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ChangePremisesResponse, error)
 
-	// RenamePremisesWithResponse Rename a premises
+	// ChangePremisesWithResponse Change a premises
 	//
-	// Only the name changes.
+	// Its name, and where copies are made. Members that are absent stay as they are. `fanout` may change while video runs: whoever copies goes on until the other is
+	// ready.
 	//
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
-	// Corresponds with PATCH /v1/premises/{premisesId} (the `RenamePremises` operationId).
-	RenamePremisesWithResponse(ctx context.Context, premisesID PremisesID, body RenamePremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*RenamePremisesResponse, error)
+	// Corresponds with PATCH /v1/premises/{premisesId} (the `ChangePremises` operationId).
+	ChangePremisesWithResponse(ctx context.Context, premisesID PremisesID, body ChangePremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*ChangePremisesResponse, error)
 
 	// CreateTicketWithBodyWithResponse Make an enrolment ticket
 	//
@@ -4741,6 +5086,56 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/registrations/{registrationId} (the `GetRegistration` operationId).
 	GetRegistrationWithResponse(ctx context.Context, registrationID RegistrationID, reqEditors ...RequestEditorFn) (*GetRegistrationResponse, error)
+
+	// DeclareRelayWithBodyWithResponse Declare a relay's tunnel and uplink
+	//
+	// A relay states the key and the endpoint of its WireGuard interface, and the address that copies leave with; it serves nobody before that. Putting the same
+	// declaration again changes nothing.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/relays/{relayId} (the `DeclareRelay` operationId).
+	DeclareRelayWithBodyWithResponse(ctx context.Context, relayID RelayID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DeclareRelayResponse, error)
+
+	// DeclareRelayWithResponse Declare a relay's tunnel and uplink
+	//
+	// A relay states the key and the endpoint of its WireGuard interface, and the address that copies leave with; it serves nobody before that. Putting the same
+	// declaration again changes nothing.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/relays/{relayId} (the `DeclareRelay` operationId).
+	DeclareRelayWithResponse(ctx context.Context, relayID RelayID, body DeclareRelayJSONRequestBody, reqEditors ...RequestEditorFn) (*DeclareRelayResponse, error)
+
+	// ReportRelayConsentsWithBodyWithResponse Report which destinations consent to a relay
+	//
+	// The same report as a gateway's, about members of the groups of the premises that the relay is assigned to. Places that it reserved stand beside the gateway's in
+	// `senders[]`, with its `relayId`: a destination consents to each on its own.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/relays/{relayId}/consents (the `ReportRelayConsents` operationId).
+	ReportRelayConsentsWithBodyWithResponse(ctx context.Context, relayID RelayID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ReportRelayConsentsResponse, error)
+
+	// ReportRelayConsentsWithResponse Report which destinations consent to a relay
+	//
+	// The same report as a gateway's, about members of the groups of the premises that the relay is assigned to. Places that it reserved stand beside the gateway's in
+	// `senders[]`, with its `relayId`: a destination consents to each on its own.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/relays/{relayId}/consents (the `ReportRelayConsents` operationId).
+	ReportRelayConsentsWithResponse(ctx context.Context, relayID RelayID, body ReportRelayConsentsJSONRequestBody, reqEditors ...RequestEditorFn) (*ReportRelayConsentsResponse, error)
+
+	// GetRelayInformationWithResponse Fetch or long-poll a relay's group information
+	//
+	// The groups of all premises that this relay serves now. Cursor, waiting, acknowledgement and `Groupcast-Resync` are those of a gateway's group information. A relay that
+	// hasn't asked for six seconds counts as dead and its premises go to another; so `wait` is at most 2.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/relays/{relayId}/groups (the `GetRelayInformation` operationId).
+	GetRelayInformationWithResponse(ctx context.Context, relayID RelayID, params *GetRelayInformationParams, reqEditors ...RequestEditorFn) (*GetRelayInformationResponse, error)
 
 	// ListWebhooksWithResponse List one's own webhooks
 	//
@@ -6661,7 +7056,7 @@ func (r DeletePremisesResponse) ContentType() string {
 	return ""
 }
 
-type RenamePremisesResponse struct {
+type ChangePremisesResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
 	// JSON200 the response for an HTTP 200 `application/json` response
@@ -6673,27 +7068,27 @@ type RenamePremisesResponse struct {
 }
 
 // GetJSON200 returns the response for an HTTP 200 `application/json` response
-func (r RenamePremisesResponse) GetJSON200() *Premises {
+func (r ChangePremisesResponse) GetJSON200() *Premises {
 	return r.JSON200
 }
 
 // GetApplicationProblemJSON4XX returns the response for an HTTP 4XX `application/problem+json` response
-func (r RenamePremisesResponse) GetApplicationProblemJSON4XX() *Problem {
+func (r ChangePremisesResponse) GetApplicationProblemJSON4XX() *Problem {
 	return r.ApplicationProblemJSON4XX
 }
 
 // GetApplicationProblemJSON5XX returns the response for an HTTP 5XX `application/problem+json` response
-func (r RenamePremisesResponse) GetApplicationProblemJSON5XX() *Problem {
+func (r ChangePremisesResponse) GetApplicationProblemJSON5XX() *Problem {
 	return r.ApplicationProblemJSON5XX
 }
 
 // GetBody returns the raw response body bytes
-func (r RenamePremisesResponse) GetBody() []byte {
+func (r ChangePremisesResponse) GetBody() []byte {
 	return r.Body
 }
 
 // Status returns HTTPResponse.Status
-func (r RenamePremisesResponse) Status() string {
+func (r ChangePremisesResponse) Status() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Status
 	}
@@ -6701,7 +7096,7 @@ func (r RenamePremisesResponse) Status() string {
 }
 
 // StatusCode returns HTTPResponse.StatusCode
-func (r RenamePremisesResponse) StatusCode() int {
+func (r ChangePremisesResponse) StatusCode() int {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.StatusCode
 	}
@@ -6709,7 +7104,7 @@ func (r RenamePremisesResponse) StatusCode() int {
 }
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
-func (r RenamePremisesResponse) ContentType() string {
+func (r ChangePremisesResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -6992,6 +7387,188 @@ func (r GetRegistrationResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetRegistrationResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DeclareRelayResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Relay
+	// ApplicationProblemJSON4XX the response for an HTTP 4XX `application/problem+json` response
+	ApplicationProblemJSON4XX *Problem
+	// ApplicationProblemJSON5XX the response for an HTTP 5XX `application/problem+json` response
+	ApplicationProblemJSON5XX *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r DeclareRelayResponse) GetJSON200() *Relay {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON4XX returns the response for an HTTP 4XX `application/problem+json` response
+func (r DeclareRelayResponse) GetApplicationProblemJSON4XX() *Problem {
+	return r.ApplicationProblemJSON4XX
+}
+
+// GetApplicationProblemJSON5XX returns the response for an HTTP 5XX `application/problem+json` response
+func (r DeclareRelayResponse) GetApplicationProblemJSON5XX() *Problem {
+	return r.ApplicationProblemJSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r DeclareRelayResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeclareRelayResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeclareRelayResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeclareRelayResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ReportRelayConsentsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ConsentReportAnswer
+	// ApplicationProblemJSON4XX the response for an HTTP 4XX `application/problem+json` response
+	ApplicationProblemJSON4XX *Problem
+	// ApplicationProblemJSON5XX the response for an HTTP 5XX `application/problem+json` response
+	ApplicationProblemJSON5XX *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ReportRelayConsentsResponse) GetJSON200() *ConsentReportAnswer {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON4XX returns the response for an HTTP 4XX `application/problem+json` response
+func (r ReportRelayConsentsResponse) GetApplicationProblemJSON4XX() *Problem {
+	return r.ApplicationProblemJSON4XX
+}
+
+// GetApplicationProblemJSON5XX returns the response for an HTTP 5XX `application/problem+json` response
+func (r ReportRelayConsentsResponse) GetApplicationProblemJSON5XX() *Problem {
+	return r.ApplicationProblemJSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r ReportRelayConsentsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ReportRelayConsentsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ReportRelayConsentsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ReportRelayConsentsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetRelayInformationResponse200Headers the declared response headers of an HTTP 200 response for GetRelayInformation
+type GetRelayInformationResponse200Headers struct {
+	ETag              string
+	GroupcastResync   *string
+	PreferenceApplied *string
+}
+
+// GetRelayInformationResponse304Headers the declared response headers of an HTTP 304 response for GetRelayInformation
+type GetRelayInformationResponse304Headers struct {
+	ETag              string
+	PreferenceApplied *string
+}
+
+type GetRelayInformationResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RelayInformation
+	// ApplicationProblemJSON4XX the response for an HTTP 4XX `application/problem+json` response
+	ApplicationProblemJSON4XX *Problem
+	// ApplicationProblemJSON5XX the response for an HTTP 5XX `application/problem+json` response
+	ApplicationProblemJSON5XX *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetRelayInformationResponse200Headers
+	// Headers304 the parsed response headers for an HTTP 304 response
+	Headers304 *GetRelayInformationResponse304Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetRelayInformationResponse) GetJSON200() *RelayInformation {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON4XX returns the response for an HTTP 4XX `application/problem+json` response
+func (r GetRelayInformationResponse) GetApplicationProblemJSON4XX() *Problem {
+	return r.ApplicationProblemJSON4XX
+}
+
+// GetApplicationProblemJSON5XX returns the response for an HTTP 5XX `application/problem+json` response
+func (r GetRelayInformationResponse) GetApplicationProblemJSON5XX() *Problem {
+	return r.ApplicationProblemJSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r GetRelayInformationResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetRelayInformationResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetRelayInformationResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetRelayInformationResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -8142,34 +8719,36 @@ func (c *ClientWithResponses) DeletePremisesWithResponse(ctx context.Context, pr
 	return ParseDeletePremisesResponse(rsp)
 }
 
-// RenamePremisesWithBodyWithResponse Rename a premises
+// ChangePremisesWithBodyWithResponse Change a premises
 //
-// Only the name changes.
+// Its name, and where copies are made. Members that are absent stay as they are. `fanout` may change while video runs: whoever copies goes on until the other is
+// ready.
 //
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
-// Corresponds with PATCH /v1/premises/{premisesId} (the `RenamePremises` operationId).
-func (c *ClientWithResponses) RenamePremisesWithBodyWithResponse(ctx context.Context, premisesID PremisesID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RenamePremisesResponse, error) {
-	rsp, err := c.RenamePremisesWithBody(ctx, premisesID, contentType, body, reqEditors...)
+// Corresponds with PATCH /v1/premises/{premisesId} (the `ChangePremises` operationId).
+func (c *ClientWithResponses) ChangePremisesWithBodyWithResponse(ctx context.Context, premisesID PremisesID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ChangePremisesResponse, error) {
+	rsp, err := c.ChangePremisesWithBody(ctx, premisesID, contentType, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
-	return ParseRenamePremisesResponse(rsp)
+	return ParseChangePremisesResponse(rsp)
 }
 
-// RenamePremisesWithResponse Rename a premises
+// ChangePremisesWithResponse Change a premises
 //
-// Only the name changes.
+// Its name, and where copies are made. Members that are absent stay as they are. `fanout` may change while video runs: whoever copies goes on until the other is
+// ready.
 //
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
-// Corresponds with PATCH /v1/premises/{premisesId} (the `RenamePremises` operationId).
-func (c *ClientWithResponses) RenamePremisesWithResponse(ctx context.Context, premisesID PremisesID, body RenamePremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*RenamePremisesResponse, error) {
-	rsp, err := c.RenamePremises(ctx, premisesID, body, reqEditors...)
+// Corresponds with PATCH /v1/premises/{premisesId} (the `ChangePremises` operationId).
+func (c *ClientWithResponses) ChangePremisesWithResponse(ctx context.Context, premisesID PremisesID, body ChangePremisesJSONRequestBody, reqEditors ...RequestEditorFn) (*ChangePremisesResponse, error) {
+	rsp, err := c.ChangePremises(ctx, premisesID, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
-	return ParseRenamePremisesResponse(rsp)
+	return ParseChangePremisesResponse(rsp)
 }
 
 // CreateTicketWithBodyWithResponse Make an enrolment ticket
@@ -8290,6 +8869,86 @@ func (c *ClientWithResponses) GetRegistrationWithResponse(ctx context.Context, r
 		return nil, err
 	}
 	return ParseGetRegistrationResponse(rsp)
+}
+
+// DeclareRelayWithBodyWithResponse Declare a relay's tunnel and uplink
+//
+// A relay states the key and the endpoint of its WireGuard interface, and the address that copies leave with; it serves nobody before that. Putting the same
+// declaration again changes nothing.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/relays/{relayId} (the `DeclareRelay` operationId).
+func (c *ClientWithResponses) DeclareRelayWithBodyWithResponse(ctx context.Context, relayID RelayID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DeclareRelayResponse, error) {
+	rsp, err := c.DeclareRelayWithBody(ctx, relayID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeclareRelayResponse(rsp)
+}
+
+// DeclareRelayWithResponse Declare a relay's tunnel and uplink
+//
+// A relay states the key and the endpoint of its WireGuard interface, and the address that copies leave with; it serves nobody before that. Putting the same
+// declaration again changes nothing.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/relays/{relayId} (the `DeclareRelay` operationId).
+func (c *ClientWithResponses) DeclareRelayWithResponse(ctx context.Context, relayID RelayID, body DeclareRelayJSONRequestBody, reqEditors ...RequestEditorFn) (*DeclareRelayResponse, error) {
+	rsp, err := c.DeclareRelay(ctx, relayID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeclareRelayResponse(rsp)
+}
+
+// ReportRelayConsentsWithBodyWithResponse Report which destinations consent to a relay
+//
+// The same report as a gateway's, about members of the groups of the premises that the relay is assigned to. Places that it reserved stand beside the gateway's in
+// `senders[]`, with its `relayId`: a destination consents to each on its own.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/relays/{relayId}/consents (the `ReportRelayConsents` operationId).
+func (c *ClientWithResponses) ReportRelayConsentsWithBodyWithResponse(ctx context.Context, relayID RelayID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ReportRelayConsentsResponse, error) {
+	rsp, err := c.ReportRelayConsentsWithBody(ctx, relayID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseReportRelayConsentsResponse(rsp)
+}
+
+// ReportRelayConsentsWithResponse Report which destinations consent to a relay
+//
+// The same report as a gateway's, about members of the groups of the premises that the relay is assigned to. Places that it reserved stand beside the gateway's in
+// `senders[]`, with its `relayId`: a destination consents to each on its own.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/relays/{relayId}/consents (the `ReportRelayConsents` operationId).
+func (c *ClientWithResponses) ReportRelayConsentsWithResponse(ctx context.Context, relayID RelayID, body ReportRelayConsentsJSONRequestBody, reqEditors ...RequestEditorFn) (*ReportRelayConsentsResponse, error) {
+	rsp, err := c.ReportRelayConsents(ctx, relayID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseReportRelayConsentsResponse(rsp)
+}
+
+// GetRelayInformationWithResponse Fetch or long-poll a relay's group information
+//
+// The groups of all premises that this relay serves now. Cursor, waiting, acknowledgement and `Groupcast-Resync` are those of a gateway's group information. A relay that
+// hasn't asked for six seconds counts as dead and its premises go to another; so `wait` is at most 2.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/relays/{relayId}/groups (the `GetRelayInformation` operationId).
+func (c *ClientWithResponses) GetRelayInformationWithResponse(ctx context.Context, relayID RelayID, params *GetRelayInformationParams, reqEditors ...RequestEditorFn) (*GetRelayInformationResponse, error) {
+	rsp, err := c.GetRelayInformation(ctx, relayID, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetRelayInformationResponse(rsp)
 }
 
 // ListWebhooksWithResponse List one's own webhooks
@@ -9868,15 +10527,15 @@ func ParseDeletePremisesResponse(rsp *http.Response) (*DeletePremisesResponse, e
 	return response, nil
 }
 
-// ParseRenamePremisesResponse parses an HTTP response from a RenamePremisesWithResponse call
-func ParseRenamePremisesResponse(rsp *http.Response) (*RenamePremisesResponse, error) {
+// ParseChangePremisesResponse parses an HTTP response from a ChangePremisesWithResponse call
+func ParseChangePremisesResponse(rsp *http.Response) (*ChangePremisesResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
 	defer func() { _ = rsp.Body.Close() }()
 	if err != nil {
 		return nil, err
 	}
 
-	response := &RenamePremisesResponse{
+	response := &ChangePremisesResponse{
 		Body:         bodyBytes,
 		HTTPResponse: rsp,
 	}
@@ -10116,6 +10775,173 @@ func ParseGetRegistrationResponse(rsp *http.Response) (*GetRegistrationResponse,
 		}
 		response.ApplicationProblemJSON5XX = &dest
 
+	}
+
+	return response, nil
+}
+
+// ParseDeclareRelayResponse parses an HTTP response from a DeclareRelayWithResponse call
+func ParseDeclareRelayResponse(rsp *http.Response) (*DeclareRelayResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeclareRelayResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Relay
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON5XX = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseReportRelayConsentsResponse parses an HTTP response from a ReportRelayConsentsWithResponse call
+func ParseReportRelayConsentsResponse(rsp *http.Response) (*ReportRelayConsentsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ReportRelayConsentsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ConsentReportAnswer
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON5XX = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetRelayInformationResponse parses an HTTP response from a GetRelayInformationWithResponse call
+func ParseGetRelayInformationResponse(rsp *http.Response) (*GetRelayInformationResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetRelayInformationResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RelayInformation
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case rsp.StatusCode == 304:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON5XX = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetRelayInformationResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Groupcast-Resync"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Groupcast-Resync", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.GroupcastResync = &value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 304:
+		var headers GetRelayInformationResponse304Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = &value
+		}
+		response.Headers304 = &headers
 	}
 
 	return response, nil

@@ -1,6 +1,7 @@
 package clientauth
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -40,6 +41,7 @@ func (n Enrolment) UseTicket(ctx context.Context, ticket string) (*Client, error
 	var a struct {
 		ClientID string `json:"client_id"`
 		DeviceID string `json:"deviceId"`
+		RelayID  string `json:"relayId"` // a relay has no other
 	}
 	err = e.post(ctx, "enrol the device", "/oauth/register", k, func(r *http.Request, _ time.Time) error {
 		about := map[string]any{
@@ -60,7 +62,7 @@ func (n Enrolment) UseTicket(ctx context.Context, ticket string) (*Client, error
 	if a.ClientID == "" {
 		return nil, errors.New("enrol the device: the answer has no client_id: check that it is a groupcast server of the same release")
 	}
-	f.ClientID, f.DeviceID, f.DPoP = a.ClientID, a.DeviceID, true
+	f.ClientID, f.DeviceID, f.DPoP = a.ClientID, cmp.Or(a.DeviceID, a.RelayID), true
 	return finish(n.Path, f, k, e)
 }
 

@@ -119,9 +119,9 @@ type ServerInterface interface {
 	// DeletePremises Remove a premises
 	// (DELETE /v1/premises/{premisesId})
 	DeletePremises(c *gin.Context, premisesID PremisesID)
-	// RenamePremises Rename a premises
+	// ChangePremises Change a premises
 	// (PATCH /v1/premises/{premisesId})
-	RenamePremises(c *gin.Context, premisesID PremisesID)
+	ChangePremises(c *gin.Context, premisesID PremisesID)
 	// CreateTicket Make an enrolment ticket
 	// (POST /v1/premises/{premisesId}/enrolments)
 	CreateTicket(c *gin.Context, premisesID PremisesID, params CreateTicketParams)
@@ -137,6 +137,15 @@ type ServerInterface interface {
 	// GetRegistration Read one of one's own registrations
 	// (GET /v1/registrations/{registrationId})
 	GetRegistration(c *gin.Context, registrationID RegistrationID)
+	// DeclareRelay Declare a relay's tunnel and uplink
+	// (PUT /v1/relays/{relayId})
+	DeclareRelay(c *gin.Context, relayID RelayID)
+	// ReportRelayConsents Report which destinations consent to a relay
+	// (POST /v1/relays/{relayId}/consents)
+	ReportRelayConsents(c *gin.Context, relayID RelayID)
+	// GetRelayInformation Fetch or long-poll a relay's group information
+	// (GET /v1/relays/{relayId}/groups)
+	GetRelayInformation(c *gin.Context, relayID RelayID, params GetRelayInformationParams)
 	// ListWebhooks List one's own webhooks
 	// (GET /v1/webhooks)
 	ListWebhooks(c *gin.Context, params ListWebhooksParams)
@@ -1161,8 +1170,8 @@ func (siw *ServerInterfaceWrapper) DeletePremises(c *gin.Context) {
 	siw.Handler.DeletePremises(c, premisesID)
 }
 
-// RenamePremises operation middleware
-func (siw *ServerInterfaceWrapper) RenamePremises(c *gin.Context) {
+// ChangePremises operation middleware
+func (siw *ServerInterfaceWrapper) ChangePremises(c *gin.Context) {
 
 	var err error
 	_ = err
@@ -1183,7 +1192,7 @@ func (siw *ServerInterfaceWrapper) RenamePremises(c *gin.Context) {
 		}
 	}
 
-	siw.Handler.RenamePremises(c, premisesID)
+	siw.Handler.ChangePremises(c, premisesID)
 }
 
 // CreateTicket operation middleware
@@ -1331,6 +1340,140 @@ func (siw *ServerInterfaceWrapper) GetRegistration(c *gin.Context) {
 	}
 
 	siw.Handler.GetRegistration(c, registrationID)
+}
+
+// DeclareRelay operation middleware
+func (siw *ServerInterfaceWrapper) DeclareRelay(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "relayId" -------------
+	var relayID RelayID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "relayId", c.Param("relayId"), &relayID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "decimal-id", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter relayId: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.DeclareRelay(c, relayID)
+}
+
+// ReportRelayConsents operation middleware
+func (siw *ServerInterfaceWrapper) ReportRelayConsents(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "relayId" -------------
+	var relayID RelayID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "relayId", c.Param("relayId"), &relayID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "decimal-id", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter relayId: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.ReportRelayConsents(c, relayID)
+}
+
+// GetRelayInformation operation middleware
+func (siw *ServerInterfaceWrapper) GetRelayInformation(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "relayId" -------------
+	var relayID RelayID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "relayId", c.Param("relayId"), &relayID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "decimal-id", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter relayId: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetRelayInformationParams
+
+	// ------------- Optional query parameter "index" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "index", c.Request.URL.Query(), &params.Index, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter index: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "wait" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "wait", c.Request.URL.Query(), &params.Wait, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter wait: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch string
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for If-None-Match, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter If-None-Match: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+
+	}
+
+	// ------------- Optional header parameter "Prefer" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Prefer")]; found {
+		var Prefer string
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Prefer, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Prefer", valueList[0], &Prefer, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Prefer: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.Prefer = &Prefer
+
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetRelayInformation(c, relayID, params)
 }
 
 // ListWebhooks operation middleware
@@ -1593,12 +1736,15 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.GET(options.BaseURL+"/v1/premises", wrapper.ListPremises)
 	router.POST(options.BaseURL+"/v1/premises", wrapper.CreatePremises)
 	router.DELETE(options.BaseURL+"/v1/premises/:premisesId", wrapper.DeletePremises)
-	router.PATCH(options.BaseURL+"/v1/premises/:premisesId", wrapper.RenamePremises)
+	router.PATCH(options.BaseURL+"/v1/premises/:premisesId", wrapper.ChangePremises)
 	router.POST(options.BaseURL+"/v1/premises/:premisesId/enrolments", wrapper.CreateTicket)
 	router.GET(options.BaseURL+"/v1/registrations", wrapper.ListRegistrations)
 	router.POST(options.BaseURL+"/v1/registrations", wrapper.Register)
 	router.DELETE(options.BaseURL+"/v1/registrations/:registrationId", wrapper.Leave)
 	router.GET(options.BaseURL+"/v1/registrations/:registrationId", wrapper.GetRegistration)
+	router.PUT(options.BaseURL+"/v1/relays/:relayId", wrapper.DeclareRelay)
+	router.POST(options.BaseURL+"/v1/relays/:relayId/consents", wrapper.ReportRelayConsents)
+	router.GET(options.BaseURL+"/v1/relays/:relayId/groups", wrapper.GetRelayInformation)
 	router.GET(options.BaseURL+"/v1/webhooks", wrapper.ListWebhooks)
 	router.POST(options.BaseURL+"/v1/webhooks", wrapper.CreateWebhook)
 	router.DELETE(options.BaseURL+"/v1/webhooks/:webhookId", wrapper.DeleteWebhook)
@@ -3597,18 +3743,18 @@ func (response DeletePremises5XXApplicationProblemPlusJSONResponse) VisitDeleteP
 	return err
 }
 
-type RenamePremisesRequestObject struct {
+type ChangePremisesRequestObject struct {
 	PremisesID PremisesID `json:"premisesId"`
-	Body       *RenamePremisesJSONRequestBody
+	Body       *ChangePremisesJSONRequestBody
 }
 
-type RenamePremisesResponseObject interface {
-	VisitRenamePremisesResponse(w http.ResponseWriter) error
+type ChangePremisesResponseObject interface {
+	VisitChangePremisesResponse(w http.ResponseWriter) error
 }
 
-type RenamePremises200JSONResponse Premises
+type ChangePremises200JSONResponse Premises
 
-func (response RenamePremises200JSONResponse) VisitRenamePremisesResponse(w http.ResponseWriter) error {
+func (response ChangePremises200JSONResponse) VisitChangePremisesResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response); err != nil {
@@ -3620,12 +3766,12 @@ func (response RenamePremises200JSONResponse) VisitRenamePremisesResponse(w http
 	return err
 }
 
-type RenamePremises4XXApplicationProblemPlusJSONResponse struct {
+type ChangePremises4XXApplicationProblemPlusJSONResponse struct {
 	Body       Problem
 	StatusCode int
 }
 
-func (response RenamePremises4XXApplicationProblemPlusJSONResponse) VisitRenamePremisesResponse(w http.ResponseWriter) error {
+func (response ChangePremises4XXApplicationProblemPlusJSONResponse) VisitChangePremisesResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -3637,12 +3783,12 @@ func (response RenamePremises4XXApplicationProblemPlusJSONResponse) VisitRenameP
 	return err
 }
 
-type RenamePremises5XXApplicationProblemPlusJSONResponse struct {
+type ChangePremises5XXApplicationProblemPlusJSONResponse struct {
 	Body       Problem
 	StatusCode int
 }
 
-func (response RenamePremises5XXApplicationProblemPlusJSONResponse) VisitRenamePremisesResponse(w http.ResponseWriter) error {
+func (response ChangePremises5XXApplicationProblemPlusJSONResponse) VisitChangePremisesResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -3933,6 +4079,211 @@ type GetRegistration5XXApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetRegistration5XXApplicationProblemPlusJSONResponse) VisitGetRegistrationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeclareRelayRequestObject struct {
+	RelayID RelayID `json:"relayId"`
+	Body    *DeclareRelayJSONRequestBody
+}
+
+type DeclareRelayResponseObject interface {
+	VisitDeclareRelayResponse(w http.ResponseWriter) error
+}
+
+type DeclareRelay200JSONResponse Relay
+
+func (response DeclareRelay200JSONResponse) VisitDeclareRelayResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeclareRelay4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeclareRelay4XXApplicationProblemPlusJSONResponse) VisitDeclareRelayResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeclareRelay5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeclareRelay5XXApplicationProblemPlusJSONResponse) VisitDeclareRelayResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReportRelayConsentsRequestObject struct {
+	RelayID RelayID `json:"relayId"`
+	Body    *ReportRelayConsentsJSONRequestBody
+}
+
+type ReportRelayConsentsResponseObject interface {
+	VisitReportRelayConsentsResponse(w http.ResponseWriter) error
+}
+
+type ReportRelayConsents200JSONResponse ConsentReportAnswer
+
+func (response ReportRelayConsents200JSONResponse) VisitReportRelayConsentsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReportRelayConsents4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ReportRelayConsents4XXApplicationProblemPlusJSONResponse) VisitReportRelayConsentsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReportRelayConsents5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ReportRelayConsents5XXApplicationProblemPlusJSONResponse) VisitReportRelayConsentsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetRelayInformationRequestObject struct {
+	RelayID RelayID `json:"relayId"`
+	Params  GetRelayInformationParams
+}
+
+type GetRelayInformationResponseObject interface {
+	VisitGetRelayInformationResponse(w http.ResponseWriter) error
+}
+
+type GetRelayInformation200ResponseHeaders struct {
+	ETag              string
+	GroupcastResync   *string
+	PreferenceApplied *string
+}
+
+type GetRelayInformation200JSONResponse struct {
+	Body    RelayInformation
+	Headers GetRelayInformation200ResponseHeaders
+}
+
+func (response GetRelayInformation200JSONResponse) VisitGetRelayInformationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	if response.Headers.GroupcastResync != nil {
+		w.Header().Set("Groupcast-Resync", fmt.Sprint(*response.Headers.GroupcastResync))
+	}
+	if response.Headers.PreferenceApplied != nil {
+		w.Header().Set("Preference-Applied", fmt.Sprint(*response.Headers.PreferenceApplied))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetRelayInformation304ResponseHeaders struct {
+	ETag              string
+	PreferenceApplied *string
+}
+
+type GetRelayInformation304Response struct {
+	Headers GetRelayInformation304ResponseHeaders
+}
+
+func (response GetRelayInformation304Response) VisitGetRelayInformationResponse(w http.ResponseWriter) error {
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	if response.Headers.PreferenceApplied != nil {
+		w.Header().Set("Preference-Applied", fmt.Sprint(*response.Headers.PreferenceApplied))
+	}
+	w.WriteHeader(304)
+	return nil
+}
+
+type GetRelayInformation4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetRelayInformation4XXApplicationProblemPlusJSONResponse) VisitGetRelayInformationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetRelayInformation5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetRelayInformation5XXApplicationProblemPlusJSONResponse) VisitGetRelayInformationResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -4449,9 +4800,9 @@ type StrictServerInterface interface {
 	// DeletePremises Remove a premises
 	// (DELETE /v1/premises/{premisesId})
 	DeletePremises(ctx context.Context, request DeletePremisesRequestObject) (DeletePremisesResponseObject, error)
-	// RenamePremises Rename a premises
+	// ChangePremises Change a premises
 	// (PATCH /v1/premises/{premisesId})
-	RenamePremises(ctx context.Context, request RenamePremisesRequestObject) (RenamePremisesResponseObject, error)
+	ChangePremises(ctx context.Context, request ChangePremisesRequestObject) (ChangePremisesResponseObject, error)
 	// CreateTicket Make an enrolment ticket
 	// (POST /v1/premises/{premisesId}/enrolments)
 	CreateTicket(ctx context.Context, request CreateTicketRequestObject) (CreateTicketResponseObject, error)
@@ -4467,6 +4818,15 @@ type StrictServerInterface interface {
 	// GetRegistration Read one of one's own registrations
 	// (GET /v1/registrations/{registrationId})
 	GetRegistration(ctx context.Context, request GetRegistrationRequestObject) (GetRegistrationResponseObject, error)
+	// DeclareRelay Declare a relay's tunnel and uplink
+	// (PUT /v1/relays/{relayId})
+	DeclareRelay(ctx context.Context, request DeclareRelayRequestObject) (DeclareRelayResponseObject, error)
+	// ReportRelayConsents Report which destinations consent to a relay
+	// (POST /v1/relays/{relayId}/consents)
+	ReportRelayConsents(ctx context.Context, request ReportRelayConsentsRequestObject) (ReportRelayConsentsResponseObject, error)
+	// GetRelayInformation Fetch or long-poll a relay's group information
+	// (GET /v1/relays/{relayId}/groups)
+	GetRelayInformation(ctx context.Context, request GetRelayInformationRequestObject) (GetRelayInformationResponseObject, error)
 	// ListWebhooks List one's own webhooks
 	// (GET /v1/webhooks)
 	ListWebhooks(ctx context.Context, request ListWebhooksRequestObject) (ListWebhooksResponseObject, error)
@@ -5619,13 +5979,13 @@ func (sh *strictHandler) DeletePremises(ctx *gin.Context, premisesID PremisesID)
 	}
 }
 
-// RenamePremises operation middleware
-func (sh *strictHandler) RenamePremises(ctx *gin.Context, premisesID PremisesID) {
-	var request RenamePremisesRequestObject
+// ChangePremises operation middleware
+func (sh *strictHandler) ChangePremises(ctx *gin.Context, premisesID PremisesID) {
+	var request ChangePremisesRequestObject
 
 	request.PremisesID = premisesID
 
-	var body RenamePremisesJSONRequestBody
+	var body ChangePremisesJSONRequestBody
 	var err error
 	// A request validator built on kin-openapi's openapi3filter with
 	// KeepValidatedValue leaves the value it validated on the body. Bind
@@ -5644,18 +6004,18 @@ func (sh *strictHandler) RenamePremises(ctx *gin.Context, premisesID PremisesID)
 	request.Body = &body
 
 	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.RenamePremises(ctx, request.(RenamePremisesRequestObject))
+		return sh.ssi.ChangePremises(ctx, request.(ChangePremisesRequestObject))
 	}
 	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "RenamePremises")
+		handler = middleware(handler, "ChangePremises")
 	}
 
 	response, err := handler(ctx, request)
 
 	if err != nil {
 		sh.options.HandlerErrorFunc(ctx, err)
-	} else if validResponse, ok := response.(RenamePremisesResponseObject); ok {
-		if err := validResponse.VisitRenamePremisesResponse(ctx.Writer); err != nil {
+	} else if validResponse, ok := response.(ChangePremisesResponseObject); ok {
+		if err := validResponse.VisitChangePremisesResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {
@@ -5821,6 +6181,121 @@ func (sh *strictHandler) GetRegistration(ctx *gin.Context, registrationID Regist
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(GetRegistrationResponseObject); ok {
 		if err := validResponse.VisitGetRegistrationResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// DeclareRelay operation middleware
+func (sh *strictHandler) DeclareRelay(ctx *gin.Context, relayID RelayID) {
+	var request DeclareRelayRequestObject
+
+	request.RelayID = relayID
+
+	var body DeclareRelayJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeclareRelay(ctx, request.(DeclareRelayRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeclareRelay")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(DeclareRelayResponseObject); ok {
+		if err := validResponse.VisitDeclareRelayResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// ReportRelayConsents operation middleware
+func (sh *strictHandler) ReportRelayConsents(ctx *gin.Context, relayID RelayID) {
+	var request ReportRelayConsentsRequestObject
+
+	request.RelayID = relayID
+
+	var body ReportRelayConsentsJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ReportRelayConsents(ctx, request.(ReportRelayConsentsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ReportRelayConsents")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(ReportRelayConsentsResponseObject); ok {
+		if err := validResponse.VisitReportRelayConsentsResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetRelayInformation operation middleware
+func (sh *strictHandler) GetRelayInformation(ctx *gin.Context, relayID RelayID, params GetRelayInformationParams) {
+	var request GetRelayInformationRequestObject
+
+	request.RelayID = relayID
+	request.Params = params
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetRelayInformation(ctx, request.(GetRelayInformationRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetRelayInformation")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(GetRelayInformationResponseObject); ok {
+		if err := validResponse.VisitGetRelayInformationResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

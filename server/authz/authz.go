@@ -24,7 +24,7 @@ const Extension = "x-gc-authz"
 // anyone stands in the contract for an operation without authentication.
 const anyone = "anyone"
 
-var kinds = []models.Kind{models.KindDevice, models.KindGateway, models.KindService, models.KindUser, models.KindOperator}
+var kinds = []models.Kind{models.KindDevice, models.KindGateway, models.KindRelay, models.KindService, models.KindUser, models.KindOperator}
 
 // Rule says who may call one operation.
 type Rule struct {

@@ -62,7 +62,7 @@ func TestDecisionsOfTheContract(t *testing.T) {
 			"unlinkService":       {user},
 			"listPremises":        {user},
 			"createPremises":      {user},
-			"renamePremises":      {user},
+			"changePremises":      {user},
 			"deletePremises":      {user},
 			"createTicket":        {user},
 			"createWebhook":       {service},

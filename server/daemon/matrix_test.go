@@ -115,7 +115,7 @@ func body(operation string, kind models.Kind, o objects) string {
 		return fmt.Sprintf(`{"password":%q}`, goodPassword)
 	case "changeAccount":
 		return fmt.Sprintf(`{"joinPolicy":{"devices":[{"deviceType":"phone"}],"services":[%q]}}`, o.service)
-	case "createPremises", "renamePremises":
+	case "createPremises", "changePremises":
 		return `{"name":"Cabin"}`
 	case "createWebhook":
 		return matrixWebhook

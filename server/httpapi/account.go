@@ -29,13 +29,13 @@ func (h handlers) CreatePremises(ctx context.Context, r ginserver.CreatePremises
 	return ginserver.CreatePremises201JSONResponse(premises(v)), nil
 }
 
-func (h handlers) RenamePremises(ctx context.Context, r ginserver.RenamePremisesRequestObject) (ginserver.RenamePremisesResponseObject, error) {
+func (h handlers) ChangePremises(ctx context.Context, r ginserver.ChangePremisesRequestObject) (ginserver.ChangePremisesResponseObject, error) {
 	ctx, p := caller(ctx)
-	v, err := h.Accounts.RenamePremises(ctx, p.AccountID, r.PremisesID, r.Body.Name)
+	v, err := h.Accounts.RenamePremises(ctx, p.AccountID, r.PremisesID, value(r.Body.Name))
 	if err != nil {
 		return nil, err
 	}
-	return ginserver.RenamePremises200JSONResponse(premises(v)), nil
+	return ginserver.ChangePremises200JSONResponse(premises(v)), nil
 }
 
 func (h handlers) DeletePremises(ctx context.Context, r ginserver.DeletePremisesRequestObject) (ginserver.DeletePremisesResponseObject, error) {

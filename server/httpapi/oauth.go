@@ -92,8 +92,8 @@ func (h handlers) Enrol(ctx context.Context, r ginserver.EnrolRequestObject) (gi
 	}
 	return ginserver.Enrol201JSONResponse{
 		Body: api.Enrolment{
-			ClientID: e.ClientID, TokenEndpointAuthMethod: api.EnrolmentTokenEndpointAuthMethodPrivateKeyJwt, DeviceID: e.Device.ID,
-			PremisesID: e.Device.PremisesID, DeviceType: e.Device.Type, ProofOfPossession: e.Device.PoP,
+			ClientID: e.ClientID, TokenEndpointAuthMethod: api.EnrolmentTokenEndpointAuthMethodPrivateKeyJwt, DeviceID: &e.Device.ID,
+			PremisesID: &e.Device.PremisesID, DeviceType: &e.Device.Type, ProofOfPossession: e.Device.PoP,
 		},
 		Headers: ginserver.Enrol201ResponseHeaders{CacheControl: noStore},
 	}, nil
