@@ -72,7 +72,18 @@ type home struct {
 
 func newLab(t *testing.T, homes int) *lab {
 	t.Helper()
-	l := &lab{t: t, internet: netlab.New(t, "internet"), relayNS: netlab.Current(t, "relay")}
+	l := newNetwork(t, netlab.Current(t, "relay"), homes)
+	l.startRelay()
+	for _, h := range l.homes {
+		h.start()
+	}
+	return l
+}
+
+// newNetwork has nobody running in it.
+func newNetwork(t *testing.T, relay *netlab.Namespace, homes int) *lab {
+	t.Helper()
+	l := &lab{t: t, internet: netlab.New(t, "internet"), relayNS: relay}
 	l.internet.Sysctl("net.ipv4.ip_forward", "1")
 	netlab.Connect(l.relayNS, "wan0", l.internet, "relay0")
 	l.relayNS.Address("wan0", relayAddr+"/30")
@@ -82,19 +93,22 @@ func newLab(t *testing.T, homes int) *lab {
 	for n := range homes {
 		l.homes = append(l.homes, l.newHome(n))
 	}
-	l.startRelay()
-	for _, h := range l.homes {
-		h.start()
-	}
 	return l
 }
 
 func (l *lab) newKey() tunnel.PrivateKey {
 	l.t.Helper()
-	key, err := tunnel.LoadKey(filepath.Join(l.t.TempDir(), "tunnel.key"))
+	return l.loadKey(filepath.Join(l.t.TempDir(), "tunnel.key"))
+}
+
+func (l *lab) loadKey(path string) tunnel.PrivateKey {
+	l.t.Helper()
+	key, err := tunnel.LoadKey(path)
 	require.NoError(l.t, err)
 	return key
 }
+
+func (l *lab) keyOf(path string) models.TunnelKey { return l.loadKey(path).Public() }
 
 func (l *lab) newHome(n int) *home {
 	h := &home{
@@ -212,15 +226,15 @@ func (l *lab) until(what string, is func() bool) {
 
 // receiver is a destination at an address of its own.
 type receiver struct {
-	l    *lab
 	t    *testing.T
 	conn *net.UDPConn
+	from string // of the newest datagram
 }
 
 func (l *lab) receiver(address string) *receiver {
 	l.t.Helper()
 	l.internet.Address("lo", address+"/32")
-	return &receiver{l, l.t, l.internet.ListenUDP(fmt.Sprintf("%s:%d", address, mediaPort))}
+	return &receiver{t: l.t, conn: l.internet.ListenUDP(fmt.Sprintf("%s:%d", address, mediaPort))}
 }
 
 // next is the next datagram's payload.
@@ -229,13 +243,6 @@ func (r *receiver) next() string {
 	require.NoError(r.t, r.conn.SetReadDeadline(time.Now().Add(5*time.Second)))
 	b := make([]byte, 1<<16)
 	n, _, err := r.conn.ReadFrom(b)
-	if err != nil {
-		r.l.t.Logf("relay: %+v", r.l.relay.Counters())
-		for _, h := range r.l.homes {
-			status, _ := h.tunnel.Status()
-			h.l.t.Logf("home %d: %+v %+v", h.n, h.forward.Counters(), status)
-		}
-	}
 	require.NoError(r.t, err)
 	return string(b[:n])
 }
@@ -246,11 +253,11 @@ func (r *receiver) tryNext() (payload string) {
 	b := make([]byte, 1<<16)
 	for wait := 100 * time.Millisecond; ; wait = time.Millisecond {
 		require.NoError(r.t, r.conn.SetReadDeadline(time.Now().Add(wait)))
-		n, _, err := r.conn.ReadFrom(b)
+		n, from, err := r.conn.ReadFromUDPAddrPort(b)
 		if err != nil {
 			return payload
 		}
-		payload = string(b[:n])
+		payload, r.from = string(b[:n]), from.Addr().Unmap().String()
 	}
 }
 

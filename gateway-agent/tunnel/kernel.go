@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -12,7 +13,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
-	"net/netip"
+	"github.com/groupcast/groupcast/models"
 )
 
 // errNoKernel says that this kernel has no WireGuard.
@@ -53,7 +54,7 @@ func openKernel(c Config) (backend, error) {
 	return k, nil
 }
 
-func (k *kernel) set(leave []PublicKey, come []Peer) error {
+func (k *kernel) set(leave []models.TunnelKey, come []Peer) error {
 	var c wgtypes.Config
 	for _, key := range leave {
 		c.Peers = append(c.Peers, wgtypes.PeerConfig{PublicKey: wgtypes.Key(key), Remove: true})
@@ -72,18 +73,18 @@ func (k *kernel) set(leave []PublicKey, come []Peer) error {
 	return k.client.ConfigureDevice(k.name, c)
 }
 
-func (k *kernel) peers() (map[PublicKey]PeerStatus, error) {
+func (k *kernel) peers() (map[models.TunnelKey]PeerStatus, error) {
 	d, err := k.client.Device(k.name)
 	if err != nil {
 		return nil, err
 	}
-	all := map[PublicKey]PeerStatus{}
+	all := map[models.TunnelKey]PeerStatus{}
 	for _, p := range d.Peers {
 		s := PeerStatus{Handshake: p.LastHandshakeTime, Received: uint64(p.ReceiveBytes), Sent: uint64(p.TransmitBytes)}
 		if p.Endpoint != nil {
 			s.Endpoint = p.Endpoint.AddrPort()
 		}
-		all[PublicKey(p.PublicKey)] = s
+		all[models.TunnelKey(p.PublicKey)] = s
 	}
 	return all, nil
 }

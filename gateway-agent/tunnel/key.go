@@ -4,49 +4,23 @@ import (
 	"crypto/ecdh"
 	"crypto/rand"
 	"encoding/base64"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"strings"
-)
 
-// PublicKey is a peer's X25519 key.
-type PublicKey [32]byte
+	"github.com/groupcast/groupcast/models"
+)
 
 // PrivateKey is this host's X25519 key. It has no text form, so that no log gets it.
 type PrivateKey struct{ key *ecdh.PrivateKey }
 
-var errKey = errors.New("a tunnel key is 32 bytes in base64 (RFC 4648 §4, padded)")
-
-// ParsePublicKey reads the form that WireGuard's own tools use: 32 bytes in base64. A key of low order, which would make every shared secret zero, is refused.
-func ParsePublicKey(s string) (PublicKey, error) {
-	b, err := base64.StdEncoding.Strict().DecodeString(s)
-	if err != nil || len(b) != len(PublicKey{}) {
-		return PublicKey{}, errKey
-	}
-	public, err := ecdh.X25519().NewPublicKey(b)
-	if err != nil {
-		return PublicKey{}, errKey
-	}
-	probe, err := ecdh.X25519().NewPrivateKey(make([]byte, 32)) // it is clamped: any will do
-	if err == nil {
-		_, err = probe.ECDH(public)
-	}
-	if err != nil {
-		return PublicKey{}, errors.New("a tunnel key must not be of low order")
-	}
-	return PublicKey(b), nil
-}
-
-// String is what ParsePublicKey reads.
-func (k PublicKey) String() string { return base64.StdEncoding.EncodeToString(k[:]) }
-
-func (k PublicKey) hex() string { return hex.EncodeToString(k[:]) }
+// Valid tells whether it is a key.
+func (k PrivateKey) Valid() bool { return k.key != nil }
 
 // Public gives the key that peers know this host by.
-func (k PrivateKey) Public() PublicKey { return PublicKey(k.key.PublicKey().Bytes()) }
+func (k PrivateKey) Public() models.TunnelKey { return models.TunnelKey(k.key.PublicKey().Bytes()) }
 
 func (k PrivateKey) bytes() [32]byte { return [32]byte(k.key.Bytes()) }
 

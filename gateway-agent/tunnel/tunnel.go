@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"time"
+
+	"github.com/groupcast/groupcast/models"
 )
 
 // MTU is the tunnel device's, in bytes: what fits a path of 1,500 bytes with WireGuard over IPv4 or IPv6 around it.
@@ -16,7 +18,7 @@ const KeepAlive = 15 * time.Second
 
 // Peer is the other end of a tunnel.
 type Peer struct {
-	Key PublicKey
+	Key models.TunnelKey
 	// Address is the one IPv6 address that the peer may use inside the tunnel.
 	Address netip.Addr
 	// Endpoint is where the peer is reached; the zero AddrPort: it speaks first. Wherever an authentic datagram of its comes from is its endpoint from then on.
@@ -48,8 +50,8 @@ type Config struct {
 // backend is one of the two WireGuards.
 type backend interface {
 	// set makes these changes in this order: peers that leave, then peers that come or change.
-	set(leave []PublicKey, come []Peer) error
-	peers() (map[PublicKey]PeerStatus, error)
+	set(leave []models.TunnelKey, come []Peer) error
+	peers() (map[models.TunnelKey]PeerStatus, error)
 	close() error
 }
 
@@ -59,7 +61,7 @@ type Tunnel struct {
 	config Config
 	kernel bool
 	link   *link
-	held   map[PublicKey]Peer
+	held   map[models.TunnelKey]Peer
 }
 
 // Open brings the interface up, without peers. It needs CAP_NET_ADMIN.
@@ -70,7 +72,7 @@ func Open(c Config) (*Tunnel, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	t := &Tunnel{config: c, held: map[PublicKey]Peer{}}
+	t := &Tunnel{config: c, held: map[models.TunnelKey]Peer{}}
 	var err error
 	if !c.UserSpace {
 		if t.backend, err = openKernel(c); err != nil && !errors.Is(err, errNoKernel) {
@@ -102,7 +104,7 @@ func (t *Tunnel) Kernel() bool { return t.kernel }
 // Apply makes the peers these. Who stays keeps its session, and the endpoint that it was last heard from, unless it is given another. Two peers with the same key or the same
 // address are refused, with all the others: a key must not stand for two.
 func (t *Tunnel) Apply(peers []Peer) error {
-	wanted, addresses := map[PublicKey]Peer{}, map[netip.Addr]bool{t.config.Address: true}
+	wanted, addresses := map[models.TunnelKey]Peer{}, map[netip.Addr]bool{t.config.Address: true}
 	for _, p := range peers {
 		switch _, twice := wanted[p.Key]; {
 		case twice:
@@ -114,7 +116,7 @@ func (t *Tunnel) Apply(peers []Peer) error {
 		}
 		wanted[p.Key], addresses[p.Address] = p, true
 	}
-	var leave []PublicKey
+	var leave []models.TunnelKey
 	for key := range t.held {
 		if _, stays := wanted[key]; !stays {
 			leave = append(leave, key)
@@ -137,7 +139,7 @@ func (t *Tunnel) Apply(peers []Peer) error {
 }
 
 // Status is how things stand with each peer. It may be called on any goroutine.
-func (t *Tunnel) Status() (map[PublicKey]PeerStatus, error) {
+func (t *Tunnel) Status() (map[models.TunnelKey]PeerStatus, error) {
 	all, err := t.peers()
 	if err != nil {
 		return nil, fmt.Errorf("tunnel: ask for the peers: %w", err)

@@ -16,6 +16,8 @@ import (
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/groupcast/groupcast/models"
 )
 
 // user is golang.zx2c4.com/wireguard on a tun device. Both end with the process, however that ends.
@@ -46,13 +48,13 @@ func openUser(c Config) (backend, error) {
 	return u, nil
 }
 
-func (u *user) set(leave []PublicKey, come []Peer) error {
+func (u *user) set(leave []models.TunnelKey, come []Peer) error {
 	var b strings.Builder
 	for _, key := range leave {
-		fmt.Fprintf(&b, "public_key=%s\nremove=true\n", key.hex())
+		fmt.Fprintf(&b, "public_key=%s\nremove=true\n", hex.EncodeToString(key[:]))
 	}
 	for _, p := range come {
-		fmt.Fprintf(&b, "public_key=%s\nreplace_allowed_ips=true\nallowed_ip=%s/128\n", p.Key.hex(), p.Address)
+		fmt.Fprintf(&b, "public_key=%s\nreplace_allowed_ips=true\nallowed_ip=%s/128\n", hex.EncodeToString(p.Key[:]), p.Address)
 		if p.Endpoint.IsValid() {
 			fmt.Fprintf(&b, "endpoint=%s\npersistent_keepalive_interval=%d\n", p.Endpoint, int(KeepAlive.Seconds()))
 		}
@@ -60,13 +62,13 @@ func (u *user) set(leave []PublicKey, come []Peer) error {
 	return u.device.IpcSet(b.String())
 }
 
-func (u *user) peers() (map[PublicKey]PeerStatus, error) {
+func (u *user) peers() (map[models.TunnelKey]PeerStatus, error) {
 	text, err := u.device.IpcGet()
 	if err != nil {
 		return nil, err
 	}
-	all := map[PublicKey]PeerStatus{}
-	var key PublicKey
+	all := map[models.TunnelKey]PeerStatus{}
+	var key models.TunnelKey
 	var seconds int64
 	lines := bufio.NewScanner(strings.NewReader(text))
 	for lines.Scan() {
@@ -77,7 +79,7 @@ func (u *user) peers() (map[PublicKey]PeerStatus, error) {
 		case "public_key":
 			var b []byte
 			if b, err = hex.DecodeString(value); err == nil && len(b) == len(key) {
-				key, s = PublicKey(b), PeerStatus{}
+				key, s = models.TunnelKey(b), PeerStatus{}
 			}
 		case "endpoint":
 			s.Endpoint, err = netip.ParseAddrPort(value)
@@ -100,7 +102,7 @@ func (u *user) peers() (map[PublicKey]PeerStatus, error) {
 		}
 		all[key] = s
 	}
-	delete(all, PublicKey{}) // what stood before the first peer is about this host
+	delete(all, models.TunnelKey{}) // what stood before the first peer is about this host
 	return all, nil
 }
 
