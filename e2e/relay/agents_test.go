@@ -172,13 +172,13 @@ func TestRelayAgents(t *testing.T) {
 	require.Nil(t, gateway.status().Tunnel)
 	require.NotNil(t, forGateway.Declarations()[0].TunnelKey)
 
+	forwarding := atHome
 	t.Run("the network takes over", func(t *testing.T) {
 		forRelay.Set(api.RelayInformation{
 			RelayID: relayID, Epoch: "e", Revision: "2", MaxStaleSeconds: 900, Groups: []api.GatewayGroup{apiGroup(0, to...)},
 			Premises: []api.RelayPremises{{PremisesID: "p_0", GatewayID: gatewayID, TunnelKey: gateway.publicKey(l), TunnelAddress: h.inside}},
 		})
 		l.until("the relay holds it", func() bool { return forRelay.Cursor() == "e.2" })
-		forwarding := atHome
 		network := models.FanoutNetwork
 		forwarding.Revision, forwarding.Fanout = "2", &network
 		forwarding.Relay = &api.GatewayRelay{
@@ -209,12 +209,37 @@ func TestRelayAgents(t *testing.T) {
 		arrives("copies again")
 		require.Equal(t, relayAddr, from)
 	})
+	t.Run("no datagram is copied by both while the place changes", func(t *testing.T) {
+		network := models.FanoutNetwork
+		seen := map[string]int{}
+		for i := range 10 {
+			next := atHome
+			next.Revision = fmt.Sprint(10 + i)
+			if i%2 == 1 {
+				next.Fanout, next.Relay = &network, forwarding.Relay
+			}
+			forGateway.Set(next)
+			for until := "e." + next.Revision; gateway.status().Cursor != until; {
+				for range 20 {
+					n++
+					h.send(datagram(uint16(n), cameraAddr, payload(n, 200)))
+				}
+			}
+		}
+		for p := receivers[0].poll(); p != ""; p = receivers[0].poll() {
+			seen[p]++
+			require.Equal(t, 1, seen[p], "%.7s came twice", p)
+		}
+		require.NotEmpty(t, seen)
+		arrives("copies from the network")
+		require.Equal(t, relayAddr, from)
+	})
 	t.Run("nobody copies while there is no relay", func(t *testing.T) {
 		stopped := atHome
 		network := models.FanoutNetwork
-		stopped.Revision, stopped.Fanout = "3", &network
+		stopped.Revision, stopped.Fanout = "30", &network
 		forGateway.Set(stopped)
-		l.until("the gateway has it", func() bool { return gateway.status().Cursor == "e.3" })
+		l.until("the gateway has it", func() bool { return gateway.status().Cursor == "e.30" })
 		h.send(datagram(1, cameraAddr, payload(1, 100)))
 		require.Nil(t, gateway.status().Tunnel)
 		l.until("it was counted", func() bool { g := gateway.status().Groups; return len(g) == 1 && g[0].Received > 0 })
@@ -224,7 +249,7 @@ func TestRelayAgents(t *testing.T) {
 	})
 	t.Run("and back home", func(t *testing.T) {
 		home := atHome
-		home.Revision = "4"
+		home.Revision = "40"
 		forGateway.Set(home)
 		arrives("copies made at home")
 		require.Equal(t, "198.18.1.1", from)

@@ -247,6 +247,18 @@ func (r *receiver) next() string {
 	return string(b[:n])
 }
 
+// poll is the next datagram's payload, "" if none comes soon.
+func (r *receiver) poll() string {
+	r.t.Helper()
+	require.NoError(r.t, r.conn.SetReadDeadline(time.Now().Add(300*time.Millisecond)))
+	b := make([]byte, 1<<16)
+	n, err := r.conn.Read(b)
+	if err != nil {
+		return ""
+	}
+	return string(b[:n])
+}
+
 // tryNext is the newest datagram's payload, "" if none comes soon.
 func (r *receiver) tryNext() (payload string) {
 	r.t.Helper()

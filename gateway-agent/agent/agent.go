@@ -171,7 +171,7 @@ func (a *Agent) openHome(key tunnel.PrivateKey, asking *consents) (place, error)
 		},
 	}
 	a.closers = append(a.closers, way.close)
-	h := &home{duplicator: copier, guard: guard, way: way}
+	h := &home{duplicator: copier, backend: backend, guard: guard, way: way}
 	return h, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync/atomic"
+	"time"
 
 	"github.com/groupcast/groupcast/gateway-agent/duplicator"
 	"github.com/groupcast/groupcast/gateway-agent/lan"
@@ -34,9 +35,14 @@ type effective []*table.Snapshot
 // home is a gateway: it copies, or it forwards to a relay, and never both.
 type home struct {
 	duplicator duplicator.Duplicator
+	backend    duplicator.Duplicator // behind whatever gate duplicator is
 	guard      *lan.Guard
 	way        *forwarding
+	away       bool // copies aren't made here now
 }
+
+// drainTime is how long copying at home waits at most for what the backend has not judged yet; what comes meanwhile is lost.
+const drainTime = 200 * time.Millisecond
 
 func (h *home) put(v table.View, in table.Inputs, held *sync.Information) (effective, error) {
 	s, err := h.follow(v, in, held)
@@ -57,9 +63,14 @@ func (h *home) follow(v table.View, in table.Inputs, held *sync.Information) (ef
 	if held.Network && wayErr == nil && (held.Relay == nil || held.Relay.Forwarding) {
 		copies = withoutDestinations(s)
 	}
-	if copies == s {
+	if copies == s && h.away {
+		// What was forwarded already and still waits for the backend is judged by a table without destinations.
 		h.way.stop()
+		if d, ok := h.backend.(interface{ Drain(time.Duration) bool }); ok && !d.Drain(drainTime) {
+			h.way.log.Warn("a datagram may have been copied twice: what waited before copies were made at home again was not worked off in time")
+		}
 	}
+	h.away = copies != s
 	if err := h.duplicator.Apply(copies); err != nil {
 		return effective{s}, errors.Join(err, wayErr)
 	}

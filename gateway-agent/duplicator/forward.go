@@ -47,6 +47,7 @@ type Forward struct {
 type way struct {
 	*table.Snapshot
 	relay netip.Addr
+	since time.Time // it began to forward
 }
 
 // OpenForward forwards nothing until Apply. It needs CAP_NET_RAW.
@@ -89,7 +90,10 @@ func (f *Forward) Apply(s *table.Snapshot, relay netip.Addr) error {
 	if f.closed {
 		return fmt.Errorf("%w: %w", ErrNotApplied, errClosed)
 	}
-	next := &way{relay: relay}
+	next := &way{relay: relay, since: time.Now()}
+	if before := f.way.Load(); before.Snapshot != nil {
+		next.since = before.since
+	}
 	if s != nil {
 		p, err := newPlan(s, time.Now(), f.config, refusals{})
 		if err != nil {
@@ -172,7 +176,7 @@ func (f *Forward) forward(n int, now time.Time) {
 			f.reasons[packet.Malformed].Add(1)
 			continue
 		}
-		if w.Snapshot == nil {
+		if w.Snapshot == nil || about.before(w.since, now) {
 			continue // copied at home, or nothing is
 		}
 		v := packet.Decide(w.Snapshot, now, p.Datagram)
@@ -225,7 +229,18 @@ func (f *Forward) send(out []message) {
 }
 
 // about is what the kernel says about a packet.
-type about struct{ unsummed bool }
+type about struct {
+	unsummed bool
+	at       time.Time // when it came
+}
+
+// longestQueue is longer than a packet waits to be read. After that the clock, which somebody may set, isn't asked.
+const longestQueue = time.Second
+
+// before tells whether a packet came before forwarding began: then it was copied at home.
+func (a about) before(since, now time.Time) bool {
+	return now.Sub(since) < longestQueue && a.at.Before(since)
+}
 
 func (f *Forward) about(i int) (a about) {
 	const statusNotSummed = 1 << 3 // TP_STATUS_CSUMNOTREADY
@@ -238,6 +253,8 @@ func (f *Forward) about(i int) (a about) {
 		switch {
 		case header.Level == unix.SOL_PACKET && header.Type == unix.PACKET_AUXDATA && len(data) >= 4:
 			a.unsummed = binary.NativeEndian.Uint32(data)&statusNotSummed != 0
+		case header.Level == unix.SOL_SOCKET && header.Type == unix.SCM_TIMESTAMPNS && len(data) >= 16:
+			a.at = time.Unix(int64(binary.NativeEndian.Uint64(data)), int64(binary.NativeEndian.Uint64(data[8:])))
 		case header.Level == unix.SOL_SOCKET && header.Type == unix.SO_RXQ_OVFL && len(data) >= 4:
 			total := binary.NativeEndian.Uint32(data)
 			f.lost.Add(uint64(total - f.overflow))
@@ -267,6 +284,7 @@ func openLAN(name string, c Config) (*os.File, error) {
 	err = errors.Join(
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1),
 		unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1),
 		unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}),
 		// All protocols: those sockets come before the programs of tc, which may take the datagrams.
 		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: networkOrder(unix.ETH_P_ALL), Ifindex: iface.Index}),
