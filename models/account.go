@@ -21,7 +21,12 @@ type Premises struct {
 	Name      string
 	// AllowPublicRange lets its gateways declare a group range outside private space (SPEC §5); only an operator sets it.
 	AllowPublicRange bool
-	CreatedAt        time.Time
+	// Fanout is where the account holder wants copies to be made, OnRelayLoss what happens while no relay can.
+	Fanout      Fanout
+	OnRelayLoss OnRelayLoss
+	// CopiedAt is where they are made now.
+	CopiedAt  CopiedAt
+	CreatedAt time.Time
 }
 
 // DeviceType says what kind of device it is.

@@ -91,7 +91,9 @@ type SenderConsent struct {
 // Sender is where the copies of one source come from.
 type Sender struct {
 	SourceID ID
-	At       netip.AddrPort
+	// RelayID is the relay that reserved it; 0 for the gateway.
+	RelayID ID
+	At      netip.AddrPort
 	// Inside is true if only destinations inside the home get copies from there.
 	Inside bool
 	// Consent and Learned are of the destination that asks: how its consent stands with this sender, and where its copies go; zero for nobody in particular.

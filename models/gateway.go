@@ -59,6 +59,9 @@ type Gateway struct {
 	Range   AddrRange
 	// BehindNAT says that a NAT stands between the uplink and the destinations.
 	BehindNAT bool
+	// TunnelKey is its own, the zero key if no relay can serve it, and TunnelAddress where it is within the tunnels.
+	TunnelKey     TunnelKey
+	TunnelAddress netip.Addr
 	// Revision rises, from 1, each time the gateway's group information changes (SPEC §6).
 	Revision int64
 	// AckedRevision is the newest revision the gateway has said it holds, in the epoch that is current.
@@ -88,7 +91,7 @@ func Hosts(p netip.Prefix) AddrRange {
 	return AddrRange{First: r.First.Next(), Last: r.Last.Prev()}
 }
 
-// Standing is where a gateway stands: what its polls are answered by.
+// Standing is where a gateway or a relay stands: what its polls are answered by.
 type Standing struct {
 	// Revision is that of its group information.
 	Revision int64
@@ -96,9 +99,11 @@ type Standing struct {
 	NotBefore time.Time
 }
 
-// Poll says that a gateway asked for its group information and, by the cursor it sent, what it holds: its acknowledgement.
+// Poll says that a gateway or a relay asked for its group information and, by the cursor it sent, what it holds: its acknowledgement.
 type Poll struct {
 	GatewayID ID
+	// Relay tells that the id is a relay's.
+	Relay bool
 	// Epoch and Revision are the cursor's; revision 0 acknowledges nothing.
 	Epoch    string
 	Revision int64
@@ -131,6 +136,8 @@ type Address struct {
 	ReleasedAt time.Time
 	// ReleasedRevision is the gateway's revision that no longer holds the group.
 	ReleasedRevision int64
+	// HeldUntil is until when a relay may still copy for a group that had it; zero if none may.
+	HeldUntil time.Time
 }
 
 // Pool counts the addresses of a gateway's range.

@@ -90,16 +90,25 @@ type Member struct {
 	RegistrationID RegistrationID
 }
 
-// GroupInformation is what one gateway forwards by, as of one revision (SPEC §6).
+// GroupInformation is what one gateway forwards by, or one relay copies by, as of one revision (SPEC §6).
 type GroupInformation struct {
-	GatewayID ID
+	GatewayID ID // 0 for a relay's
+	RelayID   ID `json:",omitzero"` // 0 for a gateway's
 	Epoch     string
 	Revision  int64
 	// MaxStale is how long the gateway copies by it without hearing from the service, whole seconds.
 	MaxStale time.Duration
 	// NotBefore withdraws the gateway's tokens that were issued before it; the zero time withdraws none. It is for the service alone.
 	NotBefore time.Time
-	// Groups are sorted by group IP; the members within by their number.
+	// Fanout tells a gateway who copies: itself, or Relay, or with neither nobody.
+	Fanout Fanout
+	// Relay is nil if no relay copies for the gateway, or is about to.
+	Relay *RelayAssignment
+	// TunnelAddress is the gateway's own; it matters with Relay only.
+	TunnelAddress netip.Addr
+	// Premises are the gateways that a relay serves, sorted by premises and id.
+	Premises []RelayPremises
+	// Groups are sorted by group IP, a relay's by premises before that; the members within by their number.
 	Groups []GatewayGroup
 }
 

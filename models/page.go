@@ -18,6 +18,7 @@ const (
 	ListLinks         List = "links"
 	ListPremises      List = "premises"
 	ListRegistrations List = "registrations"
+	ListRelays        List = "relays"
 	ListWebhooks      List = "webhooks"
 )
 

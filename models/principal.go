@@ -20,7 +20,7 @@ const (
 
 // Machine tells whether a program acts, not a person.
 func (k Kind) Machine() bool {
-	return k == KindDevice || k == KindGateway || k == KindService
+	return k == KindDevice || k == KindGateway || k == KindRelay || k == KindService
 }
 
 // Principal is an authenticated caller. Account, premises and device come from the token and from the row it names, never from
@@ -28,10 +28,11 @@ func (k Kind) Machine() bool {
 type Principal struct {
 	Kind       Kind
 	Scopes     []string
-	AccountID  AccountID  // empty for a service
-	PremisesID PremisesID // empty for a service
+	AccountID  AccountID  // empty for a service and a relay
+	PremisesID PremisesID // empty for a service and a relay
 	Device     Device     // device and gateway
 	Service    Service    // service
+	Relay      Relay      // relay; its tokens have to be bound to its key
 	// UserID is who acts for the account; only a user has one. Fresh says that the user typed the password within the last minutes.
 	UserID string
 	Fresh  bool

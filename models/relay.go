@@ -17,6 +17,16 @@ const (
 	FanoutNetwork Fanout = "network" // a relay does
 )
 
+// CopiedAt says where copies are made now.
+type CopiedAt string
+
+// The places.
+const (
+	CopiedHome    CopiedAt = "home"
+	CopiedNetwork CopiedAt = "network"
+	CopiedNowhere CopiedAt = "nowhere" // OnRelayLossStop waits for a relay
+)
+
 // OnRelayLoss says what happens while no relay can serve a premises whose fanout is the network.
 type OnRelayLoss string
 

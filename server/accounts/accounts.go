@@ -10,6 +10,7 @@ import (
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/audit"
+	"github.com/groupcast/groupcast/server/relays"
 	"github.com/groupcast/groupcast/server/store"
 )
 
@@ -168,19 +169,45 @@ func (s *Service) ListPremises(ctx context.Context, account models.AccountID, pa
 	return all, next, err
 }
 
-// RenamePremises names a premises of an account.
-func (s *Service) RenamePremises(ctx context.Context, account models.AccountID, id models.PremisesID, name string) (p models.Premises, err error) {
+// PremisesChange is what an account holder changes of a premises; nil stays as it is.
+type PremisesChange struct {
+	Name        *string
+	Fanout      *models.Fanout
+	OnRelayLoss *models.OnRelayLoss
+}
+
+// ChangePremises changes a premises of an account. Where copies are made follows from it by and by, without a gap: see server/relays.
+func (s *Service) ChangePremises(ctx context.Context, account models.AccountID, id models.PremisesID, c PremisesChange) (p models.Premises, err error) {
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
-		var found bool
-		if p, found, err = tx.RenamePremises(account, id, name); err != nil {
+		old, found, err := tx.LockPremisesOf(account, id)
+		if err != nil {
 			return err
 		}
 		if !found {
 			return models.NotFound()
 		}
+		p = old
+		set(&p.Name, c.Name)
+		set(&p.Fanout, c.Fanout)
+		set(&p.OnRelayLoss, c.OnRelayLoss)
+		if err := tx.SetPremises(p); err != nil {
+			return err
+		}
+		if err := relays.Change(tx, old, p); err != nil {
+			return err
+		}
+		if p, _, err = tx.Premises(id); err != nil {
+			return err
+		}
 		return audit.Note(ctx, tx, audit.Entry{Account: account, Action: audit.PremisesChange, Object: audit.OfPremises(id)})
 	})
 	return p, err
+}
+
+func set[T any](to, v *T) {
+	if v != nil {
+		*to = *v
+	}
 }
 
 // DeletePremises removes a premises of an account. One that has devices is CodeNotEmpty.

@@ -60,6 +60,14 @@ func (s *Service) addDevice(tx *store.Tx, n NewDevice, limit int) (models.Device
 		return d, models.Errorf(models.CodeNotFound, "There is no premises %s. Create it first.", d.PremisesID)
 	}
 	d.AccountID = premises.AccountID
+	if n.ID != 0 { // one number names a node; drawn ones don't meet
+		if _, found, err = tx.Relay(d.ID); err != nil {
+			return d, err
+		}
+		if found {
+			return d, models.Errorf(models.CodeAlreadyExists, "The id %s belongs to a relay. Leave it out, or choose another.", d.ID)
+		}
+	}
 	if err := room(tx, d.AccountID, models.QuotaDevices, limit, tx.CountDevices); err != nil {
 		return d, err
 	}

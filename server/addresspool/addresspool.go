@@ -50,7 +50,7 @@ func (p Policy) Reusable(a models.Address, now time.Time) bool {
 	case models.AddressFree:
 		return true
 	case models.AddressQuarantined:
-		return !now.Before(a.ReleasedAt.Add(p.Cooldown)) && a.ReleasedRevision <= p.Acknowledged
+		return !now.Before(a.ReleasedAt.Add(p.Cooldown)) && a.ReleasedRevision <= p.Acknowledged && !now.Before(a.HeldUntil)
 	default:
 		return false
 	}
@@ -59,6 +59,9 @@ func (p Policy) Reusable(a models.Address, now time.Time) bool {
 // freeAt is the earliest instant at which a quarantined address is reusable for sure.
 func (p Policy) freeAt(a models.Address) time.Time {
 	at := a.ReleasedAt.Add(p.Cooldown)
+	if at.Before(a.HeldUntil) {
+		at = a.HeldUntil
+	}
 	if a.ReleasedRevision > p.Acknowledged && at.Before(p.SilentAt) {
 		return p.SilentAt
 	}

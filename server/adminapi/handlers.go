@@ -19,6 +19,7 @@ import (
 	"github.com/groupcast/groupcast/server/eventqueue"
 	"github.com/groupcast/groupcast/server/keys"
 	"github.com/groupcast/groupcast/server/oauth"
+	"github.com/groupcast/groupcast/server/relays"
 	"github.com/groupcast/groupcast/server/store"
 	"github.com/groupcast/groupcast/server/tokens"
 	"github.com/groupcast/groupcast/server/users"
@@ -44,13 +45,14 @@ type Handlers struct {
 	store    *store.Store
 	rotator  *backup.Rotator
 	queue    *eventqueue.Keys
+	relays   *relays.Service
 }
 
 var _ adminserver.StrictServerInterface = (*Handlers)(nil)
 
 // New makes the handlers. The store is for the audit log and the list of services.
-func New(a *accounts.Service, i Identity, u *users.Service, st *store.Store, r *backup.Rotator, q *eventqueue.Keys) *Handlers {
-	return &Handlers{accounts: a, identity: i, users: u, store: st, rotator: r, queue: q}
+func New(a *accounts.Service, i Identity, u *users.Service, st *store.Store, r *backup.Rotator, q *eventqueue.Keys, nodes *relays.Service) *Handlers {
+	return &Handlers{accounts: a, identity: i, users: u, store: st, rotator: r, queue: q, relays: nodes}
 }
 
 // GetQueueConfiguration says what the servers of a NATS cluster have to know.

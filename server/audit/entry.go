@@ -20,6 +20,8 @@ func By(p models.Principal) Actor {
 		return Actor{}
 	case models.KindDevice, models.KindGateway:
 		return Actor{string(p.Kind) + "/" + p.Device.ID.String()}
+	case models.KindRelay:
+		return Actor{string(p.Kind) + "/" + p.Relay.ID.String()}
 	case models.KindService:
 		return Actor{string(p.Kind) + "/" + string(p.Service.ID)}
 	case models.KindUser:
@@ -43,6 +45,9 @@ func OfPremises(id models.PremisesID) Object { return Object{"premises/" + strin
 
 // OfDevice names a device or gateway.
 func OfDevice(id models.ID) Object { return Object{"device/" + id.String()} }
+
+// OfRelay names a relay.
+func OfRelay(id models.ID) Object { return Object{"relay/" + id.String()} }
 
 // OfService names a service.
 func OfService(id models.ServiceID) Object { return Object{"service/" + string(id)} }
@@ -124,6 +129,13 @@ var (
 	ServiceChange    = Action{"service.change"}
 	ConsentExempt    = Action{"consent.exempt"} // copies go to this registration unasked
 	GatewayDeclare   = Action{"gateway.declare"}
+	RelayCreate      = Action{"relay.create"}
+	RelayEnrol       = Action{"relay.enrol"}
+	RelayDeclare     = Action{"relay.declare"}
+	RelayChange      = Action{"relay.change"} // whom it may serve
+	RelayRemove      = Action{"relay.remove"}
+	RelayAssign      = Action{"relay.assign"}  // another relay serves the premises, or none
+	RelayForward     = Action{"relay.forward"} // the relay of the premises copies now instead of its gateways
 	GroupCreate      = Action{"group.create"}
 	GroupJoin        = Action{"group.join"}
 	GroupMove        = Action{"group.move"}

@@ -31,7 +31,7 @@ func each(t *testing.T, test func(t *testing.T, h *servertest.Home, camera model
 
 func report(t *testing.T, h *servertest.Home, r consents.Report) consents.Answer {
 	t.Helper()
-	r.GatewayID = h.Gateway.Device.ID
+	r.NodeID = h.Gateway.Device.ID
 	a, err := h.Consents.Report(ctx, h.Gateway, r)
 	require.NoError(t, err)
 	return a
@@ -160,7 +160,7 @@ func TestReportsOfStrangers(t *testing.T) {
 		a := h.Join(t, phone, servertest.Destination(phone, "96.114.14.7", "g"))
 		other := h.Services.NewHome(t)
 		theirs := consents.Report{
-			GatewayID: other.Gateway.Device.ID, Sequence: 1,
+			NodeID: other.Gateway.Device.ID, Sequence: 1,
 			Senders:  []models.SenderPorts{{RegistrationID: source.RegistrationID, Port: 40512}},
 			Consents: []models.SenderConsent{{RegistrationID: a.RegistrationID, SenderID: source.RegistrationID, State: models.ConsentLive}},
 		}
@@ -171,7 +171,7 @@ func TestReportsOfStrangers(t *testing.T) {
 		require.Equal(t, models.ConsentPending, state)
 		require.EqualValues(t, 2, rev)
 
-		theirs.GatewayID = h.Gateway.Device.ID
+		theirs.NodeID = h.Gateway.Device.ID
 		for _, p := range []models.Principal{other.Gateway, phone} {
 			_, err = h.Consents.Report(ctx, p, theirs)
 			servertest.Refused(t, models.CodeNotFound, err)

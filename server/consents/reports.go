@@ -9,21 +9,22 @@ import (
 	"github.com/groupcast/groupcast/server/store"
 )
 
-// Report is what a gateway tells. What it doesn't name stays as it is.
+// Report is what a gateway or a relay tells. What it doesn't name stays as it is.
 type Report struct {
-	GatewayID models.ID
+	// NodeID is the gateway's or the relay's.
+	NodeID models.ID
 	// Sequence has to be above that of the newest report that was applied.
 	Sequence int64
 	Senders  []models.SenderPorts
 	Consents []models.SenderConsent
 }
 
-// Answer tells where the reports of a gateway stand.
+// Answer tells where the reports of a gateway or a relay stand.
 type Answer struct {
 	Applied bool
 	// Sequence is that of the newest report that was applied.
 	Sequence int64
-	// Unknown are registrations that are none of the gateway's.
+	// Unknown are registrations that are none of the gateway's or the relay's.
 	Unknown []models.RegistrationID
 }
 
@@ -33,28 +34,46 @@ type Service struct{ store *store.Store }
 // New makes the service.
 func New(st *store.Store) *Service { return &Service{store: st} }
 
-// Report records what a gateway tells of members of its own groups, and tells the groups in which something changed. An older report than the newest
-// changes nothing. Somebody else's gateway looks like a missing one.
+// node is who reports, with the steps that differ between gateways and relays.
+type node struct {
+	as      store.Reporter
+	begin   func(tx *store.Tx, id models.ID, sequence int64) (newest int64, applied, found bool, err error)
+	members func(tx *store.Tx, id models.ID, ids []models.RegistrationID) ([]models.Registration, error)
+}
+
+func nodeOf(p models.Principal, id models.ID) (node, error) {
+	switch {
+	case p.Kind == models.KindGateway && p.Device.ID == id:
+		return node{store.Reporter{}, (*store.Tx).BeginReport, (*store.Tx).MembersAt}, nil
+	case p.Kind == models.KindRelay && p.Relay.ID == id && p.Relay.Declared():
+		return node{store.Reporter{RelayID: id, Uplink: p.Relay.Uplink}, (*store.Tx).BeginRelayReport, (*store.Tx).MembersAtRelay}, nil
+	}
+	return node{}, models.NotFound()
+}
+
+// Report records what a gateway or a relay tells of members of the groups that it serves, and tells the groups in which something changed. An older report
+// than the newest changes nothing. Somebody else's node looks like a missing one.
 func (s *Service) Report(ctx context.Context, p models.Principal, r Report) (a Answer, err error) {
-	if p.Kind != models.KindGateway || p.Device.ID != r.GatewayID {
-		return a, models.NotFound()
+	n, err := nodeOf(p, r.NodeID)
+	if err != nil {
+		return a, err
 	}
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
 		var found bool
 		a.Unknown = []models.RegistrationID{}
-		if a.Sequence, a.Applied, found, err = tx.BeginReport(r.GatewayID, r.Sequence); err != nil || !a.Applied {
+		if a.Sequence, a.Applied, found, err = n.begin(tx, r.NodeID, r.Sequence); err != nil || !a.Applied {
 			if err == nil && !found {
 				err = models.NotFound()
 			}
 			return err
 		}
-		return apply(tx, r, &a)
+		return n.apply(tx, r, &a)
 	})
 	return a, err
 }
 
-// apply writes a report; the gateway is held.
-func apply(tx *store.Tx, r Report, a *Answer) error {
+// apply writes a report; the node is held.
+func (n node) apply(tx *store.Tx, r Report, a *Answer) error {
 	var named []models.RegistrationID
 	for _, v := range r.Senders {
 		named = append(named, v.RegistrationID)
@@ -67,7 +86,7 @@ func apply(tx *store.Tx, r Report, a *Answer) error {
 	if len(named) == 0 {
 		return nil
 	}
-	members, err := tx.MembersAt(r.GatewayID, named)
+	members, err := n.members(tx, r.NodeID, named)
 	if err != nil {
 		return err
 	}
@@ -81,11 +100,11 @@ func apply(tx *store.Tx, r Report, a *Answer) error {
 		}
 	}
 	senders, consents := meant(r, known)
-	changed, err := tx.PutSenders(senders)
+	changed, err := tx.PutSenders(n.as, senders)
 	if err != nil {
 		return err
 	}
-	consenting, err := tx.PutConsents(consents)
+	consenting, err := tx.PutConsents(n.as, consents)
 	if err != nil {
 		return err
 	}

@@ -46,6 +46,7 @@ import (
 	"github.com/groupcast/groupcast/server/outbound"
 	"github.com/groupcast/groupcast/server/pages"
 	"github.com/groupcast/groupcast/server/registrations"
+	"github.com/groupcast/groupcast/server/relays"
 	"github.com/groupcast/groupcast/server/store"
 	"github.com/groupcast/groupcast/server/stunport"
 	"github.com/groupcast/groupcast/server/telemetry"
@@ -208,7 +209,9 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		return edges{}, err
 	}
 	metrics := httpapi.NewMetrics(registry)
-	id, err := d.newIdentity(life, issuer, ring, kek, accountService)
+	nodes := relays.New(d.store, relays.Options{AllowLoopback: d.cfg.AllowLoopback, Settle: relays.Settle, Log: d.log})
+	d.background = append(d.background, nodes.Run)
+	id, err := d.newIdentity(life, issuer, ring, kek, accountService, nodes)
 	if err != nil {
 		return edges{}, err
 	}
@@ -269,6 +272,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		Consents:      consents.New(d.store),
 		STUN:          d.stunAddress(),
 		Gateways:      gateways.New(d.store, gateways.Options{AllowLoopback: d.cfg.AllowLoopback}),
+		Relays:        nodes,
 		Polls:         d.hub,
 		Webhooks:      hooks,
 		Courier:       courier,
@@ -293,7 +297,7 @@ func (d *Daemon) assemble(ctx, life context.Context, ring *keys.Ring, kek *keys.
 		return edges{}, fmt.Errorf("admin.yaml: %w", err)
 	}
 	adminserver.RegisterHandlersWithOptions(admin.Contract(),
-		adminserver.NewStrictHandlerWithOptions(adminapi.New(accountService, id.Identity, id.users, d.store, backup.NewRotator(d.store, d.log), d.queueKeys),
+		adminserver.NewStrictHandlerWithOptions(adminapi.New(accountService, id.Identity, id.users, d.store, backup.NewRotator(d.store, d.log), d.queueKeys, nodes),
 			[]adminserver.StrictMiddlewareFunc{httpapi.Once[adminserver.StrictHandlerFunc](admin)}, adminserver.StrictGinServerOptions{
 				RequestErrorHandlerFunc: admin.RequestError, HandlerErrorFunc: admin.HandlerError, ResponseErrorHandlerFunc: admin.ResponseError,
 			}),

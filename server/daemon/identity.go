@@ -18,6 +18,7 @@ import (
 	"github.com/groupcast/groupcast/server/oauth"
 	"github.com/groupcast/groupcast/server/passwords"
 	"github.com/groupcast/groupcast/server/ratelimit"
+	"github.com/groupcast/groupcast/server/relays"
 	"github.com/groupcast/groupcast/server/replay"
 	"github.com/groupcast/groupcast/server/tokens"
 	"github.com/groupcast/groupcast/server/users"
@@ -37,13 +38,13 @@ type identity struct {
 	run      []func(context.Context)
 }
 
-func (d *Daemon) newIdentity(ctx context.Context, issuer string, ring *keys.Ring, kek *keys.KEK, accts *accounts.Service) (identity, error) {
+func (d *Daemon) newIdentity(ctx context.Context, issuer string, ring *keys.Ring, kek *keys.KEK, accts *accounts.Service, nodes *relays.Service) (identity, error) {
 	used := replay.NewTable(d.store, d.log)
 	proofs, nonces, err := d.newProofs(issuer, kek, used)
 	if err != nil {
 		return identity{}, err
 	}
-	tickets := enrolment.New(d.store, accts)
+	tickets := enrolment.New(d.store, accts, nodes)
 	grants := devicegrant.New(d.store, tickets)
 	tokenIssuer := tokens.NewIssuer(issuer, ring, time.Now)
 	var verifier httpapi.TokenVerifier = tokens.NewVerifier(issuer, ring, time.Now)
@@ -74,7 +75,7 @@ func (d *Daemon) newIdentity(ctx context.Context, issuer string, ring *keys.Ring
 	return identity{
 		refusals: refusals,
 		Identity: adminapi.Identity{Issuer: tokenIssuer, OAuth: service, Enrolment: tickets, Grants: grants, Keys: ring},
-		access:   httpapi.Access{Tokens: cache, Proofs: proofs, Accounts: accts, Users: people},
+		access:   httpapi.Access{Tokens: cache, Proofs: proofs, Accounts: accts, Users: people, Relays: nodes},
 		users:    people,
 		nonces:   nonces,
 		run: []func(context.Context){

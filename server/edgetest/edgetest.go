@@ -37,6 +37,7 @@ import (
 	"github.com/groupcast/groupcast/server/longpoll"
 	"github.com/groupcast/groupcast/server/oauth"
 	"github.com/groupcast/groupcast/server/passwords"
+	"github.com/groupcast/groupcast/server/relays"
 	"github.com/groupcast/groupcast/server/replay"
 	"github.com/groupcast/groupcast/server/servertest"
 	"github.com/groupcast/groupcast/server/store"
@@ -102,7 +103,7 @@ func newLab(t testing.TB, db *storetest.DB, st *store.Store, kekFile, issuer str
 	l.Hasher, err = passwords.NewHasher(passwords.Cost{MemoryKiB: 64, Iterations: 1, Parallelism: 1}, 0)
 	require.NoError(t, err)
 	l.Users = users.New(st, l.Accounts, l.Hasher, passwords.NewDelays(time.Now), users.SignUpOpen)
-	l.Enrolment = enrolment.New(st, l.Accounts)
+	l.Enrolment = enrolment.New(st, l.Accounts, relays.New(st, relays.Options{}))
 	l.Grants = devicegrant.New(st, l.Enrolment)
 	l.OAuth = oauth.New(oauth.Parts{
 		Issuer: issuer, Store: st, Accounts: l.Accounts, Enrolment: l.Enrolment, Grants: l.Grants, Tokens: l.Issuer, Verifier: verifier, Proofs: proofs,

@@ -16,6 +16,7 @@ import (
 	"github.com/groupcast/groupcast/server/accounts"
 	"github.com/groupcast/groupcast/server/audit"
 	"github.com/groupcast/groupcast/server/dpop"
+	"github.com/groupcast/groupcast/server/relays"
 	"github.com/groupcast/groupcast/server/store"
 )
 
@@ -25,14 +26,20 @@ const TicketLife = 15 * time.Minute
 // ClientPrefix begins the client id of an enrolled device; the thumbprint of its key follows. No service's id can hold it.
 const ClientPrefix = "dk_"
 
+// RelayClientPrefix does the same for a relay.
+const RelayClientPrefix = "rk_"
+
 // Service makes and takes tickets.
 type Service struct {
 	store    *store.Store
 	accounts *accounts.Service
+	relays   *relays.Service
 }
 
 // New makes the service.
-func New(st *store.Store, a *accounts.Service) *Service { return &Service{store: st, accounts: a} }
+func New(st *store.Store, a *accounts.Service, r *relays.Service) *Service {
+	return &Service{store: st, accounts: a, relays: r}
+}
 
 // NewTicket says what a ticket is for.
 type NewTicket struct {
@@ -98,9 +105,11 @@ type Request struct {
 	Serial string
 }
 
-// Enrolled is a device that was let in.
+// Enrolled is a device that was let in, or a relay.
 type Enrolled struct {
-	Device   models.Device
+	Device models.Device
+	// RelayID is 0 for a device.
+	RelayID  models.ID
 	ClientID string
 }
 
@@ -108,12 +117,24 @@ type Enrolled struct {
 // CodeAlreadyExists, and the ticket stays good.
 func (s *Service) Enrol(ctx context.Context, r Request) (Enrolled, error) {
 	var d models.Device
+	var relay models.ID
 	err := s.store.Write(ctx, func(tx *store.Tx) error {
+		d, relay = models.Device{}, 0
 		t, found, err := tx.TakeTicket(hash(r.Ticket))
 		if err != nil {
 			return err
 		}
 		if !found {
+			if relay, found, err = s.relays.Enrol(ctx, tx, r.Ticket, r.Key.Thumbprint, r.JWK); err != nil {
+				return err
+			}
+			if found {
+				_, held, err := tx.DeviceKey(r.Key.Thumbprint)
+				if err == nil && held {
+					err = keyTaken()
+				}
+				return err
+			}
 			return models.Errorf(models.CodeInvalidGrant, "The ticket is unknown, was used, or is older than %s. Ask for a new one.", TicketLife)
 		}
 		n := accounts.NewDevice{PremisesID: t.PremisesID, Type: t.DeviceType, Name: t.Name, Model: r.Model, NoPoP: !t.PoP}
@@ -131,7 +152,11 @@ func (s *Service) Enrol(ctx context.Context, r Request) (Enrolled, error) {
 			audit.Entry{Account: d.AccountID, Action: audit.TicketRedeem, Object: audit.OfPremises(d.PremisesID)},
 			audit.Entry{Account: d.AccountID, Action: action, Object: audit.OfDevice(d.ID)})
 	})
-	return Enrolled{Device: d, ClientID: ClientPrefix + r.Key.Thumbprint}, err
+	client := ClientPrefix
+	if relay != 0 {
+		client = RelayClientPrefix
+	}
+	return Enrolled{Device: d, RelayID: relay, ClientID: client + r.Key.Thumbprint}, err
 }
 
 // Admit gives a key to a device: to the one that is named, whose old key and tokens end with that, or to a new one. It is a step of a
@@ -142,6 +167,12 @@ func (s *Service) Admit(tx *store.Tx, replaces models.ID, n accounts.NewDevice, 
 		return d, err
 	}
 	if held && holder.DeviceID != replaces {
+		return d, keyTaken()
+	}
+	if held, err = tx.HasRelayKey(k.Thumbprint); err != nil {
+		return d, err
+	}
+	if held {
 		return d, keyTaken()
 	}
 	if replaces == 0 {

@@ -88,6 +88,9 @@ func sendersFor(g *models.GroupState, to Listener) (senders []api.Sender) {
 	}
 	for _, s := range g.Senders {
 		sender := api.Sender{SourceID: s.SourceID, Address: s.At.Addr().String(), Port: int32(s.At.Port())}
+		if s.RelayID != 0 {
+			sender.RelayID = &s.RelayID
+		}
 		if s.Inside {
 			sender.Inside = &s.Inside
 		}

@@ -175,7 +175,7 @@ func TestEveryEventIsOfTheContract(t *testing.T) {
 		h.Join(t, phone, at)
 		h.Join(t, phone, at) // a renewal says nothing
 		report := func(sequence int64, senders []models.SenderPorts, consents []models.SenderConsent) {
-			_, err := s.Consents.Report(ctx, h.Gateway, consentservice.Report{GatewayID: h.Gateway.Device.ID, Sequence: sequence, Senders: senders, Consents: consents})
+			_, err := s.Consents.Report(ctx, h.Gateway, consentservice.Report{NodeID: h.Gateway.Device.ID, Sequence: sequence, Senders: senders, Consents: consents})
 			require.NoError(t, err)
 		}
 		report(1, []models.SenderPorts{{RegistrationID: a.RegistrationID, Port: 40000}},

@@ -24,7 +24,7 @@ func (s *Service) understand(d Declaration) (models.Gateway, error) {
 	if err != nil || !lan.Addr().Is4() || lan.Bits() < minPrefixBits || lan.Bits() > maxPrefixBits {
 		return models.Gateway{}, badRange("lanPrefix must be an IPv4 prefix from /%d to /%d, such as 192.168.1.0/24.", minPrefixBits, maxPrefixBits)
 	}
-	g := models.Gateway{ID: d.GatewayID, LANPrefix: lan.Masked(), LANAddr: d.GatewayIPv4.Unmap(), Uplink: d.UplinkIPv4.Unmap(), BehindNAT: d.BehindNAT}
+	g := models.Gateway{ID: d.GatewayID, LANPrefix: lan.Masked(), LANAddr: d.GatewayIPv4.Unmap(), Uplink: d.UplinkIPv4.Unmap(), BehindNAT: d.BehindNAT, TunnelKey: d.TunnelKey}
 	if !g.Hosts().Contains(g.LANAddr) {
 		return g, badRange("gatewayIPv4 must be the gateway's own address in %s, neither its network nor its broadcast address.", g.LANPrefix)
 	}

@@ -34,6 +34,8 @@ type Declaration struct {
 	GroupRange string
 	// BehindNAT says that a NAT stands between the uplink and the destinations.
 	BehindNAT bool
+	// TunnelKey is the zero key if no relay can serve it.
+	TunnelKey models.TunnelKey
 }
 
 // Service keeps declarations.
@@ -108,7 +110,7 @@ func (s *Service) declare(ctx context.Context, tx *store.Tx, declared models.Gat
 	case !found:
 		return models.NotFound()
 	case old.LANPrefix == declared.LANPrefix && old.LANAddr == declared.LANAddr && old.Uplink == declared.Uplink && old.Range == declared.Range &&
-		old.BehindNAT == declared.BehindNAT:
+		old.BehindNAT == declared.BehindNAT && old.TunnelKey == declared.TunnelKey:
 		return errUnchanged
 	}
 	if err := checkNeighbours(tx, declared); err != nil {
@@ -119,6 +121,11 @@ func (s *Service) declare(ctx context.Context, tx *store.Tx, declared models.Gat
 	}
 	if err := changeRange(tx, declared); err != nil {
 		return err
+	}
+	if declared.TunnelAddress = old.TunnelAddress; declared.TunnelKey.Valid() && !old.TunnelAddress.IsValid() {
+		if declared.TunnelAddress, err = tx.DrawTunnelAddress(store.TunnelsOfPremises); err != nil {
+			return err
+		}
 	}
 	if err := tx.SetDeclaration(declared); err != nil {
 		return err

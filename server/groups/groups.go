@@ -5,7 +5,9 @@
 package groups
 
 import (
+	"cmp"
 	"context"
+	"net/netip"
 	"slices"
 
 	"github.com/groupcast/groupcast/models"
@@ -118,9 +120,60 @@ func (s *Service) Information(ctx context.Context, ids []models.ID) (map[models.
 	for i, id := range ids {
 		if len(read[i].Rows) > 0 {
 			all[id] = s.informationOf(read[i])
+			continue
+		}
+		v, found, err := s.store.RelayInformation(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		if found {
+			all[id] = s.informationOfRelay(v)
 		}
 	}
 	return all, nil
+}
+
+// fanout tells a gateway who copies.
+func fanout(read store.Information, info *models.GroupInformation) {
+	info.Fanout = models.FanoutHome
+	served := read.Relay.ID != 0
+	if !read.Network || !served && !read.Halted {
+		return
+	}
+	info.Fanout, info.TunnelAddress = models.FanoutNetwork, read.Gateway.TunnelAddress
+	if served && !read.Halted {
+		info.Relay = &models.RelayAssignment{Relay: read.Relay, Forwarding: read.Forwarding}
+	}
+}
+
+// informationOfRelay is everything that a relay copies by. The rows are in order, but for the addresses, whose order as text isn't theirs.
+func (s *Service) informationOfRelay(read store.RelayInformation) models.GroupInformation {
+	info := models.GroupInformation{
+		RelayID: read.Relay.ID, Epoch: read.Epoch, Revision: read.Relay.Revision, MaxStale: read.MaxStale, NotBefore: read.Relay.NotBefore,
+		Premises: read.Premises, Groups: []models.GatewayGroup{},
+	}
+	for _, row := range read.Rows {
+		if n := len(info.Groups); n == 0 || info.Groups[n-1].ID != row.Group.ID {
+			info.Groups = append(info.Groups, models.GatewayGroup{Group: row.Group})
+		}
+		if row.Member.OwnerService == "" {
+			row.Member.Probes = 0 // which a device has because its gateway is behind a NAT
+		}
+		s.addMember(&info.Groups[len(info.Groups)-1], reachFromNetwork(row.Member), row)
+	}
+	slices.SortStableFunc(info.Groups, func(a, b models.GatewayGroup) int {
+		if c := cmp.Compare(a.PremisesID, b.PremisesID); c != 0 {
+			return c
+		}
+		return a.IP.Compare(b.IP)
+	})
+	slices.SortFunc(info.Premises, func(a, b models.RelayPremises) int {
+		if c := cmp.Compare(a.PremisesID, b.PremisesID); c != 0 {
+			return c
+		}
+		return cmp.Compare(a.GatewayID, b.GatewayID)
+	})
+	return info
 }
 
 func (s *Service) informationOf(read store.Information) models.GroupInformation {
@@ -128,6 +181,7 @@ func (s *Service) informationOf(read store.Information) models.GroupInformation 
 		GatewayID: read.Gateway.ID, Epoch: read.Epoch, Revision: read.Gateway.Revision, MaxStale: read.MaxStale, NotBefore: read.NotBefore,
 		Groups: []models.GatewayGroup{},
 	}
+	fanout(read, &info)
 	slices.SortFunc(read.Rows, func(a, b store.InformationRow) int {
 		if c := a.Group.IP.Compare(b.Group.IP); c != 0 {
 			return c
@@ -141,14 +195,14 @@ func (s *Service) informationOf(read store.Information) models.GroupInformation 
 		if n := len(info.Groups); n == 0 || info.Groups[n-1].ID != row.Group.ID {
 			info.Groups = append(info.Groups, models.GatewayGroup{Group: row.Group})
 		}
-		s.addMember(&info.Groups[len(info.Groups)-1], read.Gateway, row)
+		s.addMember(&info.Groups[len(info.Groups)-1], Reach(read.Gateway, row.Member), row)
 	}
 	return info
 }
 
-// addMember adds a member as its gateway sees it. A destination that the gateway can't reach any more, because it declared
-// another network since, counts in the state but gets no copies.
-func (s *Service) addMember(g *models.GatewayGroup, gateway models.Gateway, row store.InformationRow) {
+// addMember adds a member as the node that copies reaches it. A destination that it can't reach, such as one in a network that the gateway declared no
+// more, counts in the state but gets no copies.
+func (s *Service) addMember(g *models.GatewayGroup, reach netip.Addr, row store.InformationRow) {
 	m := row.Member
 	if m.Key.Role == models.RoleSource {
 		g.Sources = append(g.Sources, models.GatewaySource{
@@ -157,7 +211,6 @@ func (s *Service) addMember(g *models.GatewayGroup, gateway models.Gateway, row 
 		return
 	}
 	g.State++
-	reach := Reach(gateway, m)
 	if !reach.IsValid() {
 		return
 	}

@@ -20,3 +20,12 @@ func Reach(g models.Gateway, r models.Registration) netip.Addr {
 		return r.IPv6
 	}
 }
+
+// reachFromNetwork is where a relay sends copies for a destination: it stands outside each home, so that one inside the home is reached through the home's
+// NAT, where its own checks come from.
+func reachFromNetwork(r models.Registration) netip.Addr {
+	if r.PublicIPv4.IsValid() {
+		return r.PublicIPv4
+	}
+	return r.IPv6
+}

@@ -11,6 +11,7 @@ import (
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/accounts"
 	"github.com/groupcast/groupcast/server/dpop"
+	"github.com/groupcast/groupcast/server/relays"
 	"github.com/groupcast/groupcast/server/tokens"
 	"github.com/groupcast/groupcast/server/users"
 )
@@ -28,6 +29,7 @@ type Access struct {
 	Proofs   *dpop.Verifier
 	Accounts *accounts.Service
 	Users    *users.Service
+	Relays   *relays.Service
 }
 
 // The schemes of the Authorization header; bare is none.
@@ -171,6 +173,9 @@ func (a Access) principal(ctx context.Context, s tokens.Subject) (p models.Princ
 	case models.KindDevice, models.KindGateway:
 		p, err = a.Accounts.DevicePrincipal(ctx, s.Account, s.Device)
 		notBefore = p.Device.NotBefore
+	case models.KindRelay:
+		p, err = a.Relays.Principal(ctx, s.Relay)
+		notBefore = p.Relay.NotBefore
 	case models.KindUser:
 		if s.Issuer != "" {
 			p, err = a.Users.ExternalPrincipal(ctx, s)

@@ -31,7 +31,9 @@ func (h handlers) CreatePremises(ctx context.Context, r ginserver.CreatePremises
 
 func (h handlers) ChangePremises(ctx context.Context, r ginserver.ChangePremisesRequestObject) (ginserver.ChangePremisesResponseObject, error) {
 	ctx, p := caller(ctx)
-	v, err := h.Accounts.RenamePremises(ctx, p.AccountID, r.PremisesID, value(r.Body.Name))
+	v, err := h.Accounts.ChangePremises(ctx, p.AccountID, r.PremisesID, accounts.PremisesChange{
+		Name: r.Body.Name, Fanout: r.Body.Fanout, OnRelayLoss: r.Body.OnRelayLoss,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +48,9 @@ func (h handlers) DeletePremises(ctx context.Context, r ginserver.DeletePremises
 	return ginserver.DeletePremises204Response{}, nil
 }
 
-func premises(p models.Premises) api.Premises { return api.Premises{PremisesID: p.ID, Name: p.Name} }
+func premises(p models.Premises) api.Premises {
+	return api.Premises{PremisesID: p.ID, Name: p.Name, Fanout: &p.Fanout, OnRelayLoss: &p.OnRelayLoss, CopiedAt: orNil(string(p.CopiedAt))}
+}
 
 func (h handlers) CreateTicket(ctx context.Context, r ginserver.CreateTicketRequestObject) (ginserver.CreateTicketResponseObject, error) {
 	ctx, p := caller(ctx)

@@ -14,41 +14,52 @@ import (
 
 func (h handlers) ReportConsents(ctx context.Context, r ginserver.ReportConsentsRequestObject) (ginserver.ReportConsentsResponseObject, error) {
 	ctx, p := caller(ctx)
-	report := consents.Report{GatewayID: r.GatewayID, Sequence: int64(r.Body.Sequence)}
-	for _, v := range value(r.Body.Senders) {
+	report, err := consentReport(r.GatewayID, *r.Body)
+	if err != nil {
+		return nil, err
+	}
+	a, err := h.Consents.Report(ctx, p, report)
+	if err != nil {
+		return nil, err
+	}
+	return ginserver.ReportConsents200JSONResponse(reportAnswer(a)), nil
+}
+
+// consentReport is what a gateway or a relay tells.
+func consentReport(node models.ID, body api.ConsentReport) (report consents.Report, err error) {
+	report = consents.Report{NodeID: node, Sequence: int64(body.Sequence)}
+	for _, v := range value(body.Senders) {
 		s := models.SenderPorts{RegistrationID: v.RegistrationID, Port: uint16(v.Port)}
-		var err error
 		if s.Mapped, err = place("mappedIPv4 and mappedPort", given(v.MappedIPv4), given(v.MappedPort)); err != nil {
-			return nil, err
+			return report, err
 		}
 		if s.IPv6, err = place("IPv6 and portIPv6", given(v.IPv6), given(v.PortIPv6)); err != nil {
-			return nil, err
+			return report, err
 		}
 		report.Senders = append(report.Senders, s)
 	}
-	for _, v := range value(r.Body.Consents) {
+	for _, v := range value(body.Consents) {
 		c := models.SenderConsent{RegistrationID: v.RegistrationID, SenderID: v.Sender, State: models.ConsentState(v.State)}
 		at := given(v.IPv4)
 		switch {
 		case !at.IsValid():
 			at = given(v.IPv6)
 		case given(v.IPv6).IsValid():
-			return nil, models.Errorf(models.CodeBadAddress, "The copies for a destination go to one address. Send IPv4 or IPv6.")
+			return report, models.Errorf(models.CodeBadAddress, "The copies for a destination go to one address. Send IPv4 or IPv6.")
 		}
-		var err error
 		if c.Learned, err = place("an address and port", at, given(v.Port)); err != nil {
-			return nil, err
+			return report, err
 		}
 		if c.State != models.ConsentLive {
 			c.Learned = netip.AddrPort{}
 		}
 		report.Consents = append(report.Consents, c)
 	}
-	a, err := h.Consents.Report(ctx, p, report)
-	if err != nil {
-		return nil, err
-	}
-	return ginserver.ReportConsents200JSONResponse{Applied: a.Applied, Sequence: int32(a.Sequence), Unknown: a.Unknown}, nil
+	return report, nil
+}
+
+func reportAnswer(a consents.Answer) api.ConsentReportAnswer {
+	return api.ConsentReportAnswer{Applied: a.Applied, Sequence: int32(a.Sequence), Unknown: a.Unknown}
 }
 
 // place makes one value of two that go together.
@@ -86,7 +97,7 @@ func senders(c registrations.Consent) *[]api.Sender {
 		return nil
 	}
 	all := convert(c.Senders, func(s models.Sender) api.Sender {
-		v := api.Sender{SourceID: s.SourceID, Address: s.At.Addr().String(), Port: int32(s.At.Port()), Consent: orNil(s.Consent)}
+		v := api.Sender{SourceID: s.SourceID, RelayID: orNil(s.RelayID), Address: s.At.Addr().String(), Port: int32(s.At.Port()), Consent: orNil(s.Consent)}
 		if s.Learned.IsValid() {
 			v.LearnedAddress, v.LearnedPort = orNil(s.Learned.Addr().String()), orNil(int32(s.Learned.Port()))
 		}

@@ -19,6 +19,7 @@ func (h handlers) DeclareGateway(ctx context.Context, r ginserver.DeclareGateway
 		UplinkIPv4:  r.Body.UplinkIPv4,
 		GroupRange:  value(r.Body.GroupRange),
 		BehindNAT:   value(r.Body.BehindNAT),
+		TunnelKey:   value(r.Body.TunnelKey),
 	})
 	if err != nil {
 		return nil, err

@@ -18,6 +18,7 @@ import (
 	"github.com/groupcast/groupcast/server/oauth"
 	"github.com/groupcast/groupcast/server/parking"
 	"github.com/groupcast/groupcast/server/registrations"
+	"github.com/groupcast/groupcast/server/relays"
 	"github.com/groupcast/groupcast/server/users"
 	"github.com/groupcast/groupcast/server/webhooks"
 )
@@ -30,6 +31,7 @@ type Services struct {
 	Enrolment     *enrolment.Service
 	Groups        *groups.Service
 	Gateways      *gateways.Service
+	Relays        *relays.Service
 	Consents      *consents.Service
 	// STUN is the host and port of the STUN port; empty if there is none.
 	STUN     string

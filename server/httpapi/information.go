@@ -20,28 +20,56 @@ const pollWriteTimeout = 15 * time.Second
 
 // GetGroupInformation answers a gateway's poll (SPEC §6).
 func (h handlers) GetGroupInformation(ctx context.Context, r ginserver.GetGroupInformationRequestObject) (ginserver.GetGroupInformationResponseObject, error) {
-	g := ctx
-	ctx, p := caller(ctx)
+	_, p := caller(ctx)
 	if p.Device.ID != r.GatewayID {
 		return nil, models.NotFound() // somebody else's gateway looks like none
 	}
-	req := longpoll.Request{Gateway: r.GatewayID, IssuedAt: p.IssuedAt, ExpiresAt: p.ExpiresAt}
-	conditional := r.Params.IfNoneMatch != nil
+	a, err := h.poll(ctx, longpoll.Request{Gateway: r.GatewayID}, r.Params, longpoll.MaxWait)
+	if err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// GetRelayInformation answers a relay's poll, as a gateway's is.
+func (h handlers) GetRelayInformation(ctx context.Context, r ginserver.GetRelayInformationRequestObject) (ginserver.GetRelayInformationResponseObject, error) {
+	_, p := caller(ctx)
+	if p.Relay.ID != r.RelayID {
+		return nil, models.NotFound()
+	}
+	a, err := h.poll(ctx, longpoll.Request{Gateway: r.RelayID, Relay: true}, api.GetGroupInformationParams(r.Params), models.RelayMaxWait)
+	if err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// polled is an answer to a poll of either.
+type polled interface {
+	ginserver.GetGroupInformationResponseObject
+	ginserver.GetRelayInformationResponseObject
+}
+
+// poll answers, or lets the caller wait up to maxWait.
+func (h handlers) poll(ctx context.Context, req longpoll.Request, params api.GetGroupInformationParams, maxWait time.Duration) (polled, error) {
+	g := ctx
+	ctx, p := caller(ctx)
+	req.IssuedAt, req.ExpiresAt = p.IssuedAt, p.ExpiresAt
 	switch {
-	case conditional:
-		tag := entityTag(*r.Params.IfNoneMatch)
+	case params.IfNoneMatch != nil:
+		tag := entityTag(*params.IfNoneMatch)
 		req.Cursor = &tag
-	case r.Params.Index != nil:
-		req.Cursor, req.Full = r.Params.Index, true
+	case params.Index != nil:
+		req.Cursor, req.Full = params.Index, true
 	}
 	applied := ""
 	switch {
-	case r.Params.Wait != nil:
-		req.Wait = time.Duration(*r.Params.Wait) * time.Second
-	case r.Params.Prefer != nil:
-		if wait, ok := preferredWait(*r.Params.Prefer); ok {
-			req.Wait = wait
-			applied = "wait=" + strconv.Itoa(int(wait/time.Second))
+	case params.Wait != nil:
+		req.Wait = time.Duration(*params.Wait) * time.Second
+	case params.Prefer != nil:
+		if wait, ok := preferredWait(*params.Prefer); ok {
+			req.Wait = min(wait, maxWait)
+			applied = "wait=" + strconv.Itoa(int(req.Wait/time.Second))
 		}
 	}
 	answer, wait, err := h.Polls.Begin(ctx, req)
@@ -64,7 +92,7 @@ type waitingPoll struct {
 	applied string
 }
 
-func (w *waitingPoll) answer(ctx context.Context) (ginserver.GetGroupInformationResponseObject, error) {
+func (w *waitingPoll) answer(ctx context.Context) (polled, error) {
 	a, err := w.End(ctx)
 	if err != nil {
 		return nil, err
@@ -111,6 +139,9 @@ type leftAlone struct{}
 // VisitGetGroupInformationResponse writes nothing.
 func (leftAlone) VisitGetGroupInformationResponse(http.ResponseWriter) error { return nil }
 
+// VisitGetRelayInformationResponse writes nothing.
+func (leftAlone) VisitGetRelayInformationResponse(http.ResponseWriter) error { return nil }
+
 // entityTag takes the quotes off an entity tag (RFC 9110 §8.8.3). Weak comparison is right here, so a W/ that a proxy added
 // doesn't matter. What isn't one tag isn't a cursor either; the hub says so.
 func entityTag(s string) string {
@@ -145,6 +176,11 @@ type pollAnswer struct {
 	applied string
 }
 
+// VisitGetRelayInformationResponse writes the same for a relay.
+func (a pollAnswer) VisitGetRelayInformationResponse(w http.ResponseWriter) error {
+	return a.VisitGetGroupInformationResponse(w)
+}
+
 // VisitGetGroupInformationResponse writes 200 with the snapshot, or 304.
 func (a pollAnswer) VisitGetGroupInformationResponse(w http.ResponseWriter) error {
 	// The wait is over; from here on only the network may take time. A test's recorder has no deadline.
@@ -175,13 +211,30 @@ func (a pollAnswer) VisitGetGroupInformationResponse(w http.ResponseWriter) erro
 
 // RenderInformation gives the body of group information: deterministic, so that the same revision has the same bytes.
 func RenderInformation(i models.GroupInformation) ([]byte, error) {
-	return json.Marshal(api.GroupInformation{
-		GatewayID:       i.GatewayID,
-		Epoch:           i.Epoch,
-		Revision:        strconv.FormatInt(i.Revision, 10),
-		MaxStaleSeconds: int32(i.MaxStale / time.Second),
-		Groups:          convert(i.Groups, gatewayGroup),
-	})
+	revision, maxStale := strconv.FormatInt(i.Revision, 10), int32(i.MaxStale/time.Second)
+	if i.RelayID != 0 {
+		return json.Marshal(api.RelayInformation{
+			RelayID: i.RelayID, Epoch: i.Epoch, Revision: revision, MaxStaleSeconds: maxStale,
+			Premises: convert(i.Premises, relayPremises), Groups: convert(i.Groups, gatewayGroup),
+		})
+	}
+	info := api.GroupInformation{
+		GatewayID: i.GatewayID, Epoch: i.Epoch, Revision: revision, MaxStaleSeconds: maxStale, Groups: convert(i.Groups, gatewayGroup),
+	}
+	if i.Fanout != models.FanoutHome { // which is what absence means
+		info.Fanout = &i.Fanout
+	}
+	if r := i.Relay; r != nil {
+		info.Relay = &api.GatewayRelay{
+			RelayID: r.Relay.ID, TunnelKey: r.Relay.TunnelKey, EndpointIPv4: r.Relay.Endpoint.Addr(), EndpointPort: int32(r.Relay.Endpoint.Port()),
+			TunnelAddress: r.Relay.TunnelAddress, OwnTunnelAddress: i.TunnelAddress, Forwarding: r.Forwarding,
+		}
+	}
+	return json.Marshal(info)
+}
+
+func relayPremises(p models.RelayPremises) api.RelayPremises {
+	return api.RelayPremises{PremisesID: p.PremisesID, GatewayID: p.GatewayID, TunnelKey: p.TunnelKey, TunnelAddress: p.TunnelAddress}
 }
 
 func gatewayGroup(g models.GatewayGroup) api.GatewayGroup {

@@ -92,8 +92,9 @@ func (h handlers) Enrol(ctx context.Context, r ginserver.EnrolRequestObject) (gi
 	}
 	return ginserver.Enrol201JSONResponse{
 		Body: api.Enrolment{
-			ClientID: e.ClientID, TokenEndpointAuthMethod: api.EnrolmentTokenEndpointAuthMethodPrivateKeyJwt, DeviceID: &e.Device.ID,
-			PremisesID: &e.Device.PremisesID, DeviceType: &e.Device.Type, ProofOfPossession: e.Device.PoP,
+			ClientID: e.ClientID, TokenEndpointAuthMethod: api.EnrolmentTokenEndpointAuthMethodPrivateKeyJwt, RelayID: orNil(e.RelayID),
+			DeviceID: orNil(e.Device.ID), PremisesID: orNil(e.Device.PremisesID), DeviceType: orNil(e.Device.Type),
+			ProofOfPossession: e.Device.PoP || e.RelayID != 0,
 		},
 		Headers: ginserver.Enrol201ResponseHeaders{CacheControl: noStore},
 	}, nil

@@ -15,17 +15,17 @@ const (
 	saveSoon = 100 * time.Millisecond
 )
 
-// acknowledge remembers that a gateway asked and what it holds; revision 0 acknowledges nothing.
-func (h *Hub) acknowledge(id models.ID, c Cursor) {
+// acknowledge remembers that a gateway or a relay asked and what it holds; revision 0 acknowledges nothing.
+func (h *Hub) acknowledge(r Request, c Cursor) {
 	h.mu.Lock()
-	g := h.gatewayLocked(id)
-	g.polled, g.unsaved = time.Now(), true
+	g := h.gatewayLocked(r.Gateway)
+	g.polled, g.unsaved, g.relay = time.Now(), true, r.Relay
 	advances := c.Epoch != g.acked.Epoch || c.Revision > g.acked.Revision
 	if advances {
 		g.acked = c
 	}
 	h.mu.Unlock()
-	if advances && c.Revision > 0 {
+	if advances && c.Revision > 0 || r.Relay {
 		select {
 		case h.flush <- struct{}{}:
 		default:
@@ -61,7 +61,7 @@ func (h *Hub) Flush(ctx context.Context) error {
 	var polls []models.Poll
 	for id, g := range h.gateways {
 		if g.unsaved {
-			polls = append(polls, models.Poll{GatewayID: id, Epoch: g.acked.Epoch, Revision: g.acked.Revision, Ago: time.Since(g.polled)})
+			polls = append(polls, models.Poll{GatewayID: id, Relay: g.relay, Epoch: g.acked.Epoch, Revision: g.acked.Revision, Ago: time.Since(g.polled)})
 			g.unsaved = false
 		}
 	}

@@ -1,4 +1,4 @@
-// Package longpoll lets gateways wait for their group information to change (SPEC §6, design: control-plane.md §3.3). It owns the set of
+// Package longpoll lets gateways and relays wait for their group information to change (SPEC §6, design: control-plane.md §3.3). It owns the set of
 // waiters, what wakes them, the snapshots that are being served, and the acknowledgements on their way to the database.
 //
 // The database is the truth: a wake-up is only a hint to read it, and losing all hints costs two seconds. The package reads no
@@ -88,7 +88,7 @@ type Hub struct {
 	flush chan struct{} // asks for the acknowledgements to be written soon
 }
 
-// gateway is what the hub remembers of one gateway.
+// gateway is what the hub remembers of one gateway, or of a relay, which waits like one.
 type gateway struct {
 	waiters  []*waiter // oldest first
 	wake     uint64    // number of the newest wake-up; 0 before the first
@@ -96,6 +96,7 @@ type gateway struct {
 	polled   time.Time // when it asked last
 	acked    Cursor    // the newest it said it holds
 	unsaved  bool      // polled and acked are not in the database yet
+	relay    bool      // it is a relay
 }
 
 // crowd is how many have to be answered at once for new requests to wait.

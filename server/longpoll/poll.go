@@ -36,7 +36,10 @@ const (
 
 // Request is one poll.
 type Request struct {
+	// Gateway is the id of the gateway, or of the relay: one number names a node.
 	Gateway models.ID
+	// Relay tells that it is a relay. Its polls are recorded soon, because others decide by them whether it lives.
+	Relay bool
 	// Cursor is what the gateway sent, nil if it sent none.
 	Cursor *string
 	// Wait is 0 for a plain poll, at most MaxWait.
@@ -108,7 +111,7 @@ func ended(err error) bool {
 }
 
 func removed() error {
-	return models.Errorf(models.CodeUnauthenticated, "The gateway of this token was removed. Enrol it again.")
+	return models.Errorf(models.CodeUnauthenticated, "The gateway or relay of this token was removed. Enrol it again.")
 }
 
 func (h *Hub) begin(ctx context.Context, r Request) (a Answer, why Reason, wait *Wait, err error) {
@@ -147,7 +150,7 @@ func (h *Hub) begin(ctx context.Context, r Request) (a Answer, why Reason, wait 
 				"`groupcastd restore`, run `groupcastctl admin epoch rotate` now, or a group IP may come to two groups.", "gateway", r.Gateway.String())
 		})
 	default:
-		h.acknowledge(r.Gateway, cursor)
+		h.acknowledge(r, cursor)
 		if cursor == at {
 			return h.wait(ctx, r, w, at, draining, full)
 		}
@@ -158,7 +161,7 @@ func (h *Hub) begin(ctx context.Context, r Request) (a Answer, why Reason, wait 
 		a.Close = draining
 		return a, Immediate, nil, err
 	}
-	h.acknowledge(r.Gateway, Cursor{Epoch: at.Epoch})
+	h.acknowledge(r, Cursor{Epoch: at.Epoch})
 	a, err = h.answer(ctx, r.Gateway, at)
 	a.Resync = resync
 	if resync != "" {

@@ -30,11 +30,12 @@ const (
 	leeway        = 30 * time.Second
 )
 
-// client is who was authenticated: a service, or a device with its key.
+// client is who was authenticated: a service, or a device or a relay with its key.
 type client struct {
 	service    *models.Service
 	device     *models.Device
-	thumbprint string
+	relay      *models.Relay
+	thumbprint string // of a device or a relay
 }
 
 // badClient says the same to everybody; the reason is for the log.
@@ -206,6 +207,9 @@ func (s *Service) keysOf(ctx context.Context, id string) (client, []named, error
 	if thumbprint, ok := strings.CutPrefix(id, enrolment.ClientPrefix); ok {
 		return s.deviceKeys(ctx, thumbprint)
 	}
+	if thumbprint, ok := strings.CutPrefix(id, enrolment.RelayClientPrefix); ok {
+		return s.relayKeys(ctx, thumbprint)
+	}
 	v, found, err := s.Store.Service(ctx, models.ServiceID(id))
 	if err != nil || !found {
 		return client{}, nil, err
@@ -242,6 +246,18 @@ func (s *Service) deviceKeys(ctx context.Context, thumbprint string) (client, []
 		return client{}, nil, fmt.Errorf("key of device %s in the database: %w", d.ID, err)
 	}
 	return client{device: &d, thumbprint: thumbprint}, []named{{Key: key}}, nil
+}
+
+func (s *Service) relayKeys(ctx context.Context, thumbprint string) (client, []named, error) {
+	r, jwk, found, err := s.Store.RelayByKey(ctx, thumbprint)
+	if err != nil || !found {
+		return client{}, nil, err
+	}
+	key, err := dpop.ParseKey([]byte(jwk))
+	if err != nil {
+		return client{}, nil, fmt.Errorf("key of relay %s in the database: %w", r.ID, err)
+	}
+	return client{relay: &r, thumbprint: thumbprint}, []named{{Key: key}}, nil
 }
 
 // MaxKeys is the most keys that a key set of a service may hold.

@@ -23,7 +23,7 @@ func (s *Service) Metadata() Metadata {
 		Authentication: []string{"client_secret_basic", "private_key_jwt", "none"},
 		Algs:           []string{"EdDSA", "Ed25519", "ES256"},
 	}
-	for _, kind := range []models.Kind{models.KindDevice, models.KindGateway, models.KindService, models.KindUser} {
+	for _, kind := range []models.Kind{models.KindDevice, models.KindGateway, models.KindRelay, models.KindService, models.KindUser} {
 		m.Scopes = append(m.Scopes, tokens.Scopes(kind)...)
 	}
 	slices.Sort(m.Scopes)

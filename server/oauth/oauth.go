@@ -190,6 +190,15 @@ func (s *Service) clientCredentials(ctx context.Context, r Request, proof *dpop.
 	}
 	g := tokens.Grant{Life: ServiceLife}
 	kind := models.KindService
+	if c.relay != nil {
+		kind, g.Life = models.KindRelay, DeviceLife
+		switch {
+		case proof == nil:
+			return Answer{}, noProof()
+		case proof.Thumbprint != c.thumbprint:
+			return Answer{}, models.Errorf(models.CodeInvalidDPoPProof, "The proof is of another key than the relay's own.")
+		}
+	}
 	if c.device != nil {
 		kind = models.KindDevice
 		if c.device.Type == models.DeviceGateway {
@@ -212,9 +221,12 @@ func (s *Service) clientCredentials(ctx context.Context, r Request, proof *dpop.
 		return Answer{}, err
 	}
 	var token string
-	if c.device != nil {
+	switch {
+	case c.device != nil:
 		token, err = s.Tokens.Device(*c.device, g)
-	} else {
+	case c.relay != nil:
+		token, err = s.Tokens.Relay(*c.relay, g)
+	default:
 		token, err = s.Tokens.Service(*c.service, g)
 	}
 	return answer(token, g, ""), err
@@ -442,6 +454,8 @@ func (s *Service) Revoke(ctx context.Context, r Revocation) error {
 			return s.endService(ctx, c.service.ID)
 		case c.device != nil && subject.Device == c.device.ID:
 			return s.Accounts.EndDeviceTokens(ctx, c.device.ID)
+		case c.relay != nil && subject.Relay == c.relay.ID:
+			return s.endRelay(ctx, c.relay.ID)
 		}
 		return nil
 	}
@@ -473,6 +487,15 @@ func (s *Service) endService(ctx context.Context, id models.ServiceID) error {
 			return err
 		}
 		return audit.Note(ctx, tx, audit.Entry{Action: audit.TokenRevoke, Object: audit.OfService(id)})
+	})
+}
+
+func (s *Service) endRelay(ctx context.Context, id models.ID) error {
+	return s.Store.Write(ctx, func(tx *store.Tx) error {
+		if err := tx.EndRelayTokens(id); err != nil {
+			return err
+		}
+		return audit.Note(ctx, tx, audit.Entry{Action: audit.TokenRevoke, Object: audit.OfRelay(id)})
 	})
 }
 

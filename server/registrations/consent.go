@@ -116,7 +116,7 @@ func standing(c store.Consent, r models.Registration) Consent {
 	v := Consent{Policy: c.Policy, State: c.State, Senders: []models.Sender{}}
 	for _, s := range c.Senders {
 		// Without a NAT there is one place for both.
-		two := slices.ContainsFunc(c.Senders, func(o models.Sender) bool { return o.SourceID == s.SourceID && o.Inside })
+		two := slices.ContainsFunc(c.Senders, func(o models.Sender) bool { return o.SourceID == s.SourceID && o.RelayID == s.RelayID && o.Inside })
 		if s.At.Addr().Is4() == at.Is4() && (at.Is6() || !two || s.Inside == inside) {
 			s.Inside = false // which is for those who hear of both
 			if c.Policy == models.PolicyExempt {

@@ -63,15 +63,18 @@ func (tx *Tx) Accounts(after string, limit int) ([]models.Account, error) {
 	return list(tx, scanAccount, "SELECT "+accountColumns+" FROM accounts WHERE id > ? ORDER BY id LIMIT ?", after, limit)
 }
 
-const premisesColumns = "id, account_id, name, allow_public_range, created_at"
+const premisesColumns = `id, account_id, name, allow_public_range, fanout, on_relay_loss,
+	coalesce((SELECT CASE WHEN ra.forwarding THEN 'network' WHEN ra.halted THEN 'nowhere' END FROM relay_assignments ra WHERE ra.premises_id = premises.id), 'home'),
+	created_at`
 
 func scanPremises(r row) (p models.Premises, err error) {
-	err = r.Scan(&p.ID, &p.AccountID, &p.Name, &p.AllowPublicRange, timeColumn{&p.CreatedAt})
+	err = r.Scan(&p.ID, &p.AccountID, &p.Name, &p.AllowPublicRange, &p.Fanout, &p.OnRelayLoss, &p.CopiedAt, timeColumn{&p.CreatedAt})
 	return p, err
 }
 
 // InsertPremises adds a premises and fills in when. An account that doesn't exist is IsReference.
 func (tx *Tx) InsertPremises(p models.Premises) (_ models.Premises, err error) {
+	p.Fanout, p.OnRelayLoss, p.CopiedAt = models.FanoutHome, models.OnRelayLossHome, models.CopiedHome
 	p.CreatedAt, _, err = one(tx, scanTime, `
 		INSERT INTO premises (id, account_id, name, allow_public_range, created_at) VALUES (?, ?, ?, ?, {now}) RETURNING created_at`,
 		string(p.ID), string(p.AccountID), p.Name, p.AllowPublicRange)
@@ -94,10 +97,16 @@ func (s *Store) PremisesPage(ctx context.Context, account models.AccountID, afte
 	return all, err
 }
 
-// RenamePremises names a premises of an account and gives what it is now.
-func (tx *Tx) RenamePremises(account models.AccountID, id models.PremisesID, name string) (models.Premises, bool, error) {
-	return one(tx, scanPremises, "UPDATE premises SET name = ? WHERE id = ? AND account_id = ? RETURNING "+premisesColumns,
-		name, string(id), string(account))
+// LockPremisesOf does what LockPremises does with a premises of an account.
+func (tx *Tx) LockPremisesOf(account models.AccountID, id models.PremisesID) (models.Premises, bool, error) {
+	return one(tx, scanPremises, "UPDATE premises SET name = name WHERE id = ? AND account_id = ? RETURNING "+premisesColumns, string(id), string(account))
+}
+
+// SetPremises changes what an account holder may of a premises.
+func (tx *Tx) SetPremises(p models.Premises) error {
+	_, err := tx.exec("UPDATE premises SET name = ?, fanout = ?, on_relay_loss = ? WHERE id = ? AND account_id = ?",
+		p.Name, string(p.Fanout), string(p.OnRelayLoss), string(p.ID), string(p.AccountID))
+	return err
 }
 
 // DeletePremises removes a premises of an account and tells whether there was one. One that still has devices is IsReference.

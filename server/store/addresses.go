@@ -23,14 +23,21 @@ type Pool struct {
 func (tx *Tx) Pool(gatewayID models.ID) (p Pool, err error) {
 	p.Addresses, err = list(tx, func(r row) (a models.Address, err error) {
 		err = r.Scan(&a.GatewayID, addrColumn{&a.IP}, &a.State, &a.GroupID, &a.LastGroupName, &a.Generation,
-			timeColumn{&a.ReleasedAt}, &a.ReleasedRevision, &p.Acked, timeColumn{&p.PolledAt}, secsColumn{&p.MaxStale}, timeColumn{&p.Now})
+			timeColumn{&a.ReleasedAt}, &a.ReleasedRevision, timeColumn{&a.HeldUntil}, &p.Acked, timeColumn{&p.PolledAt}, secsColumn{&p.MaxStale}, timeColumn{&p.Now})
 		return a, err
 	}, `
 		SELECT a.gateway_id, a.ip, a.state, coalesce(a.group_id, ''), a.last_group_name, a.generation, a.released_at, a.released_revision,
-			CASE WHEN p.epoch = i.epoch THEN p.acked_revision ELSE 0 END, p.polled_at, `+maxStaleInForce+`, {now}
+			CASE a.state WHEN 'quarantined' THEN `+heldUntil+` ELSE 0 END, CASE WHEN p.epoch = i.epoch THEN p.acked_revision ELSE 0 END, p.polled_at, `+maxStaleInForce+`, {now}
 		FROM addresses a JOIN gateway_polls p ON p.gateway_id = a.gateway_id CROSS JOIN installation i WHERE a.gateway_id = ?`, int64(gatewayID))
 	return p, err
 }
+
+// heldUntil is until when a relay may copy for the group that had an address last: one that served the premises when the address was released, or left it
+// before, hasn't acknowledged that, and asked so lately that it may still go by what it had. The time may be over; 0 is none.
+const heldUntil = `coalesce((SELECT max(rp.polled_at) + (` + maxStaleInForce + `) * 1000 FROM relay_polls rp
+	WHERE rp.relay_id = a.released_relay AND (rp.epoch <> i.epoch OR rp.acked_revision < a.released_relay_revision)
+	OR EXISTS (SELECT 1 FROM relay_departures rd JOIN gateways w ON w.premises_id = rd.premises_id
+		WHERE w.id = a.gateway_id AND rd.relay_id = rp.relay_id AND (rp.epoch <> i.epoch OR rp.acked_revision < rd.revision))), 0)`
 
 // InsertAddresses adds addresses, at most a few hundred. They are free, unless a backup was restored: then nobody knows who had
 // them before, and they begin as those that were there at the time (see [Store.BeginLife]).

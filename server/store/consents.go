@@ -32,7 +32,10 @@ type (
 		Senders []senderPayload      `json:"senders"`
 	}
 	senderPayload struct {
-		ID          models.ID           `json:"id"`
+		ID models.ID `json:"id"`
+		// Relay and At are missing in events of older versions; the gateway has relay 0 and no address.
+		Relay       string              `json:"relay"`
+		At          netip.Addr          `json:"at"`
 		Port        uint16              `json:"port"`
 		Mapped      netip.Addr          `json:"mapped"`
 		MappedPort  uint16              `json:"mappedPort"`
@@ -46,9 +49,14 @@ type (
 
 // places are where the copies come from.
 func (p senderPayload) places(uplink netip.Addr) []models.Sender {
+	if p.At.IsValid() {
+		uplink = p.At
+	}
+	relay, _ := models.ParseID(p.Relay) // 0, of a gateway, isn't one
 	ports := models.SenderPorts{Port: p.Port, Mapped: pair(p.Mapped, p.MappedPort), IPv6: pair(p.IPv6, p.PortIPv6)}
 	all := ports.Places(p.ID, uplink)
 	for i := range all {
+		all[i].RelayID = relay
 		all[i].Consent, all[i].Learned = p.State, pair(p.Learned, p.LearnedPort)
 	}
 	return all
@@ -89,21 +97,24 @@ func (c consentColumn) Scan(src any) error {
 func (tx *Tx) SendersOf(id models.GroupID) ([]models.Sender, error) {
 	type reserved struct {
 		models.SenderPorts
-		source models.ID
-		uplink netip.Addr
+		source, relay models.ID
+		uplink        netip.Addr
 	}
 	all, err := list(tx, func(r row) (v reserved, err error) {
 		var mapped, v6 netip.Addr
 		var mappedPort, port6 uint16
-		err = r.Scan(&v.source, addrColumn{&v.uplink}, &v.Port, addrColumn{&mapped}, &mappedPort, addrColumn{&v6}, &port6)
+		err = r.Scan(&v.source, &v.relay, addrColumn{&v.uplink}, &v.Port, addrColumn{&mapped}, &mappedPort, addrColumn{&v6}, &port6)
 		v.Mapped, v.IPv6 = pair(mapped, mappedPort), pair(v6, port6)
 		return v, err
-	}, `SELECT sm.member_id, w.uplink, sn.port, sn.mapped_ipv4, sn.mapped_port, sn.ipv6, sn.port_ipv6
+	}, `SELECT sm.member_id, sn.relay_id, CASE sn.relay_id WHEN 0 THEN w.uplink ELSE sn.address END, sn.port, sn.mapped_ipv4, sn.mapped_port, sn.ipv6, sn.port_ipv6
 		FROM senders sn JOIN registrations sm ON sm.id = sn.registration_id JOIN groups g ON g.id = sm.group_id JOIN gateways w ON w.id = g.gateway_id
-		WHERE sm.group_id = ? ORDER BY sm.number`, string(id))
+		WHERE sm.group_id = ? ORDER BY sm.number, sn.relay_id`, string(id))
 	var senders []models.Sender
 	for _, v := range all {
-		senders = append(senders, v.Places(v.source, v.uplink)...)
+		for _, s := range v.Places(v.source, v.uplink) {
+			s.RelayID = v.relay
+			senders = append(senders, s)
+		}
 	}
 	return senders, err
 }
@@ -111,12 +122,16 @@ func (tx *Tx) SendersOf(id models.GroupID) ([]models.Sender, error) {
 // BeginReport takes the number of a gateway's report if it is above that of the newest that was applied, and holds the gateway until commit without
 // raising its revision, so that none of its groups changes. It gives the newest number, and whether there is such a gateway.
 func (tx *Tx) BeginReport(id models.ID, sequence int64) (newest int64, applied, found bool, err error) {
+	return tx.beginReport("gateways", id, sequence)
+}
+
+func (tx *Tx) beginReport(of string, id models.ID, sequence int64) (newest int64, applied, found bool, err error) {
 	newest, applied, err = one(tx, scanInto[int64],
-		"UPDATE gateways SET report_sequence = ? WHERE id = ? AND report_sequence < ? RETURNING report_sequence", sequence, int64(id), sequence)
+		"UPDATE "+of+" SET report_sequence = ? WHERE id = ? AND report_sequence < ? RETURNING report_sequence", sequence, int64(id), sequence)
 	if err != nil || applied {
 		return newest, applied, applied, err
 	}
-	newest, found, err = one(tx, scanInto[int64], "SELECT report_sequence FROM gateways WHERE id = ?", int64(id))
+	newest, found, err = one(tx, scanInto[int64], "SELECT report_sequence FROM "+of+" WHERE id = ?", int64(id))
 	return newest, false, found, err
 }
 
@@ -126,34 +141,42 @@ func (tx *Tx) MembersAt(gateway models.ID, ids []models.RegistrationID) ([]model
 		FROM registrations r JOIN groups g ON g.id = r.group_id WHERE r.id {among texts} AND g.gateway_id = ?`, texts(tx, ids), int64(gateway))
 }
 
+// Reporter is who reports: a gateway has the zero value, a relay its id and the address that its copies leave with. Counts tells that it is the node
+// that copies.
+type Reporter struct {
+	RelayID models.ID
+	Uplink  netip.Addr
+}
+
 // PutSenders records what is reserved for sources, each of them once, and gives those of which something changed.
-func (tx *Tx) PutSenders(all []models.SenderPorts) ([]models.RegistrationID, error) {
+func (tx *Tx) PutSenders(by Reporter, all []models.SenderPorts) ([]models.RegistrationID, error) {
 	if len(all) == 0 {
 		return nil, nil
 	}
 	var args []any
 	for _, v := range all {
-		args = append(args, string(v.RegistrationID), int64(v.Port), addrText(v.Mapped.Addr()), int64(v.Mapped.Port()), addrText(v.IPv6.Addr()), int64(v.IPv6.Port()))
+		args = append(args, string(v.RegistrationID), int64(by.RelayID), addrText(by.Uplink), int64(v.Port), addrText(v.Mapped.Addr()), int64(v.Mapped.Port()), addrText(v.IPv6.Addr()), int64(v.IPv6.Port()))
 	}
 	return list(tx, scanInto[models.RegistrationID], `
-		INSERT INTO senders (registration_id, port, mapped_ipv4, mapped_port, ipv6, port_ipv6) VALUES `+tuples("(?, ?, ?, ?, ?, ?)", len(all))+`
-		ON CONFLICT (registration_id) DO UPDATE SET port = excluded.port, mapped_ipv4 = excluded.mapped_ipv4, mapped_port = excluded.mapped_port,
+		INSERT INTO senders (registration_id, relay_id, address, port, mapped_ipv4, mapped_port, ipv6, port_ipv6)
+		VALUES `+tuples("(?, ?, ?, ?, ?, ?, ?, ?)", len(all))+`
+		ON CONFLICT (registration_id, relay_id) DO UPDATE SET address = excluded.address, port = excluded.port, mapped_ipv4 = excluded.mapped_ipv4, mapped_port = excluded.mapped_port,
 			ipv6 = excluded.ipv6, port_ipv6 = excluded.port_ipv6
-		WHERE senders.port <> excluded.port OR senders.mapped_ipv4 <> excluded.mapped_ipv4 OR senders.mapped_port <> excluded.mapped_port
+		WHERE senders.address <> excluded.address OR senders.port <> excluded.port OR senders.mapped_ipv4 <> excluded.mapped_ipv4 OR senders.mapped_port <> excluded.mapped_port
 			OR senders.ipv6 <> excluded.ipv6 OR senders.port_ipv6 <> excluded.port_ipv6
 		RETURNING registration_id`, args...)
 }
 
 // PutConsents records how consents stand, each of them once, and gives the destinations of which something changed. Whoever is live needs no
-// unasked checks any more.
-func (tx *Tx) PutConsents(all []models.SenderConsent) ([]models.RegistrationID, error) {
+// unasked checks any more. Those with the node that copies count; which that is can't change meanwhile, because the reporter is locked.
+func (tx *Tx) PutConsents(by Reporter, all []models.SenderConsent) ([]models.RegistrationID, error) {
 	if len(all) == 0 {
 		return nil, nil
 	}
 	var args []any
 	var live []models.RegistrationID
 	for _, v := range all {
-		args = append(args, string(v.RegistrationID), string(v.SenderID), string(v.State), addrText(v.Learned.Addr()), int64(v.Learned.Port()))
+		args = append(args, string(v.RegistrationID), string(v.SenderID), int64(by.RelayID), string(v.RegistrationID), int64(by.RelayID), string(v.State), addrText(v.Learned.Addr()), int64(v.Learned.Port()))
 		if v.State == models.ConsentLive {
 			live = append(live, v.RegistrationID)
 		}
@@ -164,8 +187,9 @@ func (tx *Tx) PutConsents(all []models.SenderConsent) ([]models.RegistrationID, 
 		}
 	}
 	return list(tx, scanInto[models.RegistrationID], `
-		INSERT INTO consents (registration_id, sender_id, state, address, port) VALUES `+tuples("(?, ?, ?, ?, ?)", len(all))+`
-		ON CONFLICT (registration_id, sender_id) DO UPDATE SET state = excluded.state, address = excluded.address, port = excluded.port
+		INSERT INTO consents (registration_id, sender_id, relay_id, counts, state, address, port)
+		VALUES `+tuples("(?, ?, ?, "+copier("?")+" = ?, ?, ?, ?)", len(all))+`
+		ON CONFLICT (registration_id, sender_id, relay_id) DO UPDATE SET state = excluded.state, address = excluded.address, port = excluded.port
 		WHERE consents.state <> excluded.state OR consents.address <> excluded.address OR consents.port <> excluded.port
 		RETURNING registration_id`, args...)
 }
@@ -175,9 +199,15 @@ func (tx *Tx) ForgetConsent(id models.RegistrationID) error {
 	return tx.later(nil, "DELETE FROM consents WHERE registration_id = ?", string(id))
 }
 
+// copier is the relay that copies for the registration that an expression names; 0 if the gateway does.
+func copier(registration string) string {
+	return `coalesce((SELECT ra.relay_id FROM relay_assignments ra JOIN groups cg ON cg.premises_id = ra.premises_id JOIN registrations cr ON cr.group_id = cg.id
+		WHERE cr.id = ` + registration + ` AND ra.forwarding), 0)`
+}
+
 // ForgetSenders forgets what a gateway reserved at addresses that it has no more.
 func (tx *Tx) ForgetSenders(gateway models.ID) error {
-	return tx.later(nil, `DELETE FROM senders WHERE registration_id IN (
+	return tx.later(nil, `DELETE FROM senders WHERE relay_id = 0 AND registration_id IN (
 		SELECT r.id FROM registrations r JOIN groups g ON g.id = r.group_id WHERE g.gateway_id = ?)`, int64(gateway))
 }
 

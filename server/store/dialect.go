@@ -93,20 +93,20 @@ func groupState(alias, more, object, array, end string) string {
 		object + "('type', m.member_type, 'id', CAST(m.member_id AS text), 'role', m.role, 'name', m.name, 'consent', " + consentState("m") +
 		") ORDER BY m.role DESC, m.number" + end + " FROM registrations m WHERE m.group_id = " + alias + ".id), 'uplink', " +
 		"(SELECT w.uplink FROM gateways w WHERE w.id = " + alias + ".gateway_id), 'senders', (SELECT " + array + object + "(" + senderObject +
-		") ORDER BY sm.number" + end + senderRows + alias + ".id))"
+		") ORDER BY sm.number, sn.relay_id" + end + senderRows + alias + ".id))"
 }
 
 // What an object of sendersPayload is made of, and where its rows are of the group that follows.
 const (
-	senderObject = "'id', CAST(sm.member_id AS text), 'port', sn.port, 'mapped', sn.mapped_ipv4, 'mappedPort', sn.mapped_port, 'ipv6', sn.ipv6, 'portIPv6', sn.port_ipv6"
+	senderObject = "'id', CAST(sm.member_id AS text), 'relay', CAST(sn.relay_id AS text), 'at', sn.address, 'port', sn.port, 'mapped', sn.mapped_ipv4, 'mappedPort', sn.mapped_port, 'ipv6', sn.ipv6, 'portIPv6', sn.port_ipv6"
 	senderRows   = " FROM senders sn JOIN registrations sm ON sm.id = sn.registration_id WHERE sm.group_id = "
 )
 
-// consentState is how the consent of the registration under an alias stands: the worst of its senders, which is the last in the order of the
-// alphabet; empty for a source.
+// consentState is how the consent of the registration under an alias stands with the node that copies: the worst of its senders, which is the last in the
+// order of the alphabet; empty for a source.
 func consentState(alias string) string {
 	return "CASE " + alias + ".consent_policy WHEN '' THEN '' WHEN 'exempt' THEN 'exempt' ELSE coalesce((SELECT max(cs.state) FROM consents cs WHERE cs.registration_id = " +
-		alias + ".id), 'pending') END"
+		alias + ".id AND cs.counts), 'pending') END"
 }
 
 // consent needs the same functions as groupState.
@@ -114,9 +114,9 @@ func consent(registration, object, array, end string) string {
 	return "coalesce((SELECT CAST(" + object + "('policy', cr.consent_policy, 'state', " + consentState("cr") + `,
 		'lan', cw.lan_prefix, 'lanAddr', cw.lan_addr, 'uplink', cw.uplink, 'first', cw.range_first, 'last', cw.range_last,
 		'senders', (SELECT ` + array + object + "(" + senderObject + `, 'state', coalesce(cc.state, 'pending'), 'learned', coalesce(cc.address, ''),
-			'learnedPort', coalesce(cc.port, 0)) ORDER BY sm.number` + end + `
+			'learnedPort', coalesce(cc.port, 0)) ORDER BY sm.number, sn.relay_id` + end + `
 			FROM senders sn JOIN registrations sm ON sm.id = sn.registration_id
-			LEFT JOIN consents cc ON cc.sender_id = sm.id AND cc.registration_id = cr.id WHERE sm.group_id = cr.group_id)) AS text)
+			LEFT JOIN consents cc ON cc.sender_id = sm.id AND cc.registration_id = cr.id AND cc.relay_id = sn.relay_id WHERE sm.group_id = cr.group_id)) AS text)
 		FROM registrations cr JOIN groups cg ON cg.id = cr.group_id JOIN gateways cw ON cw.id = cg.gateway_id
 		WHERE cr.id = ` + registration + ` AND cr.consent_policy <> ''), '')`
 }

@@ -7,7 +7,10 @@ import (
 )
 
 const gatewayColumns = `gateways.id, gateways.account_id, gateways.premises_id, gateways.lan_prefix, gateways.lan_addr, gateways.uplink,
-	gateways.range_first, gateways.range_last, gateways.revision, gateways.behind_nat`
+	gateways.range_first, gateways.range_last, gateways.revision, gateways.behind_nat, gateways.tunnel_key, gateways.tunnel_address`
+
+// lockedColumns are those of a gateway that is being locked, and the relay that serves it.
+const lockedColumns = gatewayColumns + ", coalesce((SELECT ra.relay_id FROM relay_assignments ra WHERE ra.premises_id = gateways.premises_id), 0)"
 
 func gatewayFields(g *models.Gateway) []any {
 	return []any{
@@ -19,7 +22,23 @@ func gatewayFields(g *models.Gateway) []any {
 		addrColumn{&g.Range.Last},
 		&g.Revision,
 		&g.BehindNAT,
+		tunnelKeyColumn{&g.TunnelKey},
+		addrColumn{&g.TunnelAddress},
 	}
+}
+
+// scanLocked scans a gateway that is being locked, and notes that it and its relay have news. The database raises the relay's revision with the
+// gateway's (docs/adr/0063).
+func (tx *Tx) scanLocked(r row) (g models.Gateway, err error) {
+	var relay models.ID
+	if err = r.Scan(append(gatewayFields(&g), &relay)...); err != nil {
+		return g, err
+	}
+	tx.changed.raised(g.ID)
+	if relay != 0 {
+		tx.changed.raised(relay)
+	}
+	return g, nil
 }
 
 func scanGateway(r row) (g models.Gateway, err error) {
@@ -50,16 +69,14 @@ func (tx *Tx) LockGatewayOfRegistration(id models.RegistrationID, o Owner) (mode
 }
 
 func (tx *Tx) lockGateway(where string, args ...any) (models.Gateway, bool, error) {
-	v, found, err := one(tx, scanGateway, lockGateway(where), args...)
-	if found {
-		tx.changed.raised(v.ID)
-	}
-	return v, found, err
+	return one(tx, tx.scanLocked, lockGateway(where), args...)
 }
 
 // lockGateway is the statement that locks the gateway whose id the condition gives.
-func lockGateway(where string) string {
-	return "UPDATE gateways SET revision = revision + 1 WHERE id " + where + " RETURNING " + gatewayColumns
+func lockGateway(where string) string { return lockGatewaysWhere("id " + where) }
+
+func lockGatewaysWhere(where string) string {
+	return "UPDATE gateways SET revision = revision + 1 WHERE " + where + " RETURNING " + lockedColumns
 }
 
 // HoldGatewaysOf locks the gateways of a premises until commit without raising a revision, so that none of their groups changes.
@@ -94,8 +111,10 @@ func (tx *Tx) InsertGateway(g models.Gateway) error {
 
 // SetDeclaration records what a gateway declared.
 func (tx *Tx) SetDeclaration(g models.Gateway) error {
-	_, err := tx.exec("UPDATE gateways SET lan_prefix = ?, lan_addr = ?, uplink = ?, range_first = ?, range_last = ?, behind_nat = ? WHERE id = ?",
-		g.LANPrefix.String(), addrText(g.LANAddr), addrText(g.Uplink), addrText(g.Range.First), addrText(g.Range.Last), g.BehindNAT, int64(g.ID))
+	_, err := tx.exec("UPDATE gateways SET lan_prefix = ?, lan_addr = ?, uplink = ?, range_first = ?, range_last = ?, behind_nat = ?,"+
+		" tunnel_key = ?, tunnel_address = ? WHERE id = ?",
+		g.LANPrefix.String(), addrText(g.LANAddr), addrText(g.Uplink), addrText(g.Range.First), addrText(g.Range.Last), g.BehindNAT,
+		g.TunnelKey.String(), addrText(g.TunnelAddress), int64(g.ID))
 	return err
 }
 
@@ -113,7 +132,7 @@ func (tx *Tx) DeleteGateway(id models.ID) error {
 	return nil
 }
 
-// StandingsOf reads where those of the gateways stand that exist, in one statement whatever their number. On Postgres those who ask for one
+// StandingsOf reads where those of the gateways and relays stand that exist, in one statement whatever their number. On Postgres those who ask for one
 // gateway at the same time share it.
 func (s *Store) StandingsOf(ctx context.Context, ids []models.ID) (map[models.ID]models.Standing, error) {
 	standings := make(map[models.ID]models.Standing, len(ids))
@@ -135,7 +154,8 @@ func (s *Store) StandingsOf(ctx context.Context, ids []models.ID) (map[models.ID
 		all, err := list(tx, func(r row) (v standing, err error) {
 			err = r.Scan(&v.id, &v.Revision, timeColumn{&v.NotBefore})
 			return v, err
-		}, "SELECT g.id, g.revision, d.not_before FROM gateways g JOIN devices d ON d.id = g.id WHERE g.id {among bigints}", tx.ids(ids))
+		}, `SELECT g.id, g.revision, d.not_before FROM gateways g JOIN devices d ON d.id = g.id WHERE g.id {among bigints}
+			UNION ALL SELECT id, revision, not_before FROM relays WHERE id {among bigints} AND NOT removed`, tx.ids(ids), tx.ids(ids))
 		for _, v := range all {
 			standings[v.id] = v.Standing
 		}
@@ -164,9 +184,24 @@ func (s *Store) standingsOfMany(ctx context.Context, ids []models.ID) ([]*models
 // maxPolls keeps a statement below the number of parameters that SQLite takes.
 const maxPolls = 1000
 
-// RecordPolls records when gateways asked and what they acknowledged. What is older than what is there changes nothing, and
-// gateways that are gone are left out, so batches of several replicas may come in any order.
+// RecordPolls records when gateways and relays asked and what they acknowledged. What is older than what is there changes nothing, and
+// those that are gone are left out, so batches of several replicas may come in any order.
 func (s *Store) RecordPolls(ctx context.Context, polls []models.Poll) error {
+	var relays, gateways []models.Poll
+	for _, p := range polls {
+		if p.Relay {
+			relays = append(relays, p)
+		} else {
+			gateways = append(gateways, p)
+		}
+	}
+	if err := s.recordPolls(ctx, "relay_polls", "relay_id", relays); err != nil {
+		return err
+	}
+	return s.recordPolls(ctx, "gateway_polls", "gateway_id", gateways)
+}
+
+func (s *Store) recordPolls(ctx context.Context, to, id string, polls []models.Poll) error {
 	for len(polls) > 0 {
 		batch := polls[:min(len(polls), maxPolls)]
 		polls = polls[len(batch):]
@@ -182,13 +217,13 @@ func (s *Store) RecordPolls(ctx context.Context, polls []models.Poll) error {
 		}
 		err := write(ctx, func(tx *Tx) error {
 			_, err := tx.exec(`
-				WITH poll (gateway_id, epoch, revision, ago) AS (`+table+`)
-				UPDATE gateway_polls SET
-					acked_revision = CASE WHEN gateway_polls.epoch = poll.epoch AND gateway_polls.acked_revision > poll.revision
-						THEN gateway_polls.acked_revision ELSE poll.revision END,
+				WITH poll (id, epoch, revision, ago) AS (`+table+`)
+				UPDATE `+to+` AS held SET
+					acked_revision = CASE WHEN held.epoch = poll.epoch AND held.acked_revision > poll.revision
+						THEN held.acked_revision ELSE poll.revision END,
 					epoch = poll.epoch,
 					polled_at = CASE WHEN polled_at > {now} - poll.ago THEN polled_at ELSE {now} - poll.ago END
-				FROM poll WHERE gateway_polls.gateway_id = poll.gateway_id`, args...)
+				FROM poll WHERE held.`+id+` = poll.id`, args...)
 			return err
 		})
 		if err != nil {

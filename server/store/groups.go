@@ -139,12 +139,20 @@ func (tx *Tx) CountGroups(account models.AccountID, premises models.PremisesID) 
 	return n, err
 }
 
+// releasedByRelay notes, in an address that is being released, the relay that serves the premises and its revision that doesn't hold the group any more. The
+// gateway's lock raised that one too.
+const releasedByRelay = `
+	released_relay = coalesce((SELECT ra.relay_id FROM relay_assignments ra JOIN gateways w ON w.premises_id = ra.premises_id WHERE w.id = addresses.gateway_id), 0),
+	released_relay_revision = coalesce((SELECT rl.revision FROM relay_assignments ra JOIN gateways w ON w.premises_id = ra.premises_id
+		JOIN relays rl ON rl.id = ra.relay_id WHERE w.id = addresses.gateway_id), 0)`
+
 // EndGroups removes groups with all their members, puts their addresses in quarantine as of the gateway's revision, and records that
 // they ended. It gives the registrations that ended.
 func (tx *Tx) EndGroups(ids []models.GroupID, revision int64) ([]models.Registration, error) {
 	all := texts(tx, ids)
 	if _, err := tx.exec(`
-		UPDATE addresses SET state = 'quarantined', group_id = NULL, released_at = {now}, released_revision = ? WHERE group_id {among texts}`,
+		UPDATE addresses SET state = 'quarantined', group_id = NULL, released_at = {now}, released_revision = ?, `+releasedByRelay+`
+		WHERE group_id {among texts}`,
 		revision, all); err != nil {
 		return nil, err
 	}
@@ -236,7 +244,13 @@ type Information struct {
 	MaxStale time.Duration
 	// NotBefore withdraws the gateway's tokens that were issued before it; the zero time withdraws none.
 	NotBefore time.Time
-	Rows      []InformationRow
+	// Network tells that the account holder wants copies to be made in the network and the gateway has a tunnel; Relay is the one that does or is about
+	// to, without an id if there is none.
+	Network    bool
+	Relay      models.Relay
+	Forwarding bool
+	Halted     bool
+	Rows       []InformationRow
 }
 
 // Information reads, in one statement and so as of one instant, what the group information of gateways is made of, in the order of their ids.
@@ -255,19 +269,27 @@ func (s *Store) Information(ctx context.Context, ids []models.ID) (all []Informa
 
 func informationOf(tx *Tx, ids []models.ID) ([]Information, error) {
 	type whole struct {
-		gateway   models.Gateway
-		epoch     string
-		maxStale  time.Duration
-		notBefore time.Time
+		gateway            models.Gateway
+		epoch              string
+		maxStale           time.Duration
+		notBefore          time.Time
+		relay              scannedRelay
+		network            bool
+		forwarding, halted bool
 		InformationRow
 	}
 	rows, err := list(tx, func(r row) (v whole, err error) {
-		fields := append(gatewayFields(&v.gateway), &v.epoch, secsColumn{&v.maxStale}, timeColumn{&v.notBefore})
+		fields := append(gatewayFields(&v.gateway), &v.epoch, secsColumn{&v.maxStale}, timeColumn{&v.notBefore}, &v.network, &v.forwarding, &v.halted,
+			&v.relay.ID, tunnelKeyColumn{&v.relay.TunnelKey}, addrColumn{&v.relay.endpoint}, &v.relay.port, addrColumn{&v.relay.TunnelAddress})
 		fields = append(append(append(fields, groupFields(&v.Group)...), registrationFields(&v.Member)...), &v.Trigger)
 		err = r.Scan(fields...)
 		return v, err
-	}, "SELECT "+gatewayColumns+", i.epoch, i.max_stale_seconds, own.not_before, "+groupColumns+", "+registrationColumns+`, coalesce(d.trigger, '')
+	}, "SELECT "+gatewayColumns+`, i.epoch, i.max_stale_seconds, own.not_before,
+		ra.premises_id IS NOT NULL, coalesce(ra.forwarding, false), coalesce(ra.halted, false),
+		coalesce(rl.id, 0), rl.tunnel_key, rl.endpoint_ipv4, coalesce(rl.endpoint_port, 0), rl.tunnel_address, `+groupColumns+", "+registrationColumns+`, coalesce(d.trigger, '')
 		FROM gateways JOIN devices own ON own.id = gateways.id CROSS JOIN installation i
+		LEFT JOIN relay_assignments ra ON ra.premises_id = gateways.premises_id AND gateways.tunnel_key <> ''
+		LEFT JOIN relays rl ON rl.id = ra.relay_id
 		LEFT JOIN groups g ON g.gateway_id = gateways.id
 		LEFT JOIN registrations r ON r.group_id = g.id
 		LEFT JOIN devices d ON d.id = r.owner_device
@@ -279,6 +301,7 @@ func informationOf(tx *Tx, ids []models.ID) ([]Information, error) {
 	for _, v := range rows {
 		i := known[v.gateway.ID]
 		i.Gateway, i.Epoch, i.MaxStale, i.NotBefore, i.Rows = v.gateway, v.epoch, v.maxStale, v.notBefore, append(i.Rows, v.InformationRow)
+		i.Network, i.Forwarding, i.Halted, i.Relay = v.network, v.forwarding, v.halted, v.relay.relay()
 		known[v.gateway.ID] = i
 	}
 	all := make([]Information, len(ids))
@@ -286,4 +309,54 @@ func informationOf(tx *Tx, ids []models.ID) ([]Information, error) {
 		all[n] = known[id]
 	}
 	return all, nil
+}
+
+// RelayInformation is all that a relay's group information is made of.
+type RelayInformation struct {
+	Relay    models.Relay
+	Epoch    string
+	MaxStale time.Duration
+	Premises []models.RelayPremises
+	Rows     []InformationRow
+}
+
+// RelayInformation reads, in one statement and so as of one instant, what the group information of a relay is made of: sorted by premises, gateway, group IP and
+// number. It costs a row for each member in its premises.
+func (s *Store) RelayInformation(ctx context.Context, id models.ID) (v RelayInformation, found bool, err error) {
+	err = s.reading(ctx, func(tx *Tx) error {
+		v, found, err = relayInformation(tx, id)
+		return err
+	})
+	return v, found, err
+}
+
+func relayInformation(tx *Tx, id models.ID) (v RelayInformation, found bool, err error) {
+	_, err = list(tx, func(r row) (none struct{}, err error) {
+		var relay scannedRelay
+		var at models.RelayPremises
+		var line InformationRow
+		fields := append(relayFields(&relay), &v.Epoch, secsColumn{&v.MaxStale}, &at.GatewayID, &at.PremisesID, tunnelKeyColumn{&at.TunnelKey}, addrColumn{&at.TunnelAddress})
+		fields = append(append(append(fields, groupFields(&line.Group)...), registrationFields(&line.Member)...), &line.Trigger)
+		if err := r.Scan(fields...); err != nil {
+			return none, err
+		}
+		v.Relay, found = relay.relay(), true
+		if n := len(v.Premises); at.GatewayID != 0 && (n == 0 || v.Premises[n-1].GatewayID != at.GatewayID) {
+			v.Premises = append(v.Premises, at)
+		}
+		if line.Group.ID != "" {
+			v.Rows = append(v.Rows, line)
+		}
+		return none, nil
+	}, "SELECT "+relayColumns+`, i.epoch, i.max_stale_seconds, coalesce(w.id, 0), coalesce(w.premises_id, ''), w.tunnel_key, w.tunnel_address, `+
+		groupColumns+", "+registrationColumns+`, coalesce(d.trigger, '')
+		FROM relays CROSS JOIN installation i
+		LEFT JOIN relay_assignments ra ON ra.relay_id = relays.id
+		LEFT JOIN gateways w ON w.premises_id = ra.premises_id AND w.tunnel_key <> ''
+		LEFT JOIN groups g ON g.gateway_id = w.id
+		LEFT JOIN registrations r ON r.group_id = g.id
+		LEFT JOIN devices d ON d.id = r.owner_device
+		WHERE relays.id = ? AND NOT relays.removed
+		ORDER BY w.premises_id, w.id, g.id, r.role DESC, r.number`, int64(id))
+	return v, found, err
 }

@@ -111,10 +111,11 @@ func (tx *Tx) beginLife(life *Life, keep func(Watch) bool) error {
 	}
 	statements = append(statements,
 		`UPDATE addresses SET state = 'quarantined', last_group_name = '', released_at = {now},
-			released_revision = (SELECT g.revision FROM gateways g WHERE g.id = addresses.gateway_id) WHERE state <> 'allocated'`,
+			released_revision = (SELECT g.revision FROM gateways g WHERE g.id = addresses.gateway_id), `+releasedByRelay+` WHERE state <> 'allocated'`,
 		"UPDATE addresses SET generation = "+generationAt("{now}")+" WHERE generation < "+generationAt("{now}"),
 		// Gateways may hold the lost life's groups, so they count as live until they had the time to ask.
 		"UPDATE gateway_polls SET epoch = '', acked_revision = 0, polled_at = {now}",
+		"UPDATE relay_polls SET epoch = '', acked_revision = 0, polled_at = {now}",
 	)
 	if err := tx.execAll(statements); err != nil {
 		return err

@@ -155,10 +155,9 @@ func (tx *Tx) LockMeant(m GroupMatch, r models.Registration, upTo int) (Meant, e
 }
 
 func (tx *Tx) lockAndRead(where string, args []any, m GroupMatch, r models.Registration, upTo int) (v Meant, err error) {
-	err = tx.later(func(r row) error {
+	err = tx.later(func(r row) (err error) {
 		v.Locked = true
-		err := r.Scan(gatewayFields(&v.Gateway)...)
-		tx.changed.raised(v.Gateway.ID)
+		v.Gateway, err = tx.scanLocked(r)
 		return err
 	}, lockGateway(where), args...)
 	if err != nil {

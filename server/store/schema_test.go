@@ -132,7 +132,7 @@ func TestTheCodeAndTheSchemaAgree(t *testing.T) {
 		json_each value extract epoch statement_timestamp julianday round integer version_id is_applied excluded pragma_foreign_key_check
 		poll ago added raised told noted json_object json_group_array json_build_object json_agg pg_notify pg_try_advisory_lock place
 		pg_current_snapshot pg_current_xact_id pg_snapshot_xmin unnest asked asked_id asked_account held member_name own
-		cc cg cr cs cw sm sn`) {
+		cc cg cr cs cw sm sn ra rd rl rp true false`) {
 		known[name] = true
 	}
 	used := map[string]bool{}

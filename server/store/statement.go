@@ -158,7 +158,17 @@ type (
 	prefixColumn struct{ to *netip.Prefix }
 	timeColumn   struct{ to *time.Time }
 	secsColumn   struct{ to *time.Duration }
+
+	tunnelKeyColumn struct{ to *models.TunnelKey }
 )
+
+func (c tunnelKeyColumn) Scan(src any) error {
+	var s sql.NullString
+	if err := s.Scan(src); err != nil || s.String == "" {
+		return err
+	}
+	return c.to.UnmarshalText([]byte(s.String))
+}
 
 func (c addrColumn) Scan(src any) error {
 	var s sql.NullString

@@ -61,6 +61,7 @@ const jktSize = 43
 const (
 	clientDevice  = "gc-device"
 	clientGateway = "gc-gateway"
+	clientRelay   = "gc-relay"
 	clientApp     = "gc-app"
 )
 
@@ -68,6 +69,7 @@ const (
 var scopes = map[models.Kind]string{
 	models.KindDevice:  "gc:register gc:notify",
 	models.KindGateway: "gc:groups.read gc:notify gc:consent.report",
+	models.KindRelay:   "gc:groups.read gc:consent.report",
 	models.KindService: strings.Join(models.ServiceScopes(), " "),
 	models.KindUser:    "gc:account gc:devices gc:links gc:groups gc:register gc:notify",
 }
@@ -78,6 +80,7 @@ func Scopes(k models.Kind) []string { return strings.Fields(scopes[k]) }
 // The prefixes of the sub of devices and users.
 const (
 	subjectDevice = "dev:"
+	subjectRelay  = "rel:"
 	subjectUser   = "usr:"
 )
 
@@ -111,6 +114,11 @@ func (c *claims) Validate() error {
 	case models.KindGateway:
 		if !device || c.DeviceType != "" || c.ClientID != clientGateway {
 			return errors.New("claims of a gateway are missing")
+		}
+	case models.KindRelay:
+		// It has no account, and its token is always bound to its key.
+		if c.Device == "" || c.Account != "" || c.Premises != "" || c.DeviceType != "" || c.ClientID != clientRelay || c.Confirmation == nil {
+			return errors.New("claims of a relay are wrong")
 		}
 	case models.KindService:
 		if !none || c.Subject != c.ClientID {

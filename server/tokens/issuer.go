@@ -38,7 +38,7 @@ type Grant struct {
 
 // Device makes a token for a device or, if that is its type, a gateway.
 func (i *Issuer) Device(d models.Device, g Grant) (string, error) {
-	handle, err := deviceHandle(i.ring, d.ID)
+	handle, err := handle(i.ring, subjectDevice, d.ID)
 	if err != nil {
 		return "", err
 	}
@@ -63,6 +63,21 @@ func (i *Issuer) Device(d models.Device, g Grant) (string, error) {
 		c.ClientID, c.Kind, c.DeviceType = clientGateway, models.KindGateway, ""
 	}
 	return i.mint(c, g, d.NotBefore)
+}
+
+// Relay makes a token for a relay. It has to be bound to a key.
+func (i *Issuer) Relay(r models.Relay, g Grant) (string, error) {
+	subject, err := handle(i.ring, subjectRelay, r.ID)
+	if err != nil {
+		return "", err
+	}
+	sealed, err := i.ring.Seal(claimDevice, Audience, idBytes(r.ID))
+	if err != nil {
+		return "", err
+	}
+	return i.mint(claims{
+		RegisteredClaims: jwt.RegisteredClaims{Subject: subject}, ClientID: clientRelay, Kind: models.KindRelay, Device: sealed,
+	}, g, r.NotBefore)
 }
 
 // Service makes a token for a service (SAT). It names no account: those the service may serve are its links.
@@ -138,9 +153,9 @@ func (i *Issuer) mint(c claims, g Grant, notBefore time.Time) (string, error) {
 	return text, nil
 }
 
-// deviceHandle is the sub of a device: 128 bits that stay the same for a device and tell nothing about it. They are the synthetic
+// handle is the sub of a device or a relay: 128 bits that stay the same for it and tell nothing about it. They are the synthetic
 // IV of its sealed id, so nothing has to be stored for them.
-func deviceHandle(ring *keys.Ring, id models.ID) (string, error) {
+func handle(ring *keys.Ring, prefix string, id models.ID) (string, error) {
 	sealed, err := ring.Seal(claimSubject, Audience, idBytes(id))
 	if err != nil {
 		return "", err
@@ -150,7 +165,7 @@ func deviceHandle(ring *keys.Ring, id models.ID) (string, error) {
 		return "", fmt.Errorf("handle of a device: %w", err)
 	}
 	iv := b[1:17] // after the version of the key
-	return subjectDevice + base64.RawURLEncoding.EncodeToString(iv), nil
+	return prefix + base64.RawURLEncoding.EncodeToString(iv), nil
 }
 
 func idBytes(id models.ID) []byte { return binary.BigEndian.AppendUint64(nil, uint64(id)) }

@@ -26,6 +26,8 @@ type Subject struct {
 	Device   models.ID
 	Account  models.AccountID
 	Premises models.PremisesID
+	// Relay is set for relays.
+	Relay models.ID
 	// Service is set for services.
 	Service models.ServiceID
 	// UserID, ACR and LoginAt are set for users, and Account too.
@@ -148,6 +150,10 @@ func (v *Verifier) verify(token string) (Subject, error) {
 	if c.Kind == models.KindUser {
 		return s, v.user(&s, c)
 	}
+	if c.Kind == models.KindRelay {
+		s.Relay, err = v.opened(subjectRelay, c.Subject, c.Device)
+		return s, err
+	}
 	ids, err := v.device(sealed{c.Subject, c.Device, c.Account})
 	if err != nil {
 		return Subject{}, err
@@ -164,22 +170,32 @@ func (v *Verifier) device(from sealed) (opened, error) {
 	if ok {
 		return known, nil
 	}
-	id, err := v.ring.Open(claimDevice, Audience, from.device)
-	if err != nil || len(id) != 8 {
-		return opened{}, fmt.Errorf("%s: %w", claimDevice, keys.ErrSealed)
+	id, err := v.opened(subjectDevice, from.subject, from.device)
+	if err != nil {
+		return opened{}, err
 	}
 	account, err := v.ring.Open(claimAccount, Audience, from.account)
 	if err != nil {
 		return opened{}, fmt.Errorf("%s: %w", claimAccount, err)
 	}
-	ids := opened{models.ID(binary.BigEndian.Uint64(id)), models.AccountID(account)}
-	if handle, err := deviceHandle(v.ring, ids.device); err != nil || handle != from.subject {
-		return opened{}, errors.New("sub is not the device's")
-	}
+	ids := opened{id, models.AccountID(account)}
 	v.mu.Lock()
 	v.devices.Add(from, ids)
 	v.mu.Unlock()
 	return ids, nil
+}
+
+// opened opens the sealed id of a device or a relay, whose handle the subject has to be.
+func (v *Verifier) opened(prefix, subject, sealed string) (models.ID, error) {
+	b, err := v.ring.Open(claimDevice, Audience, sealed)
+	if err != nil || len(b) != 8 {
+		return 0, fmt.Errorf("%s: %w", claimDevice, keys.ErrSealed)
+	}
+	id := models.ID(binary.BigEndian.Uint64(b))
+	if h, err := handle(v.ring, prefix, id); err != nil || h != subject {
+		return 0, errors.New("sub is not that of the id")
+	}
+	return id, nil
 }
 
 // user opens what is sealed in a user's token.

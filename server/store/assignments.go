@@ -1,0 +1,242 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/groupcast/groupcast/models"
+)
+
+// RelayReadyAfter is how long the acknowledgement of a relay waits for the consents that the gateway has.
+const RelayReadyAfter = 3 * time.Second
+
+// Assignment is which relay serves a premises.
+type Assignment struct {
+	PremisesID models.PremisesID
+	AccountID  models.AccountID
+	// RelayID is 0 if none does.
+	RelayID    models.ID
+	Forwarding bool
+	Halted     bool
+}
+
+// InsertAssignment lets a premises be served by a relay; none does yet.
+func (tx *Tx) InsertAssignment(id models.PremisesID) error {
+	_, err := tx.exec("INSERT INTO relay_assignments (premises_id) VALUES (?) ON CONFLICT (premises_id) DO NOTHING", string(id))
+	return err
+}
+
+// DeleteAssignment lets no relay serve a premises; MoveAssignments to none has to come before.
+func (tx *Tx) DeleteAssignment(id models.PremisesID) error {
+	_, err := tx.exec("DELETE FROM relay_assignments WHERE premises_id = ?", string(id))
+	return err
+}
+
+// SetHalted says whether nobody copies while no relay can. It changes only what no relay does.
+func (tx *Tx) SetHalted(id models.PremisesID, halted bool) error {
+	where := " AND NOT forwarding"
+	if halted {
+		where = " AND relay_id IS NULL"
+	}
+	_, err := tx.exec("UPDATE relay_assignments SET halted = ? WHERE premises_id = ?"+where, halted, string(id))
+	return err
+}
+
+// LockGatewaysOf raises the revisions of all gateways of some premises, which locks them until commit, and with them the relay that serves each.
+func (tx *Tx) LockGatewaysOf(premises []models.PremisesID) error {
+	_, err := list(tx, tx.scanLocked, lockGatewaysWhere("premises_id {among texts}"), texts(tx, premises))
+	return err
+}
+
+// Assignments reads those of some premises, sorted.
+func (tx *Tx) Assignments(premises []models.PremisesID) ([]Assignment, error) {
+	return list(tx, func(r row) (v Assignment, err error) {
+		err = r.Scan(&v.PremisesID, &v.AccountID, &v.RelayID, &v.Forwarding, &v.Halted)
+		return v, err
+	}, `SELECT ra.premises_id, p.account_id, coalesce(ra.relay_id, 0), ra.forwarding, ra.halted FROM relay_assignments ra JOIN premises p ON p.id = ra.premises_id
+		WHERE ra.premises_id {among texts} ORDER BY ra.premises_id`, texts(tx, premises))
+}
+
+// membersOf are the registrations in the groups of some premises.
+const membersOf = `(SELECT r.id FROM registrations r JOIN groups g ON g.id = r.group_id JOIN gateways w ON w.id = g.gateway_id
+	WHERE w.premises_id {among texts})`
+
+// MoveAssignments gives premises, whose gateways are locked, to a relay, or with 0 to none. Until it is ready the gateways copy; or nobody does, if the
+// account holder wants that and no gateway did before. What the relay before it reported is forgotten.
+func (tx *Tx) MoveAssignments(premises []models.PremisesID, to models.ID) error {
+	all := texts(tx, premises)
+	var revision int64
+	if to != 0 {
+		relay, found, err := tx.LockRelay(to)
+		if err != nil {
+			return err
+		}
+		if !found {
+			return ErrAgain
+		}
+		revision = relay.Revision
+	}
+	for _, s := range []struct {
+		text string
+		args []any
+	}{
+		{`INSERT INTO relay_departures (premises_id, relay_id, revision)
+			SELECT ra.premises_id, ra.relay_id, rl.revision FROM relay_assignments ra JOIN relays rl ON rl.id = ra.relay_id WHERE ra.premises_id {among texts}
+			ON CONFLICT (premises_id, relay_id) DO UPDATE SET revision = excluded.revision`, []any{all}},
+		{"DELETE FROM senders WHERE relay_id <> 0 AND registration_id IN " + membersOf, []any{all}},
+		{"DELETE FROM consents WHERE relay_id <> 0 AND registration_id IN " + membersOf, []any{all}},
+		{"UPDATE consents SET counts = true WHERE NOT counts AND registration_id IN " + membersOf, []any{all}},
+		{`UPDATE relay_assignments SET relay_id = ?, revision = ?, acked_at = 0, forwarding = false,
+			halted = (forwarding OR halted) AND EXISTS (SELECT 1 FROM premises p WHERE p.id = relay_assignments.premises_id AND p.on_relay_loss = 'stop')
+			WHERE premises_id {among texts}`, []any{orNull(int64(to)), revision, all}},
+	} {
+		if _, err := tx.exec(s.text, s.args...); err != nil {
+			return err
+		}
+	}
+	return tx.tellGroupsOf(premises)
+}
+
+// tellGroupsOf tells the members of the groups of some premises how their consent stands now, and where copies come from.
+func (tx *Tx) tellGroupsOf(premises []models.PremisesID) error {
+	groups, err := list(tx, scanInto[models.GroupID], `SELECT g.id FROM groups g JOIN gateways w ON w.id = g.gateway_id
+		WHERE w.premises_id {among texts} ORDER BY g.id`, texts(tx, premises))
+	if err != nil || len(groups) == 0 {
+		return err
+	}
+	return tx.AppendGroupEvents(models.EventConsentChanged, groups)
+}
+
+// acknowledged is the condition that the relay of an assignment under the alias ra lives and holds the premises.
+var acknowledged = `EXISTS (SELECT 1 FROM relays JOIN relay_polls rp ON rp.relay_id = relays.id CROSS JOIN installation i
+	WHERE relays.id = ra.relay_id AND ` + liveRelay + ` AND rp.epoch = i.epoch AND rp.acked_revision >= ra.revision)`
+
+// ready is the condition that the relay of an assignment under the alias ra can copy instead of the gateways: it holds the premises, and every consent
+// that a gateway has too; or it has had the time to ask for them.
+var ready = "ra.relay_id IS NOT NULL AND NOT ra.forwarding AND " + acknowledged + fmt.Sprintf(` AND (ra.acked_at > 0 AND ra.acked_at <= {now} - %d OR NOT EXISTS (
+	SELECT 1 FROM gateways w JOIN groups g ON g.gateway_id = w.id JOIN registrations r ON r.group_id = g.id
+	JOIN consents c ON c.registration_id = r.id AND c.relay_id = 0 AND c.state = 'live'
+	WHERE w.premises_id = ra.premises_id AND w.tunnel_key <> '' AND NOT EXISTS (SELECT 1 FROM consents n WHERE n.registration_id = c.registration_id AND n.sender_id = c.sender_id
+		AND n.relay_id = ra.relay_id AND n.state = 'live')))`, RelayReadyAfter.Milliseconds())
+
+// NoteAcknowledged notes when relays hold the premises that they were given.
+func (s *Store) NoteAcknowledged(ctx context.Context) error {
+	return s.writing(ctx, func(tx *Tx) error {
+		_, err := tx.exec("UPDATE relay_assignments AS ra SET acked_at = {now} WHERE acked_at = 0 AND NOT forwarding AND relay_id IS NOT NULL AND " + acknowledged)
+		return err
+	})
+}
+
+// Forward lets relays copy for those of the premises, whose gateways are locked, for which they are ready, and gives them.
+func (tx *Tx) Forward(premises []models.PremisesID) ([]models.PremisesID, error) {
+	turned, err := list(tx, scanInto[models.PremisesID], "UPDATE relay_assignments AS ra SET forwarding = true, halted = false WHERE premises_id {among texts} AND "+ready+
+		" RETURNING premises_id", texts(tx, premises))
+	if err != nil || len(turned) == 0 {
+		return nil, err
+	}
+	if _, err := tx.exec("UPDATE consents SET counts = (relay_id <> 0) WHERE registration_id IN "+membersOf, texts(tx, turned)); err != nil {
+		return nil, err
+	}
+	return turned, tx.tellGroupsOf(turned)
+}
+
+// Due is what is to be done about assignments.
+type Due struct {
+	// Pending tells that a relay isn't ready yet somewhere.
+	Pending bool
+	// Lost are premises whose relay is dead or may not serve them any more, Unserved those that have none and could have one, Ready those whose relay can copy
+	// now; each up to the limit.
+	Lost, Unserved, Ready []models.PremisesID
+	// Rechecked are relays that serve nobody any more whom they may not.
+	Rechecked []models.ID
+}
+
+// DueAssignments reads what is to be done, given how all relays stand.
+func (s *Store) DueAssignments(ctx context.Context, relays []RelayStanding, limit int) (d Due, err error) {
+	var live, dead, recheck []models.ID
+	anyAll := false
+	for _, r := range relays {
+		switch {
+		case r.Live:
+			live = append(live, r.ID)
+			anyAll = anyAll || r.All
+			if r.Recheck {
+				recheck = append(recheck, r.ID)
+			}
+		case r.Served > 0:
+			dead = append(dead, r.ID)
+		}
+	}
+	err = s.reading(ctx, func(tx *Tx) error {
+		pending, err := list(tx, scanInto[models.PremisesID], "SELECT premises_id FROM relay_assignments WHERE NOT forwarding AND relay_id IS NOT NULL LIMIT 1")
+		if err != nil {
+			return err
+		}
+		if d.Pending = len(pending) > 0; d.Pending {
+			if d.Ready, err = list(tx, scanInto[models.PremisesID], "SELECT premises_id FROM relay_assignments ra WHERE "+ready+" ORDER BY premises_id LIMIT ?", limit); err != nil {
+				return err
+			}
+		}
+		if len(dead) > 0 {
+			if d.Lost, err = list(tx, scanInto[models.PremisesID], "SELECT premises_id FROM relay_assignments WHERE relay_id {among bigints} ORDER BY premises_id LIMIT ?",
+				tx.ids(dead), limit); err != nil {
+				return err
+			}
+		}
+		for _, id := range recheck {
+			beyond, err := list(tx, scanInto[models.PremisesID], `SELECT ra.premises_id FROM relay_assignments ra JOIN relays rl ON rl.id = ra.relay_id
+				WHERE ra.relay_id = ? AND NOT rl.all_premises
+				AND NOT EXISTS (SELECT 1 FROM relay_premises m WHERE m.relay_id = ra.relay_id AND m.premises_id = ra.premises_id) ORDER BY ra.premises_id LIMIT ?`, int64(id), limit)
+			if err != nil {
+				return err
+			}
+			d.Lost = append(d.Lost, beyond...)
+			if len(beyond) == 0 {
+				d.Rechecked = append(d.Rechecked, id)
+			}
+		}
+		if len(live) == 0 {
+			return nil
+		}
+		d.Unserved, err = list(tx, scanInto[models.PremisesID], `SELECT ra.premises_id FROM relay_assignments ra WHERE ra.relay_id IS NULL AND NOT ra.forwarding
+			AND EXISTS (SELECT 1 FROM gateways w WHERE w.premises_id = ra.premises_id AND w.tunnel_key <> '')
+			AND (? OR EXISTS (SELECT 1 FROM relay_premises m WHERE m.premises_id = ra.premises_id AND m.relay_id {among bigints})) ORDER BY ra.premises_id LIMIT ?`,
+			anyAll, tx.ids(live), limit)
+		return err
+	})
+	return d, err
+}
+
+// EndRecheck notes that a relay, which is locked, serves nobody whom it may not.
+func (tx *Tx) EndRecheck(id models.ID) error {
+	_, err := tx.exec(`UPDATE relays SET recheck = false WHERE id = ? AND (all_premises OR NOT EXISTS (SELECT 1 FROM relay_assignments ra WHERE ra.relay_id = relays.id
+		AND NOT EXISTS (SELECT 1 FROM relay_premises m WHERE m.relay_id = ra.relay_id AND m.premises_id = ra.premises_id)))`, int64(id))
+	return err
+}
+
+// ServableBy reads which of the relays that may not serve all may serve some premises, and which premises any relay can serve: they have a gateway with a
+// tunnel.
+func (tx *Tx) ServableBy(premises []models.PremisesID) (map[models.PremisesID][]models.ID, error) {
+	type line struct {
+		premises models.PremisesID
+		relay    models.ID
+	}
+	all, err := list(tx, func(r row) (v line, err error) { err = r.Scan(&v.premises, &v.relay); return v, err },
+		`SELECT w.premises_id, coalesce(m.relay_id, 0) FROM (SELECT DISTINCT premises_id FROM gateways WHERE premises_id {among texts} AND tunnel_key <> '') w
+		LEFT JOIN relay_premises m ON m.premises_id = w.premises_id`, texts(tx, premises))
+	may := map[models.PremisesID][]models.ID{}
+	for _, v := range all {
+		may[v.premises] = append(may[v.premises], v.relay)
+	}
+	return may, err
+}
+
+// SweepDepartures forgets what relays have acknowledged.
+func (s *Store) SweepDepartures(ctx context.Context) error {
+	return s.writing(ctx, func(tx *Tx) error {
+		_, err := tx.exec(`DELETE FROM relay_departures WHERE EXISTS (SELECT 1 FROM relay_polls rp CROSS JOIN installation i
+			WHERE rp.relay_id = relay_departures.relay_id AND rp.epoch = i.epoch AND rp.acked_revision >= relay_departures.revision)`)
+		return err
+	})
+}
