@@ -35,6 +35,7 @@ func (p *program) admin() *cobra.Command {
 		group("service", "Partners that receive streams", o.serviceCreate(), o.serviceShow(), o.serviceChange(),
 			group("credential", "What a service gets its tokens with", o.credentialCreate(), o.credentialList(), o.credentialDelete())),
 		group("link", "An account's consent for a service", o.linkCreate(), o.linkDelete()),
+		o.relay(),
 		group("identity", "Whom a user is at an external issuer", o.identityCreate(), o.identityDelete()),
 		o.invite(), o.ticket(), o.approve(), o.token(),
 		group("keys", "The keys that sign tokens", o.keysList(), o.keysRotate()),

@@ -24,7 +24,7 @@ func parse(t *testing.T, text []byte) *openapi3.T {
 
 // TestDecisionsOfTheContract states for the whole contract who may do what. Whoever adds an operation has to add it here.
 func TestDecisionsOfTheContract(t *testing.T) {
-	device, gateway, service, user, operator := models.KindDevice, models.KindGateway, models.KindService, models.KindUser, models.KindOperator
+	device, gateway, relay, service, user, operator := models.KindDevice, models.KindGateway, models.KindRelay, models.KindService, models.KindUser, models.KindOperator
 	for name, c := range map[string]struct {
 		text []byte
 		want map[string][]models.Kind // nil: anyone
@@ -42,6 +42,9 @@ func TestDecisionsOfTheContract(t *testing.T) {
 			"getGateway":          {gateway},
 			"getGroupInformation": {gateway},
 			"reportConsents":      {gateway},
+			"declareRelay":        {relay},
+			"getRelayInformation": {relay},
+			"reportRelayConsents": {relay},
 			"getHealth":           nil,
 			"getReadiness":        nil,
 			"requestToken":        nil,
@@ -82,7 +85,7 @@ func TestDecisionsOfTheContract(t *testing.T) {
 			"changeDevice": {operator}, "deleteDevice": {operator}, "createService": {operator}, "getService": {operator}, "changeService": {operator}, "createLink": {operator},
 			"deleteLink": {operator}, "createToken": {operator}, "decideDeviceGrant": {operator}, "deleteServiceCredential": {operator},
 			"createTicket": {operator}, "listSigningKeys": {operator}, "listServiceCredentials": {operator}, "listAudit": {operator},
-			"verifyAudit": {operator}, "rotateSigningKeys": {operator}, "createServiceCredential": {operator}, "createInvitation": {operator}, "createIdentity": {operator}, "deleteIdentity": {operator}, "rotateEpoch": {operator}, "getQueueConfiguration": {operator},
+			"verifyAudit": {operator}, "rotateSigningKeys": {operator}, "createServiceCredential": {operator}, "createInvitation": {operator}, "createIdentity": {operator}, "deleteIdentity": {operator}, "rotateEpoch": {operator}, "createRelay": {operator}, "listRelays": {operator}, "deleteRelay": {operator}, "createRelayTicket": {operator}, "setRelayPremises": {operator}, "getQueueConfiguration": {operator},
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -90,7 +93,7 @@ func TestDecisionsOfTheContract(t *testing.T) {
 			require.NoError(t, err)
 			assert.ElementsMatch(t, slices.Collect(maps.Keys(c.want)), slices.Collect(maps.Keys(table)))
 			for op, allowed := range c.want {
-				for _, kind := range []models.Kind{device, gateway, service, user, operator} {
+				for _, kind := range []models.Kind{device, gateway, relay, service, user, operator} {
 					all := []string{"gc:register", "gc:notify", "gc:groups.read", "gc:consent.report", "gc:events", "gc:account", "gc:devices", "gc:links"}
 					err := table.Decide(op, &models.Principal{Kind: kind, Scopes: all, Fresh: true})
 					if allowed == nil || slices.Contains(allowed, kind) {

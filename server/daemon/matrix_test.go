@@ -144,7 +144,7 @@ func TestMatrix(t *testing.T) {
 			for method, op := range item.Operations() {
 				rule := table[op.OperationID]
 				send := func(h house, kind models.Kind, o objects) *http.Response {
-					filled := strings.NewReplacer("{premisesId}", string(o.premises), "{deviceId}", o.device.String(), "{gatewayId}", o.gateway.String(),
+					filled := strings.NewReplacer("{premisesId}", string(o.premises), "{deviceId}", o.device.String(), "{gatewayId}", o.gateway.String(), "{relayId}", o.gateway.String(),
 						"{serviceId}", string(o.service), "{registrationId}", o.registration, "{groupId}", o.group, "{webhookId}", o.webhook).Replace(path)
 					header := h.as(kind)
 					if strings.HasPrefix(op.OperationID, "listen") { // else it would be a stream, which has no end

@@ -73,6 +73,21 @@ func Accounts(ctx context.Context, c *adminclient.ClientWithResponses) ([]admina
 	})
 }
 
+// Relays reads the relays.
+func Relays(ctx context.Context, c *adminclient.ClientWithResponses) ([]adminapi.Relay, error) {
+	return all(func(token *string) ([]adminapi.Relay, *string, error) {
+		r, err := c.ListRelaysWithResponse(ctx, &adminapi.ListRelaysParams{PageToken: token})
+		if err != nil {
+			return nil, nil, err
+		}
+		page, err := refusal.Value(r.JSON200, r, r.HTTPResponse.Header)
+		if err != nil {
+			return nil, nil, err
+		}
+		return page.Relays, page.NextPageToken, nil
+	})
+}
+
 // Credentials reads the credentials of a service.
 func Credentials(ctx context.Context, c *adminclient.ClientWithResponses, service models.ServiceID) ([]adminapi.ServiceCredential, error) {
 	return all(func(token *string) ([]adminapi.ServiceCredential, *string, error) {
