@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/pages"
-	"github.com/groupcast/groupcast/cmd/groupcastctl/internal/refusal"
+	"github.com/groupcast/groupcast/internal/refusal"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/adminapi"
 	"github.com/groupcast/groupcast/openapi/adminclient"
@@ -37,7 +37,7 @@ func (o *operator) createRelay() *cobra.Command {
 "groupcastctl admin relay premises" says whom it may. With --json its id is shown, too; "groupcastctl admin relay list" has it as well.`
 	cmd.Flags().StringVar(&name, "name", "", "what you call it")
 	cmd.Flags().StringVar(&file, "out", "", "write the ticket to this `FILE` instead of standard output")
-	require(cmd, "name")
+	needs(cmd, "name")
 	return cmd
 }
 

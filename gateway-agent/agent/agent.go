@@ -18,6 +18,7 @@ import (
 	"github.com/groupcast/groupcast/gateway-agent/state"
 	"github.com/groupcast/groupcast/gateway-agent/sync"
 	"github.com/groupcast/groupcast/gateway-agent/table"
+	"github.com/groupcast/groupcast/gateway-agent/tunnel"
 	"github.com/groupcast/groupcast/openapi/clientauth"
 )
 
@@ -27,15 +28,16 @@ var ErrConfiguration = errors.New("configuration")
 
 // Agent is a gateway agent that copies.
 type Agent struct {
-	config     config.Config
-	version    string
-	log        *slog.Logger
-	started    time.Time
-	forwarder  *forwarder
-	poller     *sync.Poller
-	duplicator duplicator.Duplicator
-	gate       *admission.Gate // nil without uplink-rate
-	closers    []func() error  // in the order of opening
+	config    config.Config
+	version   string
+	log       *slog.Logger
+	started   time.Time
+	forwarder *forwarder
+	poller    *sync.Poller
+	place     place
+	remember  *tunnelState    // only in a relay
+	gate      *admission.Gate // nil without uplink-rate
+	closers   []func() error  // in the order of opening
 }
 
 // Run is the whole life of an agent: it returns when ctx ends, or with the reason why it can't start.
@@ -43,7 +45,7 @@ func Run(ctx context.Context, c config.Config, version string, log *slog.Logger)
 	a := &Agent{config: c, version: version, log: log, started: time.Now()}
 	err := a.open(ctx)
 	if err == nil {
-		log.Info("gateway-agent runs", "version", version, "gateway", c.Gateway.ID, "server", c.Server.Redacted(),
+		log.Info("gateway-agent runs", "version", version, "mode", c.Mode, "id", c.NodeID(), "server", c.Server.Redacted(),
 			"lan", c.Gateway.LANPrefix, "groupRange", c.Gateway.Range)
 		a.work(ctx)
 		log.Info("gateway-agent stops")
@@ -68,45 +70,43 @@ func (a *Agent) open(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrConfiguration, err)
 	}
-	store, err := state.Open(c.StateDir, c.Gateway.ID)
+	store, err := state.Open(c.StateDir, c.NodeID())
 	if err != nil {
 		return err
 	}
 	a.closers = append(a.closers, store.Close)
-	iface, err := lan.Find(c.LANInterface, c.Gateway.LANAddr)
+	key, err := a.tunnelKey(store)
 	if err != nil {
 		return err
+	}
+	node := sync.Config{Server: c.Server.String(), Gateway: c.Gateway, Transport: transport, Authorized: credential.Transport(), Log: a.log}
+	if key.Valid() {
+		node.TunnelKey = key.Public()
+	}
+	if c.Mode == config.ModeRelay {
+		a.remember = openTunnelState(store.Path(tunnelFile), a.log)
+		node.Relay = &sync.Relay{ID: c.Relay.ID, Key: key.Public(), Endpoint: c.Relay.Endpoint, Uplink: c.Gateway.Uplink, Address: a.remember.setAddress}
 	}
 	asking := newConsents(c, store.Path(portsFile), a.log)
 	asking.resume(time.Now(), store)
 	a.closers = append(a.closers, asking.ports.Close)
-	a.poller, err = sync.New(sync.Config{
-		Server: c.Server.String(), Gateway: c.Gateway, Transport: transport, Authorized: credential.Transport(), Located: asking.find, Log: a.log,
-	})
-	if err != nil {
+	node.Located = asking.find
+	if a.poller, err = sync.New(node); err != nil {
 		return fmt.Errorf("%w: %w", ErrConfiguration, err)
 	}
-	backend, err := openDuplicator(c, iface, asking, a.log)
-	if err != nil {
+	var where place
+	if c.Mode == config.ModeRelay {
+		where = a.openNetwork(key, asking)
+	} else if where, err = a.openHome(key, asking); err != nil {
 		return err
 	}
-	if err := giveUpTracing(); err != nil {
-		a.log.Warn("CAP_PERFMON is needed no more, but could not be given up", "err", err)
-	}
-	copier, gate := admit(c, backend, a.log)
-	a.duplicator, a.gate = copier, gate
-	a.closers = append(a.closers, copier.Close)
-	guard, err := lan.Open(iface, c.Gateway.Range)
-	if err != nil {
-		return err
-	}
-	a.closers = append(a.closers, guard.Close)
+	a.place = where
 	db, err := table.Open()
 	if err != nil {
 		return err
 	}
 	a.forwarder = &forwarder{
-		log: a.log, server: c.Server.String(), gateway: c.Gateway, store: store, db: db, duplicator: copier, guard: guard,
+		log: a.log, server: c.Server.String(), decode: a.poller.Decode, store: store, db: db, place: where,
 		consents: asking, reporter: newReporter(a.poller.ReportConsents, a.log), uptime: state.Uptime, answers: make(chan delivered),
 	}
 	a.forwarder.view.Store(&view{})
@@ -114,6 +114,66 @@ func (a *Agent) open(ctx context.Context) error {
 		a.log.Error("the kept group information could not be put into force", "err", err)
 	}
 	return a.listen(ctx, store.Path(socketFile))
+}
+
+// tunnelKey gives this host's key in the tunnels; none if it can't have one or needn't.
+func (a *Agent) tunnelKey(store *state.Store) (tunnel.PrivateKey, error) {
+	c := a.config
+	if c.Mode == config.ModeGateway {
+		if !c.Tunnel || c.Gateway.LANAddr.IsLoopback() {
+			return tunnel.PrivateKey{}, nil
+		}
+		if err := tunnel.Possible(); err != nil {
+			a.log.Info("no relay can copy for this gateway", "why", err)
+			return tunnel.PrivateKey{}, nil
+		}
+	}
+	return tunnel.LoadKey(store.Path(keyFile))
+}
+
+// openNetwork opens nothing yet: where the tunnel is says the service.
+func (a *Agent) openNetwork(key tunnel.PrivateKey, asking *consents) place {
+	c := a.config
+	n := &network{
+		key: key, port: c.Relay.Endpoint.Port(), remember: a.remember, log: a.log,
+		config: duplicator.Config{
+			Uplink: c.Gateway.Uplink, CopyOptions: c.CopyOptions, DestinationRate: c.DestinationRate, Heard: asking.hear, MaxStale: sync.MaxStaleLimit, Log: a.log,
+		},
+	}
+	a.closers = append(a.closers, n.close)
+	return n
+}
+
+func (a *Agent) openHome(key tunnel.PrivateKey, asking *consents) (place, error) {
+	c := a.config
+	iface, err := lan.Find(c.LANInterface, c.Gateway.LANAddr)
+	if err != nil {
+		return nil, err
+	}
+	backend, err := openDuplicator(c, iface, asking, a.log)
+	if err != nil {
+		return nil, err
+	}
+	if err := giveUpTracing(); err != nil {
+		a.log.Warn("CAP_PERFMON is needed no more, but could not be given up", "err", err)
+	}
+	copier, gate := admit(c, backend, a.log)
+	a.gate = gate
+	a.closers = append(a.closers, copier.Close)
+	guard, err := lan.Open(iface, c.Gateway.Range)
+	if err != nil {
+		return nil, err
+	}
+	a.closers = append(a.closers, guard.Close)
+	way := &forwarding{
+		key: key, enabled: key.Valid(), iface: iface, log: a.log,
+		config: duplicator.Config{
+			GroupRange: c.Gateway.Range, Uplink: c.Gateway.Uplink, Ports: c.MediaPorts, AnyPort: c.AnyPort, MaxStale: sync.MaxStaleLimit, Log: a.log,
+		},
+	}
+	a.closers = append(a.closers, way.close)
+	h := &home{duplicator: copier, backend: backend, guard: guard, way: way}
+	return h, nil
 }
 
 // listen opens what an operator looks through.
@@ -160,6 +220,9 @@ func (a *Agent) work(ctx context.Context) {
 	var done stdsync.WaitGroup
 	done.Go(func() { a.forwarder.run(ctx) })
 	done.Go(func() { a.forwarder.reporter.run(ctx) })
+	if a.remember != nil {
+		done.Go(func() { a.remember.run(ctx) })
+	}
 	done.Go(func() { a.poller.Run(ctx, held, a.forwarder.deliver) })
 	done.Wait()
 	if err := a.forwarder.consents.leave(time.Now(), a.forwarder.store); err != nil {

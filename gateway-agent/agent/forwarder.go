@@ -11,7 +11,6 @@ import (
 
 	"github.com/groupcast/groupcast/gateway-agent/consent"
 	"github.com/groupcast/groupcast/gateway-agent/duplicator"
-	"github.com/groupcast/groupcast/gateway-agent/lan"
 	"github.com/groupcast/groupcast/gateway-agent/state"
 	"github.com/groupcast/groupcast/gateway-agent/sync"
 	"github.com/groupcast/groupcast/gateway-agent/table"
@@ -26,17 +25,16 @@ const watchEvery = 250 * time.Millisecond
 
 // forwarder holds what is in force. Everything but view belongs to the goroutine of run.
 type forwarder struct {
-	log        *slog.Logger
-	server     string
-	gateway    models.Gateway
-	store      *state.Store
-	db         *table.DB
-	duplicator duplicator.Duplicator
-	guard      *lan.Guard
-	consents   *consents
-	reporter   *reporter
-	watched    time.Time // when consents were last shown to others
-	uptime     func() time.Duration
+	log      *slog.Logger
+	server   string
+	decode   func(raw []byte) (*sync.Information, error)
+	store    *state.Store
+	db       *table.DB
+	place    place
+	consents *consents
+	reporter *reporter
+	watched  time.Time // when consents were last shown to others
+	uptime   func() time.Duration
 
 	answers chan delivered
 
@@ -66,7 +64,7 @@ func (h hearing) over(now time.Time, up time.Duration) bool {
 
 // view is what others may read of a forwarder.
 type view struct {
-	snapshot   *table.Snapshot
+	tables     effective
 	heard      hearing
 	forwarding bool
 	fault      string
@@ -162,7 +160,7 @@ func (f *forwarder) restore() error {
 	}
 	var info *sync.Information
 	if err == nil {
-		info, err = sync.Decode(kept.Information, f.gateway)
+		info, err = f.decode(kept.Information)
 	}
 	switch {
 	case err != nil:
@@ -250,22 +248,18 @@ func (f *forwarder) take(a sync.Answer) error {
 // from it and is tried again with the next answer.
 func (f *forwarder) apply() error {
 	portErr := f.consents.want(time.Now(), f.held.GroupInformation)
-	snapshot, err := f.derive()
-	if err != nil {
-		return err
-	}
-	err = f.duplicator.Apply(snapshot)
+	tables, err := f.place.put(f.db.Read(), f.inputs(), f.held)
 	if errors.Is(err, duplicator.ErrNotApplied) {
 		return err
 	}
 	f.forwarding = true
 	f.watched = time.Time{}
-	f.settle(snapshot, errors.Join(portErr, err, f.guard.Apply(snapshot)))
+	f.settle(tables, errors.Join(portErr, err))
 	return nil
 }
 
-func (f *forwarder) derive() (*table.Snapshot, error) {
-	return table.Derive(f.db.Read(), f.consents.inputs(time.Now(), table.Inputs{ValidUntil: f.heard.until()}))
+func (f *forwarder) inputs() table.Inputs {
+	return f.consents.inputs(time.Now(), table.Inputs{ValidUntil: f.heard.until()})
 }
 
 // follow puts into force what consents have changed. It leaves alone what they don't concern.
@@ -278,16 +272,13 @@ func (f *forwarder) follow() {
 	if !changed {
 		return
 	}
-	snapshot, err := f.derive()
-	if err == nil {
-		err = f.duplicator.Apply(snapshot)
-	}
+	tables, err := f.place.follow(f.db.Read(), f.inputs(), f.held)
 	switch {
-	case errors.Is(err, duplicator.ErrNotApplied), snapshot == nil:
+	case errors.Is(err, duplicator.ErrNotApplied), tables == nil:
 		f.log.Warn("a change of who consents could not be put into force; trying again with the next one", "err", err)
 	default:
 		seen := *f.view.Load()
-		seen.snapshot = snapshot
+		seen.tables = tables
 		f.view.Store(&seen)
 	}
 }
@@ -330,10 +321,10 @@ func (f *forwarder) members() map[string][]member {
 func (f *forwarder) failClosed() {
 	f.log.Error("the server was not heard from for too long: nothing is copied until it answers", "maxStale", f.heard.maxStale)
 	f.forwarding = false
-	f.settle(nil, errors.Join(f.guard.Apply(nil), f.duplicator.Apply(nil)))
+	f.settle(nil, f.place.stop())
 }
 
-func (f *forwarder) settle(snapshot *table.Snapshot, err error) {
+func (f *forwarder) settle(tables effective, err error) {
 	fault := ""
 	if err != nil {
 		fault = err.Error()
@@ -344,5 +335,5 @@ func (f *forwarder) settle(snapshot *table.Snapshot, err error) {
 		f.log.Info("everything is in force again")
 	}
 	f.fault = fault
-	f.view.Store(&view{snapshot, f.heard, f.forwarding, fault, f.members(), f.consents.mapped(time.Now()), f.consents.machine.Counters(), f.kept})
+	f.view.Store(&view{tables, f.heard, f.forwarding, fault, f.members(), f.consents.mapped(time.Now()), f.consents.machine.Counters(), f.kept})
 }

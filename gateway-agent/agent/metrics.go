@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/VictoriaMetrics/metrics"
+
+	"github.com/groupcast/groupcast/gateway-agent/duplicator"
 )
 
 // serveMetrics writes Prometheus' text format. The labels are ids and addresses of groups, which need no escaping. Names of
@@ -21,7 +23,7 @@ func (a *Agent) serveMetrics(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (a *Agent) exposition() []byte {
-	s, counters := a.status(), a.duplicator.Counters()
+	s, counters := a.status(), a.place.counts()
 	var b bytes.Buffer
 	family := func(name, kind, help string) func(labels string, value any) {
 		name = "groupcast_agent_" + name
@@ -54,17 +56,32 @@ func (a *Agent) exposition() []byte {
 
 	group := family("group_info", "gauge", "The groups in force; always 1.")
 	for _, g := range s.Groups {
-		group(fmt.Sprintf(`{group_ip="%s",group="%s",generation="%d"}`, g.IP, g.Name, g.Generation), 1)
+		group(fmt.Sprintf(`{%s,group="%s",generation="%d"}`, counters.label(g.IP, g.ID), g.Name, g.Generation), 1)
 	}
-	groupIPs := slices.SortedFunc(maps.Keys(counters.Groups), netip.Addr.Compare)
+	labels := counters.byLabel()
 	received := family("group_received_total", "counter", "Datagrams that arrived at the group IP.")
-	for _, ip := range groupIPs {
-		received(fmt.Sprintf(`{group_ip="%s"}`, ip), counters.Groups[ip].Received)
+	for label, c := range ordered(labels) {
+		received("{"+label+"}", c.Received)
 	}
 	dropped := family("group_drops_total", "counter", "Datagrams at the group IP that were not copied.")
-	for _, ip := range groupIPs {
-		for reason, n := range ordered(counters.Groups[ip].Drops) {
-			dropped(fmt.Sprintf(`{group_ip="%s",reason="%s"}`, ip, reason), n)
+	for label, c := range ordered(labels) {
+		for reason, n := range ordered(c.Drops) {
+			dropped(fmt.Sprintf(`{%s,reason="%s"}`, label, reason), n)
+		}
+	}
+	if t := s.Tunnel; t != nil {
+		family("tunnel_peers", "gauge", "Other ends of the tunnel.")("", t.Peers)
+		family("tunnel_connected", "gauge", "Other ends with a session.")("", t.Connected)
+		family("tunnel_strangers_total", "counter", "Datagrams that came to a relay and were for no group of their premises.")("", t.Strangers)
+		family("tunnel_malformed_total", "counter", "Packets that came to a relay and were no datagrams.")("", t.Malformed)
+		family("tunnel_lost_total", "counter", "Packets that came to a relay and found no room.")("", t.Lost)
+		if t.Forwarded != nil {
+			family("forwarded_packets_total", "counter", "Packets that this gateway sent to its relay.")("", t.Forwarded.Packets)
+			family("forwarded_bytes_total", "counter", "IPv4 bytes that this gateway sent to its relay.")("", t.Forwarded.Bytes)
+			lost := family("forward_drops_total", "counter", "Packets that were not sent to the relay.")
+			for reason, n := range ordered(t.Forwarded.Drops) {
+				lost(fmt.Sprintf(`{reason="%s"}`, reason), n)
+			}
 		}
 	}
 
@@ -101,7 +118,7 @@ func (a *Agent) exposition() []byte {
 	destination := family("destination_info", "gauge", "The destinations in force; always 1.")
 	for _, g := range s.Groups {
 		for _, d := range g.Destinations {
-			destination(fmt.Sprintf(`{destination="%s",group_ip="%s"}`, d.ID, g.IP), 1)
+			destination(fmt.Sprintf(`{destination="%s",%s}`, d.ID, counters.label(g.IP, g.ID)), 1)
 		}
 	}
 	ids := slices.Sorted(maps.Keys(counters.Destinations))
@@ -122,8 +139,27 @@ func (a *Agent) exposition() []byte {
 	return b.Bytes()
 }
 
-func ordered(m map[string]uint64) func(yield func(string, uint64) bool) {
-	return func(yield func(string, uint64) bool) {
+// label names a group: by its IP, or at a relay, where many have the same, by its id.
+func (c counts) label(ip netip.Addr, id string) string {
+	if c.relay != nil {
+		return fmt.Sprintf(`group_id="%s"`, id)
+	}
+	return fmt.Sprintf(`group_ip="%s"`, ip)
+}
+
+func (c counts) byLabel() map[string]duplicator.GroupCounters {
+	all := map[string]duplicator.GroupCounters{}
+	for ip, g := range c.Groups {
+		all[c.label(ip, "")] = g
+	}
+	for id, g := range c.relay {
+		all[c.label(netip.Addr{}, id)] = g
+	}
+	return all
+}
+
+func ordered[V any](m map[string]V) func(yield func(string, V) bool) {
+	return func(yield func(string, V) bool) {
 		for _, k := range slices.Sorted(maps.Keys(m)) {
 			if !yield(k, m[k]) {
 				return

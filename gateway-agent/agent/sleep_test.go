@@ -41,7 +41,7 @@ func TestAHostThatSleptForTooLongFailsClosed(t *testing.T) {
 	defer asking.ports.Close()
 	up := time.Hour
 	f := &forwarder{
-		log: log, server: "https://groupcast.example", gateway: gateway, store: store, db: db, duplicator: copier, guard: guard,
+		log: log, server: "https://groupcast.example", store: store, db: db, place: &home{duplicator: copier, guard: guard, way: &forwarding{}},
 		consents: asking, uptime: func() time.Duration { return up },
 	}
 	raw := json.RawMessage(`{"gatewayId":"1","epoch":"e","revision":"1","maxStaleSeconds":900,"groups":[]}`)
@@ -56,10 +56,10 @@ func TestAHostThatSleptForTooLongFailsClosed(t *testing.T) {
 	up += time.Minute
 	f.look()
 	assert.False(t, f.view.Load().forwarding)
-	assert.Nil(t, f.view.Load().snapshot)
+	assert.Nil(t, f.view.Load().tables)
 
 	// Nothing has changed while it slept: then what it has is right again.
 	require.NoError(t, f.take(sync.Answer{}))
 	assert.True(t, f.view.Load().forwarding)
-	assert.Equal(t, "e.1", f.view.Load().snapshot.Version)
+	assert.Equal(t, "e.1", f.view.Load().tables[0].Version)
 }

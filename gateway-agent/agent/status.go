@@ -6,13 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/groupcast/groupcast/gateway-agent/consent"
@@ -33,7 +31,7 @@ const maxSocketPath = 107
 type Status struct {
 	Version   string    `json:"version"`
 	PID       int       `json:"pid"`
-	GatewayID string    `json:"gatewayId"`
+	GatewayID string    `json:"gatewayId"` // of a relay: the relay's id
 	Server    string    `json:"server"`
 	Started   time.Time `json:"started"`
 	// Forwarding is false as long as the server was never heard from, or not for too long.
@@ -49,6 +47,7 @@ type Status struct {
 	RefusedCount       int              `json:"refusedDestinations"`
 	UnknownGroup       uint64           `json:"unknownGroup"`     // datagrams to a group IP of nobody; only the ebpf backend sees those
 	Uplink             *UplinkStatus    `json:"uplink,omitempty"` // only with uplink-rate
+	Tunnel             *TunnelStatus    `json:"tunnel,omitempty"` // only while there is one
 	Checks             consent.Counters `json:"consentChecks"`
 	Groups             []GroupStatus    `json:"groups"`
 }
@@ -87,9 +86,9 @@ type DestinationStatus struct {
 }
 
 func (a *Agent) status() Status {
-	v, counters, now := a.forwarder.view.Load(), a.duplicator.Counters(), time.Now()
+	v, counters, now := a.forwarder.view.Load(), a.place.counts(), time.Now()
 	s := Status{
-		Version: a.version, PID: os.Getpid(), GatewayID: a.config.Gateway.ID.String(), Server: a.config.Server.Redacted(), Started: a.started,
+		Version: a.version, PID: os.Getpid(), GatewayID: a.config.NodeID().String(), Server: a.config.Server.Redacted(), Started: a.started,
 		Forwarding: v.forwarding, LastSuccessSeconds: -1, Polls: a.poller.Counts(), Fault: v.fault, RefusedCount: counters.Refused, UnknownGroup: counters.UnknownGroup,
 		Groups: []GroupStatus{},
 	}
@@ -102,14 +101,15 @@ func (a *Agent) status() Status {
 	if !v.heard.at.IsZero() {
 		s.LastSuccessSeconds = now.Sub(v.heard.at).Seconds()
 	}
-	if v.snapshot == nil {
+	s.Tunnel = a.place.status()
+	if len(v.tables) == 0 {
 		return s
 	}
 	s.Checks = v.checks
-	s.Cursor, s.KeptCursor = v.snapshot.Version, v.kept
+	s.Cursor, s.KeptCursor = v.tables[0].Version, v.kept
 	s.ValidForSeconds = max(v.heard.until().Sub(now).Seconds(), 0)
-	for _, ip := range slices.SortedFunc(maps.Keys(v.snapshot.Groups), netip.Addr.Compare) {
-		g, count := v.snapshot.Groups[ip], counters.Groups[ip]
+	for _, g := range v.tables.groups() {
+		ip, count := g.IP, counters.of(g)
 		group := GroupStatus{
 			ID: g.ID, Name: g.Name, IP: ip, Generation: g.Generation, Sources: []string{}, Ports: map[string]uint16{}, Mapped: map[string]netip.AddrPort{},
 			Received: count.Received, Drops: orEmpty(count.Drops), Destinations: []DestinationStatus{},

@@ -60,6 +60,10 @@ func (c Config) Check() error {
 	if c.Credential == "" {
 		fault("credential", "give the file with the gateway's access token")
 	}
+	if c.Mode == ModeRelay {
+		c.checkRelay(fault)
+		return errors.Join(faults...)
+	}
 	if !g.ID.Valid() {
 		fault("gateway-id", "give the id that the operator enrolled this gateway with")
 	}
@@ -79,6 +83,30 @@ func (c Config) Check() error {
 		c.checkLAN(fault)
 	}
 	return errors.Join(faults...)
+}
+
+func (c Config) checkRelay(fault func(key, format string, args ...any)) {
+	if !c.Relay.ID.Valid() {
+		fault("relay-id", "give the id that the operator enrolled this relay with")
+	}
+	if !c.Relay.Endpoint.IsValid() {
+		fault("tunnel-endpoint", "give the address and port that gateways reach this relay at")
+	}
+	if !c.Gateway.Uplink.IsValid() {
+		fault("uplink-address", "give the address that copies leave with")
+	}
+	if c.StateDir == "" {
+		fault("state-dir", "give a directory for the last group information")
+	}
+	if c.Gateway.ID.Valid() || c.Gateway.LANPrefix.IsValid() || c.Gateway.LANAddr.IsValid() || c.LANInterface != "" {
+		fault("mode", "a relay has no LAN: leave out gateway-id, lan-prefix, lan-address and lan-interface")
+	}
+	if c.UplinkRate != 0 {
+		fault("uplink-rate", "a relay's copies can't be limited together: leave it out, or limit each destination by destination-rate")
+	}
+	if c.Backend == BackendEBPF {
+		fault("backend", "a relay copies by sockets: leave it out")
+	}
 }
 
 func (c Config) checkLAN(fault func(key, format string, args ...any)) {

@@ -29,6 +29,13 @@ type Config struct {
 	Credential     string // file with the access token
 	AllowPlainHTTP bool
 
+	// Mode is one of the Mode constants.
+	Mode string
+	// Relay is what a relay declares beside its key; Gateway has its uplink then, and nothing else.
+	Relay Relay
+	// Tunnel lets a gateway forward to a relay of the operator, if the account holder wants that.
+	Tunnel bool
+
 	// Gateway is what the agent declares: its id, LAN prefix, own LAN address, uplink, group range (SPEC §5) and whether a NAT is in front of it.
 	Gateway      models.Gateway
 	behindNAT    string // true, false or auto
@@ -52,6 +59,27 @@ type Config struct {
 
 	LogLevel  slog.Level
 	LogFormat string // text or json
+}
+
+// Where the agent copies.
+const (
+	ModeGateway = "gateway" // at home
+	ModeRelay   = "relay"   // in the network
+)
+
+// Relay is a relay's own part of the configuration.
+type Relay struct {
+	ID models.ID
+	// Endpoint is where gateways reach its tunnel; the agent listens at that port.
+	Endpoint netip.AddrPort
+}
+
+// NodeID is that of the gateway or the relay.
+func (c Config) NodeID() models.ID {
+	if c.Mode == ModeRelay {
+		return c.Relay.ID
+	}
+	return c.Gateway.ID
 }
 
 // What copies. Auto takes the fastest that the host can run.

@@ -44,6 +44,25 @@ var keys = []key{
 		c.AllowPlainHTTP, err = boolean(s)
 		return err
 	}},
+	{name: "mode", def: ModeGateway, help: "where this agent copies: at home or in the network, `gateway|relay`", read: func(c *Config, s string) error {
+		c.Mode = s
+		return oneOf(s, ModeGateway, ModeRelay)
+	}},
+	{name: "relay-id", help: "`ID` of this relay, as the operator enrolled it; only in mode relay", read: func(c *Config, s string) (err error) {
+		c.Relay.ID, err = models.ParseID(s)
+		return err
+	}},
+	{name: "tunnel-endpoint", help: "IPv4 `ADDRESS:PORT` where gateways reach this relay's tunnel; it listens at that UDP port; only in mode relay", read: func(c *Config, s string) (err error) {
+		c.Relay.Endpoint, err = netip.ParseAddrPort(s)
+		if err != nil || !c.Relay.Endpoint.Addr().Is4() || c.Relay.Endpoint.Port() == 0 {
+			return errors.New("give an IPv4 address and a port, for example 198.51.99.7:51820")
+		}
+		return nil
+	}},
+	{name: "tunnel", def: "true", boolean: true, help: "let a relay of the operator copy, if the account holder wants that; only in mode gateway", read: func(c *Config, s string) (err error) {
+		c.Tunnel, err = boolean(s)
+		return err
+	}},
 	{name: "gateway-id", help: "`ID` of this gateway, as the operator enrolled it", read: func(c *Config, s string) (err error) {
 		c.Gateway.ID, err = models.ParseID(s)
 		return err

@@ -50,12 +50,22 @@ func Examine(ctx context.Context, c config.Config, o Options) []Finding {
 	e.configuration()
 	e.kernel()
 	e.clock()
+	if c.Mode == config.ModeRelay {
+		e.uplink()
+		e.tunnel()
+		e.receiveBuffer()
+		e.stateDir()
+		return e.findings
+	}
 	e.lanInterface()
 	e.uplink()
 	e.capabilities()
 	e.backends()
 	e.receiveBuffer()
 	e.stateDir()
+	if c.Tunnel && !c.Gateway.LANAddr.IsLoopback() {
+		e.tunnel()
+	}
 	if e.iface != "" && c.Gateway.Range.Size() > 0 && !c.Gateway.Range.First.IsLoopback() {
 		e.settings()
 		e.guard()

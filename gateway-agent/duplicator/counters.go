@@ -174,11 +174,13 @@ func (r *registry) group(ip netip.Addr) *groupCounters {
 // keep makes counters for the destinations of a plan, and forgets those of destinations that left long ago.
 func (r *registry) keep(p *plan, now time.Time) {
 	present := map[string]bool{}
-	for _, g := range p.Groups {
-		for _, d := range g.Destinations {
-			present[d.ID] = true
-			r.destination(d.ID)
-		}
+	p.destinations(present)
+	r.keepThose(present, now)
+}
+
+func (r *registry) keepThose(present map[string]bool, now time.Time) {
+	for id := range present {
+		r.destination(id)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -60,6 +60,8 @@ type Config struct {
 	MaxStreams int
 	// Log takes what an operator needs to know. It never gets a destination's address. Default: slog.Default.
 	Log *slog.Logger
+
+	relay bool // group IPs are those of many homes
 }
 
 // ErrNotApplied is wrapped by the errors of Apply that leave the snapshot before in force.
@@ -99,7 +101,7 @@ func (c Config) withDefaults() Config {
 
 func (c Config) validate() error {
 	var errs []error
-	if c.GroupRange.Size() == 0 {
+	if c.GroupRange.Size() == 0 && !c.relay {
 		errs = append(errs, fmt.Errorf("group range %s is not a range of IPv4 addresses; give first-last", c.GroupRange))
 	}
 	if !c.Uplink.Is4() || c.Uplink.IsUnspecified() || c.Uplink.IsMulticast() {

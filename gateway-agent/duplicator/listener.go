@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -40,6 +41,7 @@ type listener struct {
 	streams  map[flow]*stream
 	log      *slog.Logger
 	done     chan struct{}
+	empty    atomic.Uint64 // how often nothing waited
 }
 
 // flow is what one camera sends from one port to one port of the group IP.
@@ -129,6 +131,7 @@ func (l *listener) serve() error {
 		if errors.Is(receiveErr, unix.EAGAIN) {
 			l.owner.arenas <- a
 			a = nil
+			l.empty.Add(1)
 			return false
 		}
 		return true

@@ -33,7 +33,7 @@ func newPlan(s *table.Snapshot, now time.Time, c Config, r refusals) (*plan, err
 	}
 	var errs []error
 	for ip, g := range s.Groups {
-		if !c.GroupRange.Contains(ip) || g.IP != ip {
+		if !c.relay && !c.GroupRange.Contains(ip) || g.IP != ip {
 			errs = append(errs, fmt.Errorf("group %s is refused: its group IP %s is outside this gateway's range %s",
 				g.ID, ip, c.GroupRange))
 			continue
@@ -66,4 +66,13 @@ func (p *plan) withoutRefused(g *table.Group, r refusals) *table.Group {
 		kept.Destinations = append(kept.Destinations, d)
 	}
 	return &kept
+}
+
+// destinations adds the registration ids of those that may get copies.
+func (p *plan) destinations(ids map[string]bool) {
+	for _, g := range p.Groups {
+		for _, d := range g.Destinations {
+			ids[d.ID] = true
+		}
+	}
 }

@@ -104,6 +104,29 @@ func (s *Socket) listen(p *plan) error {
 	return errors.Join(errs...)
 }
 
+// Drain returns when every datagram that had come when it was called has been judged by the snapshot in force, or after the timeout: then it
+// tells that it may be otherwise. Whoever forwards datagrams elsewhere calls it before they are copied here again, so that none is both.
+func (s *Socket) Drain(timeout time.Duration) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	before := map[*listener]uint64{}
+	for _, l := range s.listeners {
+		before[l] = l.empty.Load()
+		l.wake()
+	}
+	for end := time.Now().Add(timeout); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		for l, n := range before {
+			if l.empty.Load() > n {
+				delete(before, l)
+			}
+		}
+		if len(before) == 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // logRefused says once which destinations get nothing and why. Their addresses stay out of the log.
 func (s *Socket) logRefused(now, before *plan) {
 	for r, why := range now.refused {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -21,6 +22,11 @@ type Information struct {
 	models.GroupInformation
 	// MaxStale is how long it may be used after the server was last heard from; from 1 s to MaxStaleLimit.
 	MaxStale time.Duration
+	// Network says that a relay copies, or nobody; Relay is nil then if there is none. Only for a gateway.
+	Network bool
+	Relay   *api.GatewayRelay
+	// Premises are those that a relay serves.
+	Premises []models.RelayPremises
 	// Raw is what the server sent, for keeping.
 	Raw json.RawMessage
 }
@@ -35,7 +41,51 @@ func Decode(raw []byte, gateway models.Gateway) (*Information, error) {
 	if err := json.Unmarshal(raw, &said); err != nil {
 		return nil, fmt.Errorf("it can't be read: %w", scrub(err))
 	}
-	return check(said, raw, gateway)
+	info, err := parse(said, raw)
+	if err != nil {
+		return nil, err
+	}
+	if err := table.Check(info.GroupInformation, gateway); err != nil {
+		return nil, err
+	}
+	info.Network = said.Fanout != nil && *said.Fanout != models.FanoutHome
+	if info.Network {
+		info.Relay = said.Relay
+	}
+	if r := info.Relay; r != nil && (!r.EndpointIPv4.Is4() || r.EndpointPort < 1 || r.EndpointPort > 65535 || !r.TunnelKey.Valid() ||
+		!inTunnel(r.TunnelAddress) || !inTunnel(r.OwnTunnelAddress) || r.TunnelAddress == r.OwnTunnelAddress) {
+		return nil, errors.New("its relay is not what the contract says")
+	}
+	return info, nil
+}
+
+// inTunnel tells whether it is an address within the tunnels (RFC 4193).
+func inTunnel(a netip.Addr) bool { return a.Is6() && !a.Is4In6() && a.IsPrivate() && a.Zone() == "" }
+
+// DecodeRelay is Decode for a relay.
+func DecodeRelay(raw []byte, relay models.ID) (*Information, error) {
+	var said api.RelayInformation
+	if err := json.Unmarshal(raw, &said); err != nil {
+		return nil, fmt.Errorf("it can't be read: %w", scrub(err))
+	}
+	if said.Premises == nil {
+		return nil, errors.New("it has no list of premises")
+	}
+	info, err := parse(api.GroupInformation{
+		GatewayID: said.RelayID, Epoch: said.Epoch, Revision: said.Revision, MaxStaleSeconds: said.MaxStaleSeconds, Groups: said.Groups,
+	}, raw)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range said.Premises {
+		info.Premises = append(info.Premises, models.RelayPremises{
+			PremisesID: p.PremisesID, GatewayID: p.GatewayID, TunnelKey: p.TunnelKey, TunnelAddress: p.TunnelAddress,
+		})
+	}
+	if err := table.CheckRelay(info.GroupInformation, relay, info.Premises); err != nil {
+		return nil, err
+	}
+	return info, nil
 }
 
 // scrub keeps values out of errors: json and netip quote what they can't read, and it may be a destination's address.
@@ -49,7 +99,7 @@ func scrub(err error) error {
 	return errors.New("a value is not what the contract says")
 }
 
-func check(said api.GroupInformation, raw []byte, gateway models.Gateway) (*Information, error) {
+func parse(said api.GroupInformation, raw []byte) (*Information, error) {
 	revision, err := strconv.ParseInt(said.Revision, 10, 64)
 	if err != nil || strconv.FormatInt(revision, 10) != said.Revision {
 		return nil, fmt.Errorf("its revision %.32q is not a number", said.Revision)
@@ -75,9 +125,6 @@ func check(said api.GroupInformation, raw []byte, gateway models.Gateway) (*Info
 			return nil, fmt.Errorf("groups[%d]: %w", i, err)
 		}
 		info.Groups = append(info.Groups, group)
-	}
-	if err := table.Check(info.GroupInformation, gateway); err != nil {
-		return nil, err
 	}
 	return info, nil
 }

@@ -47,15 +47,21 @@ type Held struct {
 }
 
 // wait is how long the server may hold a poll: short enough to be heard from several times before what is held is stale.
-func (h Held) wait() time.Duration { return min(wait, h.MaxStale/3).Truncate(time.Second) }
+func (h Held) wait(longest time.Duration) time.Duration {
+	return min(longest, h.MaxStale/3).Truncate(time.Second)
+}
 
 // Deliver applies an answer and gives what is held after it. With an error the question is asked again after a back-off.
 type Deliver func(context.Context, Answer) (Held, error)
 
 // Config is whom to talk to, and about which gateway.
 type Config struct {
-	Server    string
-	Gateway   models.Gateway
+	Server  string
+	Gateway models.Gateway
+	// TunnelKey is the gateway's; the zero key lets no relay serve it.
+	TunnelKey models.TunnelKey
+	// Relay makes it a relay's instead of a gateway's.
+	Relay     *Relay
 	Transport *http.Transport
 	// Authorized carries requests through the transport, with the credential.
 	Authorized http.RoundTripper
@@ -67,6 +73,7 @@ type Config struct {
 // Poller keeps one gateway's group information up to date.
 type Poller struct {
 	config Config
+	node   node
 	client *client.Client
 	counts counts
 	// A poll that follows news is limited like the server limits its answers, so that a member that leaves in a lively moment is
@@ -84,6 +91,10 @@ type Poller struct {
 // New makes a poller; nothing is sent before Run.
 func New(c Config) (*Poller, error) {
 	p := &Poller{config: c, afterNews: rate.NewLimiter(rate.Every(newsEvery), 2), otherwise: rate.NewLimiter(rate.Every(pollEvery), 2)}
+	p.node = gatewayNode{c.Gateway, c.TunnelKey}
+	if c.Relay != nil {
+		p.node = relayNode{*c.Relay}
+	}
 	var err error
 	p.client, err = client.NewClient(c.Server, client.WithHTTPClient(&http.Client{
 		Transport: c.Authorized,
@@ -124,6 +135,9 @@ func (p *Poller) Look(ctx context.Context) (Known, error) {
 	return k, nil
 }
 
+// Decode reads and checks group information as that of this gateway or relay.
+func (p *Poller) Decode(raw []byte) (*Information, error) { return p.node.decode(raw) }
+
 // Run declares and polls until ctx ends, beginning with what is held already. It survives everything else.
 func (p *Poller) Run(ctx context.Context, held Held, deliver Deliver) {
 	defer p.config.Transport.CloseIdleConnections()
@@ -159,7 +173,7 @@ func (p *Poller) Run(ctx context.Context, held Held, deliver Deliver) {
 func (p *Poller) once(ctx context.Context, held Held, deliver Deliver) (Held, error) {
 	p.recycle()
 	if undeclared := p.declare(ctx); undeclared != nil {
-		undeclared = fmt.Errorf("declare the gateway: %w", undeclared)
+		undeclared = fmt.Errorf("declare this agent: %w", undeclared)
 		if _, answered := errors.AsType[*ServerError](undeclared); !answered {
 			return held, undeclared
 		}
@@ -202,50 +216,34 @@ func (p *Poller) declare(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, reserve)
 	defer cancel()
-	g := p.config.Gateway
-	groupRange := g.Range.String()
-	declaration := api.GatewayDeclaration{LanPrefix: g.LANPrefix.String(), GatewayIPv4: g.LANAddr, UplinkIPv4: g.Uplink, GroupRange: &groupRange}
-	if g.BehindNAT { // which an older service doesn't know
-		declaration.BehindNAT = &g.BehindNAT
-	}
-	a, err := read(p.client.DeclareGateway(ctx, g.ID, declaration))
+	stun, err := p.node.declare(ctx, p.client)
 	if err != nil {
 		return err
 	}
-	if a.status != http.StatusOK {
-		return a.failure()
-	}
-	var inForce api.Gateway
-	if err := json.Unmarshal(a.body, &inForce); err != nil || inForce.GatewayID != g.ID || inForce.GroupRange != groupRange {
-		return errors.New("the server has not taken the declaration as it was sent")
-	}
 	p.declared = true
-	stun := ""
-	if inForce.Stun != nil {
-		stun = *inForce.Stun
-	}
 	p.located, p.stun = p.located && stun == p.stun, stun
-	p.config.Log.Info("gateway declared", "gateway", g.ID, "groupRange", groupRange)
+	p.config.Log.Info("declared to the server")
 	return nil
 }
 
 // poll asks for what is newer than what is held. It lets the server wait only if all is well: at the start and after a failure what is
 // held may have been confirmed long ago, and wants to be at once.
 func (p *Poller) poll(ctx context.Context, held Held) (Answer, error) {
-	params := &api.GetGroupInformationParams{}
+	var maxWait *int32
+	var known *string
 	deadline := reserve
 	if held.Cursor != "" {
 		var wait time.Duration
 		if p.heard {
-			wait = held.wait()
+			wait = held.wait(p.node.longest())
 		}
 		seconds, etag := int32(wait.Seconds()), `"`+held.Cursor+`"`
-		params.Wait, params.IfNoneMatch = &seconds, &etag
+		maxWait, known = &seconds, &etag
 		deadline += wait + wait/16 // the server spreads its answers over a sixteenth
 	}
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
-	a, err := read(p.client.GetGroupInformation(ctx, p.config.Gateway.ID, params))
+	a, err := readUpTo(p.node.largest())(p.node.groups(ctx, p.client, maxWait, known))
 	if err != nil {
 		return Answer{}, err
 	}
@@ -258,7 +256,7 @@ func (p *Poller) poll(ctx context.Context, held Held) (Answer, error) {
 		p.counts.unchanged.Add(1)
 		return Answer{}, nil
 	case http.StatusOK:
-		info, err := Decode(a.body, p.config.Gateway)
+		info, err := p.node.decode(a.body)
 		if err == nil && etag != `"`+info.Cursor()+`"` {
 			err = errors.New("its ETag is not its epoch and revision")
 		}
@@ -321,7 +319,7 @@ func (p *Poller) ReportConsents(ctx context.Context, report api.ConsentReport) (
 	ctx, cancel := context.WithTimeout(ctx, reserve)
 	defer cancel()
 	var answer api.ConsentReportAnswer
-	a, err := read(p.client.ReportConsents(ctx, p.config.Gateway.ID, report))
+	a, err := read(p.node.report(ctx, p.client, report))
 	switch {
 	case err != nil:
 		return answer, err

@@ -27,24 +27,56 @@ func Check(info models.GroupInformation, gateway models.Gateway) error {
 	}
 	seen := unique{}
 	for i, g := range info.Groups {
-		if err := checkGroup(g, gateway.Range, seen); err != nil {
+		g.PremisesID = ""
+		if err := checkGroup(g, gateway.Range.Contains, seen); err != nil {
 			return fmt.Errorf("groups[%d]: %w", i, err)
 		}
 	}
 	return nil
 }
 
-func checkGroup(g models.GatewayGroup, r models.AddrRange, seen unique) error {
+// CheckRelay is Check for a relay. Two homes with the same key or the same address in the tunnel are refused with all the others: one would get
+// what is the other's.
+func CheckRelay(info models.GroupInformation, relay models.ID, homes []models.RelayPremises) error {
+	switch {
+	case info.GatewayID != relay:
+		return fmt.Errorf("it is for relay %s, this is %s", info.GatewayID, relay)
+	case !identifier(info.Epoch):
+		return fmt.Errorf("its epoch %q is not an identifier", clip(info.Epoch))
+	case info.Revision < 1:
+		return fmt.Errorf("its revision %d is not positive", info.Revision)
+	}
+	seen := unique{}
+	for i, h := range homes {
+		switch {
+		case !identifier(string(h.PremisesID)):
+			return fmt.Errorf("premises[%d]: premisesId is not an identifier", i)
+		case !h.TunnelAddress.Is6() || h.TunnelAddress.Is4In6() || !h.TunnelAddress.IsPrivate():
+			return fmt.Errorf("premises[%d]: tunnelAddress is not one of a tunnel", i)
+		case !h.TunnelKey.Valid(), !seen.add("key", h.TunnelKey.String()), !seen.add("address", h.TunnelAddress.String()):
+			return fmt.Errorf("premises[%d]: tunnelKey or tunnelAddress stands twice, or there is none", i)
+		}
+	}
+	for i, g := range info.Groups {
+		if err := checkGroup(g, host, seen); err != nil {
+			return fmt.Errorf("groups[%d]: %w", i, err)
+		}
+	}
+	return nil
+}
+
+func checkGroup(g models.GatewayGroup, inRange func(netip.Addr) bool, seen unique) error {
+	of := string(g.PremisesID) + "/"
 	switch {
 	case !identifier(string(g.ID)):
 		return fmt.Errorf("groupId %q is not an identifier", clip(string(g.ID)))
 	case !identifier(strings.ReplaceAll(g.Name, ".", "-")):
 		return fmt.Errorf("groupName %q is not a group name", clip(g.Name))
-	case !r.Contains(g.IP):
-		return fmt.Errorf("groupIP %s is outside the declared range %s", g.IP, r)
+	case !g.IP.Is4() || !inRange(g.IP):
+		return fmt.Errorf("groupIP %s is outside the declared range", g.IP)
 	case g.Generation < 1:
 		return fmt.Errorf("generation %d is not positive", g.Generation)
-	case !seen.add("group", string(g.ID)), !seen.add("name", g.Name), !seen.add("IP", g.IP.String()):
+	case !seen.add("group", string(g.ID)), !seen.add("name", of+g.Name), !seen.add("IP", of+g.IP.String()):
 		return fmt.Errorf("groupId, groupName or groupIP stands twice")
 	}
 	for i, s := range g.Sources {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"net/netip"
 
 	"github.com/hashicorp/go-memdb"
 
@@ -66,7 +65,7 @@ func schema() *memdb.DBSchema {
 	return s
 }
 
-// ipIndex orders groups by group IP, as numbers.
+// ipIndex orders groups by premises, which at a gateway is one, and by group IP, as numbers.
 type ipIndex struct{}
 
 func (ipIndex) FromObject(o any) (bool, []byte, error) {
@@ -74,18 +73,12 @@ func (ipIndex) FromObject(o any) (bool, []byte, error) {
 	if !ok {
 		return false, nil, fmt.Errorf("%T is not a group", o)
 	}
-	b := g.IP.As16()
-	return true, b[:], nil
+	ip := g.IP.As16()
+	return true, append(append([]byte(g.PremisesID), 0), ip[:]...), nil
 }
 
-func (ipIndex) FromArgs(args ...any) ([]byte, error) {
-	if len(args) == 1 {
-		if ip, ok := args[0].(netip.Addr); ok {
-			b := ip.As16()
-			return b[:], nil
-		}
-	}
-	return nil, errors.New("look groups up by one netip.Addr")
+func (ipIndex) FromArgs(...any) ([]byte, error) {
+	return nil, errors.New("groups are listed by this index and not looked up")
 }
 
 // Open makes an empty table.

@@ -36,28 +36,68 @@ func Derive(v View, in Inputs) (*Snapshot, error) {
 		if err != nil {
 			return nil, err
 		}
-		g := &Group{ID: string(row.ID), Name: row.Name, IP: row.IP.Unmap(), Generation: row.Generation}
-		for member, err := range rows[*source](v, tableSources, byGroup, string(row.ID)) {
-			if err != nil {
-				return nil, err
-			}
-			s := deriveSource(member.GatewaySource)
-			s.Port = in.Ports[s.ID]
-			g.Sources = append(g.Sources, s)
+		g, err := deriveGroup(v, row, in)
+		if err != nil {
+			return nil, err
 		}
-		g.Sources = onePerAddress(g.Sources)
-		for member, err := range rows[*destination](v, tableDestinations, byGroup, string(row.ID)) {
-			if err != nil {
-				return nil, err
-			}
-			g.Destinations = append(g.Destinations, deriveDestinations(g, member.GatewayDestination, in)...)
-		}
-		slices.SortFunc(g.Destinations, func(a, b Destination) int {
-			return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Source, b.Source))
-		})
 		s.Groups[g.IP] = g
 	}
 	return s, nil
+}
+
+// DeriveRelay makes a relay's table: a snapshot of each home, by its address in the tunnel. It is Derive, but for the key of the table that
+// begins with the premises: every home has the same few group IPs.
+func DeriveRelay(v View, in Inputs, homes []models.RelayPremises) (map[netip.Addr]*Snapshot, error) {
+	version, err := v.version()
+	if err != nil {
+		return nil, err
+	}
+	of := map[models.PremisesID]*Snapshot{}
+	all := map[netip.Addr]*Snapshot{}
+	for _, h := range homes {
+		if of[h.PremisesID] == nil {
+			of[h.PremisesID] = &Snapshot{Version: version, ValidUntil: in.ValidUntil, Groups: map[netip.Addr]*Group{}}
+		}
+		all[h.TunnelAddress] = of[h.PremisesID]
+	}
+	for row, err := range rows[*models.Group](v, tableGroups, byIP) {
+		if err != nil {
+			return nil, err
+		}
+		s := of[row.PremisesID]
+		if s == nil {
+			continue // no tunnel comes from there
+		}
+		g, err := deriveGroup(v, row, in)
+		if err != nil {
+			return nil, err
+		}
+		s.Groups[g.IP] = g
+	}
+	return all, nil
+}
+
+func deriveGroup(v View, row *models.Group, in Inputs) (*Group, error) {
+	g := &Group{ID: string(row.ID), Name: row.Name, IP: row.IP.Unmap(), Generation: row.Generation}
+	for member, err := range rows[*source](v, tableSources, byGroup, string(row.ID)) {
+		if err != nil {
+			return nil, err
+		}
+		s := deriveSource(member.GatewaySource)
+		s.Port = in.Ports[s.ID]
+		g.Sources = append(g.Sources, s)
+	}
+	g.Sources = onePerAddress(g.Sources)
+	for member, err := range rows[*destination](v, tableDestinations, byGroup, string(row.ID)) {
+		if err != nil {
+			return nil, err
+		}
+		g.Destinations = append(g.Destinations, deriveDestinations(g, member.GatewayDestination, in)...)
+	}
+	slices.SortFunc(g.Destinations, func(a, b Destination) int {
+		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Source, b.Source))
+	})
+	return g, nil
 }
 
 func deriveSource(s models.GatewaySource) Source {

@@ -1,0 +1,264 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/groupcast/groupcast/gateway-agent/duplicator"
+	"github.com/groupcast/groupcast/gateway-agent/lan"
+	"github.com/groupcast/groupcast/gateway-agent/sync"
+	"github.com/groupcast/groupcast/gateway-agent/table"
+	"github.com/groupcast/groupcast/gateway-agent/tunnel"
+)
+
+// place is where this agent copies: at home, or in the network. It belongs to the goroutine of the forwarder, but for what its status asks.
+type place interface {
+	// put derives the effective table from what is held and puts it into force. An error that wraps duplicator.ErrNotApplied leaves what was in force
+	// before; with any other the rest is in force.
+	put(v table.View, in table.Inputs, held *sync.Information) (effective, error)
+	// follow is put after a change of who consents, which nothing else hangs on.
+	follow(v table.View, in table.Inputs, held *sync.Information) (effective, error)
+	// stop ends all copying and forwarding.
+	stop() error
+	// counts may be asked on any goroutine, and so may status, which is nil without a tunnel.
+	counts() counts
+	status() *TunnelStatus
+}
+
+// effective is a table that is in force; nil: none.
+type effective []*table.Snapshot
+
+// home is a gateway: it copies, or it forwards to a relay, and never both.
+type home struct {
+	duplicator duplicator.Duplicator
+	backend    duplicator.Duplicator // behind whatever gate duplicator is
+	guard      *lan.Guard
+	way        *forwarding
+	away       bool // copies aren't made here now
+}
+
+// drainTime is how long copying at home waits at most for what the backend has not judged yet; what comes meanwhile is lost.
+const drainTime = 200 * time.Millisecond
+
+func (h *home) put(v table.View, in table.Inputs, held *sync.Information) (effective, error) {
+	s, err := h.follow(v, in, held)
+	if errors.Is(err, duplicator.ErrNotApplied) || s == nil {
+		return s, err
+	}
+	return s, errors.Join(err, h.guard.Apply(s[0]))
+}
+
+// follow has one of the two stop before the other begins.
+func (h *home) follow(v table.View, in table.Inputs, held *sync.Information) (effective, error) {
+	s, err := table.Derive(v, in)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", duplicator.ErrNotApplied, err)
+	}
+	wayErr := h.way.open(held)
+	copies := s
+	if held.Network && wayErr == nil && (held.Relay == nil || held.Relay.Forwarding) {
+		copies = withoutDestinations(s)
+	}
+	if copies == s && h.away {
+		// What was forwarded already and still waits for the backend is judged by a table without destinations.
+		h.way.stop()
+		if d, ok := h.backend.(interface{ Drain(time.Duration) bool }); ok && !d.Drain(drainTime) {
+			h.way.log.Warn("a datagram may have been copied twice: what waited before copies were made at home again was not worked off in time")
+		}
+	}
+	h.away = copies != s
+	if err := h.duplicator.Apply(copies); err != nil {
+		return effective{s}, errors.Join(err, wayErr)
+	}
+	if copies != s && held.Relay != nil {
+		// Which of the destinations consents is the relay's to know.
+		in.Unasked = true
+		all, err := table.Derive(v, in)
+		if err != nil {
+			return effective{s}, errors.Join(wayErr, err)
+		}
+		wayErr = h.way.ends.Load().forward.Apply(all, held.Relay.TunnelAddress)
+	}
+	return effective{s}, wayErr
+}
+
+func (h *home) stop() error {
+	h.way.stop()
+	return errors.Join(h.guard.Apply(nil), h.duplicator.Apply(nil))
+}
+
+// withoutDestinations keeps the groups: what comes for them is counted and refused as ever, and no camera is told that nobody is there.
+func withoutDestinations(s *table.Snapshot) *table.Snapshot {
+	out := &table.Snapshot{Version: s.Version, ValidUntil: s.ValidUntil, Groups: make(map[netip.Addr]*table.Group, len(s.Groups))}
+	for ip, g := range s.Groups {
+		quiet := *g
+		quiet.Destinations = nil
+		out.Groups[ip] = &quiet
+	}
+	return out
+}
+
+// homeTunnel and relayTunnel name the interfaces: a gateway and a relay may run on one host.
+const (
+	homeTunnel  = "gchome"
+	relayTunnel = "gcrelay"
+)
+
+// forwarding is a gateway's end of the tunnel. Nothing of it is there unless the service names a relay.
+type forwarding struct {
+	config  duplicator.Config
+	iface   string
+	key     tunnel.PrivateKey
+	enabled bool
+	log     *slog.Logger
+
+	ends atomic.Pointer[forwardEnds]
+}
+
+// forwardEnds are replaced as a whole: the status reads them.
+type forwardEnds struct {
+	tunnel  *tunnel.Tunnel
+	forward *duplicator.Forward
+}
+
+var errNoTunnel = errors.New("the account holder has copies made in the network, but this gateway has no tunnel: copying at home")
+
+// open has the tunnel be that to the relay, or none.
+func (w *forwarding) open(held *sync.Information) error {
+	r := held.Relay
+	if r == nil {
+		return w.close()
+	}
+	if !w.enabled {
+		return errNoTunnel
+	}
+	if e := w.ends.Load(); e != nil && e.tunnel.Address() != r.OwnTunnelAddress {
+		if err := w.close(); err != nil {
+			return err
+		}
+	}
+	if w.ends.Load() == nil {
+		t, err := tunnel.Open(tunnel.Config{Name: homeTunnel, Key: w.key, Address: r.OwnTunnelAddress, Log: w.log})
+		if err != nil {
+			return err
+		}
+		f, err := duplicator.OpenForward(w.config, w.iface, t)
+		if err != nil {
+			return errors.Join(err, t.Close())
+		}
+		w.ends.Store(&forwardEnds{t, f})
+	}
+	return w.ends.Load().tunnel.Apply([]tunnel.Peer{{
+		Key: r.TunnelKey, Address: r.TunnelAddress, Endpoint: netip.AddrPortFrom(r.EndpointIPv4, uint16(r.EndpointPort)),
+	}})
+}
+
+// stop forwards nothing more, and leaves the tunnel up.
+func (w *forwarding) stop() {
+	if e := w.ends.Load(); e != nil {
+		_ = e.forward.Apply(nil, netip.Addr{}) // it fails only when it is closed
+	}
+}
+
+func (w *forwarding) close() error {
+	e := w.ends.Swap(nil)
+	if e == nil {
+		return nil
+	}
+	return errors.Join(e.forward.Close(), e.tunnel.Close())
+}
+
+// network is a relay: it copies what comes out of the tunnels.
+type network struct {
+	config   duplicator.Config
+	key      tunnel.PrivateKey
+	port     uint16
+	remember *tunnelState
+	log      *slog.Logger
+
+	ends atomic.Pointer[relayEnds]
+}
+
+type relayEnds struct {
+	tunnel *tunnel.Tunnel
+	relay  *duplicator.Relay
+}
+
+var errNoAddress = errors.New("the server has not said yet what this relay's address in the tunnels is")
+
+func (n *network) put(v table.View, in table.Inputs, held *sync.Information) (effective, error) {
+	if err := n.open(); err != nil {
+		return nil, fmt.Errorf("%w: %w", duplicator.ErrNotApplied, err)
+	}
+	peers := make([]tunnel.Peer, 0, len(held.Premises))
+	for _, p := range held.Premises {
+		peers = append(peers, tunnel.Peer{Key: p.TunnelKey, Address: p.TunnelAddress, Endpoint: n.remember.endpoint(p.TunnelKey)})
+	}
+	// Who left can't send any more before the table forgets it, and who comes can't before the table has it.
+	s, err := n.follow(v, in, held)
+	if s == nil {
+		return nil, err
+	}
+	return s, errors.Join(err, n.ends.Load().tunnel.Apply(peers))
+}
+
+func (n *network) follow(v table.View, in table.Inputs, held *sync.Information) (effective, error) {
+	homes, err := table.DeriveRelay(v, in, held.Premises)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", duplicator.ErrNotApplied, err)
+	}
+	s := effective{}
+	seen := map[*table.Snapshot]bool{}
+	for _, h := range homes {
+		if !seen[h] {
+			seen[h] = true
+			s = append(s, h)
+		}
+	}
+	return s, n.ends.Load().relay.Apply(homes)
+}
+
+func (n *network) stop() error {
+	if e := n.ends.Load(); e != nil {
+		return e.relay.Apply(nil)
+	}
+	return nil
+}
+
+// open has the tunnel be at the address that the service gave this relay.
+func (n *network) open() error {
+	address := n.remember.address()
+	switch {
+	case !address.IsValid():
+		return errNoAddress
+	case n.ends.Load() != nil && n.ends.Load().tunnel.Address() == address:
+		return nil
+	}
+	if err := n.close(); err != nil {
+		return err
+	}
+	t, err := tunnel.Open(tunnel.Config{Name: relayTunnel, Key: n.key, Port: n.port, Address: address, Log: n.log})
+	if err != nil {
+		return err
+	}
+	r, err := duplicator.OpenRelay(n.config, t)
+	if err != nil {
+		return errors.Join(err, t.Close())
+	}
+	n.remember.follow(t)
+	n.ends.Store(&relayEnds{t, r})
+	return nil
+}
+
+func (n *network) close() error {
+	e := n.ends.Swap(nil)
+	if e == nil {
+		return nil
+	}
+	n.remember.follow(nil)
+	return errors.Join(e.relay.Close(), e.tunnel.Close())
+}
