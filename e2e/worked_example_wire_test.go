@@ -29,6 +29,7 @@ const mediaPort = 5004
 // everybody else behind the uplink. None of the namespaces has a link to the host's network.
 type wire struct {
 	camera, gateway *netlab.Namespace
+	wan             *netlab.Namespace
 	uplink          *netlab.Capture
 	receivers       map[string]*listener
 }
@@ -37,7 +38,7 @@ func newWire(t *testing.T) *wire {
 	home := netlab.NewHome(t, netlab.New(t, "gateway"))
 	home.Camera.Address("cam0", "172.168.0.6/24") // groupcast2's camera
 	w := &wire{
-		camera: home.Camera, gateway: home.Gateway,
+		camera: home.Camera, gateway: home.Gateway, wan: home.WAN,
 		uplink: home.Gateway.Capture("wan0"), receivers: map[string]*listener{},
 	}
 	for _, addr := range []string{uploadAddr, thumbnailAddr, phoneAddr, foreignAddr} {

@@ -191,7 +191,7 @@ func TestRelayAgents(t *testing.T) {
 		arrives("one more")
 		l.until("it crossed the uplink", func() bool { return len(h.uplinkData()) > before })
 		require.NotNil(t, gateway.status().Tunnel.Forwarded)
-		require.EqualValues(t, 1, relay.status().Tunnel.Connected)
+		require.Equal(t, 1, relay.status().Tunnel.Connected)
 	})
 	t.Run("a relay that is killed resumes by itself", func(t *testing.T) {
 		l.until("where the gateway is was kept", func() bool {

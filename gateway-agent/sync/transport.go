@@ -61,7 +61,13 @@ type answer struct {
 }
 
 // read gives up on a body that is larger than any answer of ours.
-func read(r *http.Response, err error) (answer, error) { return readUpTo(maxBody)(r, err) }
+func read(r *http.Response, err error) (answer, error) {
+	if err != nil {
+		return answer{}, err
+	}
+	defer r.Body.Close()
+	return readAll(r, nil, maxBody)
+}
 
 func readUpTo(limit int64) func(*http.Response, error) (answer, error) {
 	return func(r *http.Response, err error) (answer, error) { return readAll(r, err, limit) }
