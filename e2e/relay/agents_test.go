@@ -30,12 +30,16 @@ const (
 	gatewayID = models.ID(812345678901234567)
 )
 
+// built is where program left what it built; TestMain removes it.
+var built string
+
 // program builds the agent once.
 var program = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "gcrelay-")
 	if err != nil {
 		return "", err
 	}
+	built = dir
 	path := filepath.Join(dir, "gateway-agent")
 	cmd := exec.Command("go", "build", "-o", path, "../../cmd/gateway-agent")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
