@@ -30,12 +30,16 @@ const (
 	gatewayID = models.ID(812345678901234567)
 )
 
+// built is where program left what it built; TestMain removes it.
+var built string
+
 // program builds the agent once.
 var program = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "gcrelay-")
 	if err != nil {
 		return "", err
 	}
+	built = dir
 	path := filepath.Join(dir, "gateway-agent")
 	cmd := exec.Command("go", "build", "-o", path, "../../cmd/gateway-agent")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -191,7 +195,7 @@ func TestRelayAgents(t *testing.T) {
 		arrives("one more")
 		l.until("it crossed the uplink", func() bool { return len(h.uplinkData()) > before })
 		require.NotNil(t, gateway.status().Tunnel.Forwarded)
-		require.EqualValues(t, 1, relay.status().Tunnel.Connected)
+		require.Equal(t, 1, relay.status().Tunnel.Connected)
 	})
 	t.Run("a relay that is killed resumes by itself", func(t *testing.T) {
 		l.until("where the gateway is was kept", func() bool {

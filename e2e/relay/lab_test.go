@@ -24,7 +24,11 @@ import (
 
 func TestMain(m *testing.M) {
 	netlab.WaitTogether()
-	os.Exit(m.Run())
+	code := m.Run()
+	if built != "" {
+		_ = os.RemoveAll(built)
+	}
+	os.Exit(code)
 }
 
 // What every home has alike.

@@ -23,7 +23,7 @@ type node interface {
 	// longest is how long a poll may wait.
 	longest() time.Duration
 	// largest is how large its group information may be, in bytes.
-	largest() int64
+	largest() atMost
 }
 
 type gatewayNode struct {
@@ -40,7 +40,7 @@ func (g gatewayNode) declare(ctx context.Context, c *client.Client) (stun string
 	if g.BehindNAT { // which an older service doesn't know
 		said.BehindNAT = &g.BehindNAT
 	}
-	a, err := read(c.DeclareGateway(ctx, g.ID, said))
+	a, err := maxBody.read(c.DeclareGateway(ctx, g.ID, said))
 	if err != nil {
 		return "", err
 	}
@@ -71,7 +71,7 @@ func (g gatewayNode) decode(raw []byte) (*Information, error) { return Decode(ra
 
 func (gatewayNode) longest() time.Duration { return wait }
 
-func (gatewayNode) largest() int64 { return maxBody }
+func (gatewayNode) largest() atMost { return maxBody }
 
 // Relay is what a relay declares.
 type Relay struct {
@@ -86,7 +86,7 @@ type Relay struct {
 type relayNode struct{ Relay }
 
 func (r relayNode) declare(ctx context.Context, c *client.Client) (stun string, err error) {
-	a, err := read(c.DeclareRelay(ctx, r.ID, api.RelayDeclaration{
+	a, err := maxBody.read(c.DeclareRelay(ctx, r.ID, api.RelayDeclaration{
 		TunnelKey: r.Key, EndpointIPv4: r.Endpoint.Addr(), EndpointPort: int32(r.Endpoint.Port()), UplinkIPv4: r.Uplink,
 	}))
 	if err != nil {
@@ -115,4 +115,4 @@ func (r relayNode) decode(raw []byte) (*Information, error) { return DecodeRelay
 
 func (relayNode) longest() time.Duration { return models.RelayMaxWait }
 
-func (relayNode) largest() int64 { return maxRelayBody }
+func (relayNode) largest() atMost { return maxRelayBody }

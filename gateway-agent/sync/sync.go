@@ -120,7 +120,7 @@ func (p *Poller) Look(ctx context.Context) (Known, error) {
 	ctx, cancel := context.WithTimeout(ctx, reserve)
 	defer cancel()
 	defer p.config.Transport.CloseIdleConnections()
-	a, err := read(p.client.GetGateway(ctx, p.config.Gateway.ID))
+	a, err := maxBody.read(p.client.GetGateway(ctx, p.config.Gateway.ID))
 	if err != nil {
 		return Known{}, err
 	}
@@ -243,7 +243,7 @@ func (p *Poller) poll(ctx context.Context, held Held) (Answer, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
-	a, err := readUpTo(p.node.largest())(p.node.groups(ctx, p.client, maxWait, known))
+	a, err := p.node.largest().read(p.node.groups(ctx, p.client, maxWait, known))
 	if err != nil {
 		return Answer{}, err
 	}
@@ -319,7 +319,7 @@ func (p *Poller) ReportConsents(ctx context.Context, report api.ConsentReport) (
 	ctx, cancel := context.WithTimeout(ctx, reserve)
 	defer cancel()
 	var answer api.ConsentReportAnswer
-	a, err := read(p.node.report(ctx, p.client, report))
+	a, err := maxBody.read(p.node.report(ctx, p.client, report))
 	switch {
 	case err != nil:
 		return answer, err

@@ -17,8 +17,8 @@ import (
 
 const (
 	// maxBody bounds what is read of an answer; 254 groups of 16 destinations have 2 MB, and a relay of 10,000 homes 20 MB.
-	maxBody      = 2 << 20
-	maxRelayBody = 64 << 20
+	maxBody      atMost = 2 << 20
+	maxRelayBody atMost = 64 << 20
 	// recycle is how long a connection is used, so that gateways spread over the replicas that there are now.
 	recycle = 10 * time.Minute
 )
@@ -60,23 +60,20 @@ type answer struct {
 	body   []byte
 }
 
-// read gives up on a body that is larger than any answer of ours.
-func read(r *http.Response, err error) (answer, error) { return readUpTo(maxBody)(r, err) }
+// atMost is how many bytes an answer may have.
+type atMost int64
 
-func readUpTo(limit int64) func(*http.Response, error) (answer, error) {
-	return func(r *http.Response, err error) (answer, error) { return readAll(r, err, limit) }
-}
-
-func readAll(r *http.Response, err error, limit int64) (answer, error) {
+// read gives up on a body that is larger.
+func (limit atMost) read(r *http.Response, err error) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
 	defer r.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
+	body, err := io.ReadAll(io.LimitReader(r.Body, int64(limit)+1))
 	if err != nil {
 		return answer{}, fmt.Errorf("read the answer: %w", err)
 	}
-	if int64(len(body)) > limit {
+	if len(body) > int(limit) {
 		return answer{}, fmt.Errorf("the answer is larger than %d bytes: is this the registration service?", limit)
 	}
 	return answer{r.StatusCode, r.Header, body}, nil

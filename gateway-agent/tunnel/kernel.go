@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"go4.org/netipx"
@@ -65,7 +64,7 @@ func (k *kernel) set(leave []models.TunnelKey, come []Peer) error {
 			AllowedIPs: []net.IPNet{*netipx.PrefixIPNet(netip.PrefixFrom(p.Address, 128))},
 		}
 		if p.Endpoint.IsValid() {
-			every := time.Duration(KeepAlive)
+			every := KeepAlive
 			peer.Endpoint, peer.PersistentKeepaliveInterval = net.UDPAddrFromAddrPort(p.Endpoint), &every
 		}
 		c.Peers = append(c.Peers, peer)
