@@ -116,6 +116,19 @@ func (s *service) lists(t *testing.T) map[string]listed {
 				require.NoError(t, err)
 			},
 		},
+		"listRelays": {
+			"/admin/relays", nil, "relayId",
+			func(i int) {
+				_, err := s.admin.CreateRelayWithResponse(t.Context(), nil, adminapi.RelayRequest{Name: fmt.Sprint("relay", i)})
+				require.NoError(t, err)
+			},
+			func(id string) {
+				relay, err := models.ParseID(id)
+				require.NoError(t, err)
+				_, err = s.admin.DeleteRelayWithResponse(t.Context(), relay)
+				require.NoError(t, err)
+			},
+		},
 		"listServiceCredentials": {
 			credentials, nil, "credentialId",
 			func(int) {

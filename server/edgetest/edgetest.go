@@ -56,6 +56,7 @@ type Lab struct {
 	URL       string
 	Hasher    *passwords.Hasher
 	Users     *users.Service
+	Relays    *relays.Service
 	Enrolment *enrolment.Service
 	Grants    *devicegrant.Service
 	OAuth     *oauth.Service
@@ -103,7 +104,8 @@ func newLab(t testing.TB, db *storetest.DB, st *store.Store, kekFile, issuer str
 	l.Hasher, err = passwords.NewHasher(passwords.Cost{MemoryKiB: 64, Iterations: 1, Parallelism: 1}, 0)
 	require.NoError(t, err)
 	l.Users = users.New(st, l.Accounts, l.Hasher, passwords.NewDelays(time.Now), users.SignUpOpen)
-	l.Enrolment = enrolment.New(st, l.Accounts, relays.New(st, relays.Options{}))
+	l.Relays = relays.New(st, relays.Options{})
+	l.Enrolment = enrolment.New(st, l.Accounts, l.Relays)
 	l.Grants = devicegrant.New(st, l.Enrolment)
 	l.OAuth = oauth.New(oauth.Parts{
 		Issuer: issuer, Store: st, Accounts: l.Accounts, Enrolment: l.Enrolment, Grants: l.Grants, Tokens: l.Issuer, Verifier: verifier, Proofs: proofs,
@@ -116,11 +118,11 @@ func newLab(t testing.TB, db *storetest.DB, st *store.Store, kekFile, issuer str
 	})
 	edge, err := httpapi.New(ctx, httpapi.Options{
 		Document: openapi.Public, Nonce: nonces.Current, CrossOrigin: http.NewCrossOriginProtection(), Log: log, Metrics: httpapi.NewMetrics(registry),
-		Authenticate: httpapi.Access{Tokens: verifier, Proofs: proofs, Accounts: l.Accounts, Users: l.Users}.Authenticate,
+		Authenticate: httpapi.Access{Tokens: verifier, Proofs: proofs, Accounts: l.Accounts, Users: l.Users, Relays: l.Relays}.Authenticate,
 	})
 	require.NoError(t, err)
 	httpapi.Mount(edge, httpapi.Services{
-		Registrations: l.Registrations, Accounts: l.Accounts, Users: l.Users, Enrolment: l.Enrolment, Groups: l.Groups, Gateways: l.Gateways, Polls: hub,
+		Registrations: l.Registrations, Accounts: l.Accounts, Users: l.Users, Enrolment: l.Enrolment, Groups: l.Groups, Gateways: l.Gateways, Relays: l.Relays, Polls: hub,
 		OAuth: l.OAuth, Keys: ring, Ready: st.Ping, Version: "test",
 	})
 	server.Config.Handler, err = edge.Handler()
@@ -299,6 +301,8 @@ func (l *Lab) As(t testing.TB, p models.Principal, scopes ...string) Caller {
 	switch p.Kind {
 	case models.KindService:
 		c.token, err = l.Issuer.Service(p.Service, g)
+	case models.KindRelay:
+		c.token, err = l.Issuer.Relay(p.Relay, g)
 	case models.KindUser:
 		c.token, err = l.Issuer.User(tokens.Login{UserID: p.UserID, AccountID: p.AccountID, ACR: "pwd", At: time.Now()}, g)
 	default:

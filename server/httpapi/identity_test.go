@@ -190,7 +190,12 @@ func callers(t *testing.T, l *edgetest.Lab) map[models.Kind]models.Principal {
 	h := l.NewHome(t)
 	l.User(t, h.Account.ID, "anna")
 	id := l.DB.Texts(t, "SELECT id FROM users")[0]
+	ticket, err := l.Relays.Create(t.Context(), "relay")
+	require.NoError(t, err)
+	relay, err := l.Relays.Principal(t.Context(), ticket.RelayID)
+	require.NoError(t, err)
 	return map[models.Kind]models.Principal{
+		models.KindRelay:  relay,
 		models.KindDevice: h.Device(t, models.DeviceCamera, "c"), models.KindGateway: h.Gateway, models.KindService: h.Service(t, "svc-upload", 0).Principal,
 		models.KindUser: {Kind: models.KindUser, AccountID: h.Account.ID, UserID: id},
 	}
