@@ -48,7 +48,7 @@ func TestRelayCarriesTheWorkedExample(t *testing.T) {
 	e.postCamera(t)
 	e.postSecondGroup(t)
 	e.postUpload(t)
-	thumbnail := e.postThumbnail(t)
+	thumbnail := e.postThumbnail(t).RegistrationID
 	e.postPhone(t)
 	w.await(t, uploadAddr, thumbnailAddr)
 	w.receivers[phoneAddr].consents(t, func() registered { return e.postPhone(t) })
