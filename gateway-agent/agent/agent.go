@@ -45,11 +45,11 @@ func Run(ctx context.Context, c config.Config, version string, log *slog.Logger)
 	a := &Agent{config: c, version: version, log: log, started: time.Now()}
 	err := a.open(ctx)
 	if err == nil {
-		where := slog.Group("lan", "prefix", c.Gateway.LANPrefix, "groupRange", c.Gateway.Range)
+		where := []any{"lan", c.Gateway.LANPrefix, "groupRange", c.Gateway.Range}
 		if c.Mode == config.ModeRelay {
-			where = slog.Group("tunnel", "endpoint", c.Relay.Endpoint)
+			where = []any{"endpoint", c.Relay.Endpoint}
 		}
-		log.Info("gateway-agent runs", "version", version, "mode", c.Mode, "id", c.NodeID(), "server", c.Server.Redacted(), where)
+		log.With(where...).Info("gateway-agent runs", "version", version, "mode", c.Mode, "id", c.NodeID(), "server", c.Server.Redacted())
 		a.work(ctx)
 		log.Info("gateway-agent stops")
 	}
