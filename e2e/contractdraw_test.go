@@ -116,6 +116,11 @@ func (w *world) value(t *rapid.T, c caller, name string, s *openapi3.Schema) any
 				m[k] = w.value(t, c, k, s.Properties[k].Value)
 			}
 		}
+		for _, k := range slices.Sorted(maps.Keys(s.Properties)) {
+			if _, drawn := m[k]; !drawn && len(m) < int(s.MinProps) {
+				m[k] = w.value(t, c, k, s.Properties[k].Value)
+			}
+		}
 		return m
 	case s.Type.Is("array"):
 		most := 4

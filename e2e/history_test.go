@@ -69,7 +69,7 @@ func TestHistoryFindsABug(t *testing.T) {
 // an overlay of this build alone, so the program under test has no switch for it.
 func TestHistoryFindsAMissingLock(t *testing.T) {
 	t.Parallel()
-	const lock = "\"UPDATE gateways SET revision = revision + 1 WHERE id \" + where + \" RETURNING \" + gatewayColumns"
+	const lock = "\"UPDATE gateways SET revision = revision + 1 WHERE \" + where + \" RETURNING \" + lockedColumns"
 	file, err := filepath.Abs("../server/store/gateways.go")
 	require.NoError(t, err)
 	code, err := os.ReadFile(file)
@@ -78,7 +78,7 @@ func TestHistoryFindsAMissingLock(t *testing.T) {
 	if !*historyMutants {
 		t.Skip("builds another groupcastd: run make history")
 	}
-	without := strings.Replace(string(code), lock, "\"SELECT \" + gatewayColumns + \" FROM gateways WHERE id \" + where", 1)
+	without := strings.Replace(string(code), lock, "\"SELECT \" + lockedColumns + \" FROM gateways WHERE \" + where", 1)
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "gateways.go"), []byte(without), 0o600))
 	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{file: filepath.Join(dir, "gateways.go")}})
