@@ -138,7 +138,7 @@ bench-events: ## How long events are on their way, how many there may be, and ho
 
 .PHONY: bench-dataplane
 bench-dataplane: ## What a copy costs, beside other ways of copying; as root, with gcc, and nft if it's there (docs/benchmarks.md)
-	@BENCH_FIGURES=1 go test -timeout 30m -run '^$$' -bench '^BenchmarkDataPlaneFigures$$' -benchtime 1x ./e2e/dataplane | grep -E '^(figure|dataplane|FAIL|---|    )'
+	@BENCH_FIGURES=1 AGENT_TAGS='$(AGENT_TAGS)' go test -timeout 30m -run '^$$' -bench '^BenchmarkDataPlaneFigures$$' -benchtime 1x ./e2e/dataplane | grep -E '^(figure|dataplane|FAIL|---|    )'
 
 .PHONY: bench
 bench: bench-identity bench-registrations bench-events bench-dataplane ## All figures
