@@ -42,33 +42,52 @@ type run struct {
 
 const pace = 10_000 // datagrams per second, for delays
 
-var runs = []run{
-	{name: "forward_1", copy: forwarding, n: 1, kernel: true},
-	{name: "sendto_8", copy: sendtoLoop, n: 8},
-	{name: "naive_go_8", copy: naiveGo, n: 8},
-	{name: "nft_dup_8", copy: nftDup, n: 8, kernel: true},
-	{name: "clone_only_8", copy: cloning, n: 8, kernel: true},
-	{name: "ebpf_8", copy: inKernel, n: 8, kernel: true},
-	{name: "ebpf_8_merged", copy: merging(inKernelBySource), n: 8, plain: true, kernel: true},
-	{name: "ebpf_8_merged_software", copy: merging(cutByKernel(inKernelBySource)), n: 8, plain: true, kernel: true},
-	{name: "socket_8_software", copy: cutByKernel(bySocket), n: 8},
-	{name: "socket_8_device", copy: bySocket, n: 8},
-	{name: "ebpf_8_again", copy: inKernel, n: 8, kernel: true},
-	{name: "ebpf_8_consent", copy: asking("ebpf"), n: 8, kernel: true, checks: true},
-	{name: "socket_8_again", copy: bySocket, n: 8},
-	{name: "socket_8_consent", copy: asking("socket"), n: 8, checks: true},
-	{name: "sendto_8_driver", copy: sendtoLoop, n: 8, driver: true},
-	{name: "ebpf_8_driver", copy: inKernel, n: 8, driver: true, kernel: true},
-	{name: "sendto_32", copy: sendtoLoop, n: 32},
-	{name: "ebpf_32", copy: inKernel, n: 32, kernel: true},
-	{name: "socket_32_device", copy: bySocket, n: 32},
-	{name: "sendto_8_uneven", copy: sendtoLoop, n: 8, uneven: true},
-	{name: "socket_8_uneven", copy: bySocket, n: 8, uneven: true},
-	{name: "sendto_8_paced", copy: sendtoLoop, n: 8, rate: pace},
-	{name: "naive_go_8_paced", copy: naiveGo, n: 8, rate: pace},
-	{name: "nft_dup_8_paced", copy: nftDup, n: 8, rate: pace},
-	{name: "ebpf_8_paced", copy: inKernel, n: 8, rate: pace},
-	{name: "socket_8_paced", copy: bySocket, n: 8, rate: pace},
+// runs stand in series. What is compared closely is measured one right after the other.
+var runs = [][]run{
+	{
+		{name: "forward_1", copy: forwarding, n: 1, kernel: true},
+		{name: "clone_only_8", copy: cloning, n: 8, kernel: true},
+		{name: "ebpf_8", copy: inKernel, n: 8, kernel: true},
+		{name: "ebpf_8_again", copy: inKernel, n: 8, kernel: true},
+		{name: "ebpf_8_consent", copy: asking("ebpf"), n: 8, kernel: true, checks: true},
+	},
+	{
+		{name: "sendto_8", copy: sendtoLoop, n: 8},
+		{name: "socket_8_software", copy: cutByKernel(bySocket), n: 8},
+		{name: "socket_8_device", copy: bySocket, n: 8},
+		{name: "socket_8_again", copy: bySocket, n: 8},
+		{name: "socket_8_consent", copy: asking("socket"), n: 8, checks: true},
+	},
+	{
+		{name: "naive_go_8", copy: naiveGo, n: 8},
+		{name: "nft_dup_8", copy: nftDup, n: 8, kernel: true},
+	},
+	{
+		{name: "ebpf_8_merged", copy: merging(inKernelBySource), n: 8, plain: true, kernel: true},
+		{name: "ebpf_8_merged_software", copy: merging(cutByKernel(inKernelBySource)), n: 8, plain: true, kernel: true},
+	},
+	{
+		{name: "sendto_8_driver", copy: sendtoLoop, n: 8, driver: true},
+		{name: "ebpf_8_driver", copy: inKernel, n: 8, driver: true, kernel: true},
+	},
+	{
+		{name: "sendto_32", copy: sendtoLoop, n: 32},
+		{name: "ebpf_32", copy: inKernel, n: 32, kernel: true},
+		{name: "socket_32_device", copy: bySocket, n: 32},
+	},
+	{
+		{name: "sendto_8_uneven", copy: sendtoLoop, n: 8, uneven: true},
+		{name: "socket_8_uneven", copy: bySocket, n: 8, uneven: true},
+	},
+	{
+		{name: "sendto_8_paced", copy: sendtoLoop, n: 8, rate: pace},
+		{name: "ebpf_8_paced", copy: inKernel, n: 8, rate: pace},
+		{name: "socket_8_paced", copy: bySocket, n: 8, rate: pace},
+	},
+	{
+		{name: "naive_go_8_paced", copy: naiveGo, n: 8, rate: pace},
+		{name: "nft_dup_8_paced", copy: nftDup, n: 8, rate: pace},
+	},
 }
 
 func (l *lab) measure(r run, seconds float64) measurement {
@@ -93,7 +112,7 @@ func (l *lab) measure(r run, seconds float64) measurement {
 func TestDataPlaneBenchmarkRuns(t *testing.T) {
 	netlab.Require(t)
 	l := newLab(t, false)
-	for _, r := range runs {
+	for _, r := range slices.Concat(runs...) {
 		if r.name != "sendto_8_driver" && r.n <= 8 && !needs(r) {
 			m := l.measure(r, 0.02)
 			for end := time.Now().Add(20 * time.Second); m.all == 0 && time.Now().Before(end); { // without real time it may not get a turn
@@ -117,14 +136,14 @@ func needs(r run) bool {
 	return err != nil
 }
 
-// BenchmarkDataPlaneFigures measures each run once in turn, in another order each round, so that what else the machine does falls on all
-// of them. A figure is the median of the rounds' ratios.
+// BenchmarkDataPlaneFigures measures each run once in turn, the series and the runs of each in another order each round, so that what else the machine does
+// falls on all of them. A figure is the median of the rounds' ratios.
 func BenchmarkDataPlaneFigures(b *testing.B) {
 	if os.Getenv("BENCH_FIGURES") == "" {
 		b.Skip("set BENCH_FIGURES=1, as make bench-dataplane does")
 	}
 	netlab.Require(b)
-	rounds := 5
+	rounds := 9
 	if text := os.Getenv("BENCH_ROUNDS"); text != "" {
 		_, err := fmt.Sscan(text, &rounds)
 		require.NoError(b, err)
@@ -133,8 +152,13 @@ func BenchmarkDataPlaneFigures(b *testing.B) {
 	l := newLab(b, true)
 	results := map[string][]measurement{}
 	for range rounds {
+		var order []run
 		for _, i := range rand.Perm(len(runs)) {
-			r := runs[i]
+			for _, j := range rand.Perm(len(runs[i])) {
+				order = append(order, runs[i][j])
+			}
+		}
+		for _, r := range order {
 			if needs(r) || !only.MatchString(r.name) {
 				continue
 			}
@@ -150,7 +174,7 @@ func BenchmarkDataPlaneFigures(b *testing.B) {
 	load, err := os.ReadFile("/proc/loadavg")
 	require.NoError(b, err)
 	fmt.Printf("dataplane conditions: load %s", load)
-	for _, r := range runs {
+	for _, r := range slices.Concat(runs...) {
 		of := results[r.name]
 		if len(of) == 0 {
 			fmt.Printf("dataplane %s: not measured\n", r.name)
