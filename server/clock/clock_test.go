@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,14 +18,17 @@ import (
 
 // world is a host and a database, each with a clock of its own.
 type world struct {
-	host, database, trip time.Duration
-	fault                error
-	log                  bytes.Buffer
+	host, database atomic.Int64 // how far each is ahead, in nanoseconds
+	trip           time.Duration
+	fault          error
+	log            bytes.Buffer
 }
 
-func (w *world) hostNow() time.Time { return time.Now().Add(w.host) }
+func (w *world) hostNow() time.Time { return time.Now().Add(time.Duration(w.host.Load())) }
 
-func (w *world) truth() time.Time { return time.Now().Add(w.database).Round(0) }
+func (w *world) truth() time.Time {
+	return time.Now().Add(time.Duration(w.database.Load())).Round(0)
+}
 
 func (w *world) ask(context.Context) (time.Time, error) {
 	time.Sleep(w.trip / 2)
@@ -44,7 +48,8 @@ func inWorld(t *testing.T, w *world, test func(t *testing.T, c *clock.Clock)) {
 // TestTheDatabasesTime: whatever the host's clock shows, and while the database is away.
 func TestTheDatabasesTime(t *testing.T) {
 	for _, host := range []time.Duration{-time.Hour, 0, 30 * time.Hour} {
-		w := &world{host: host, trip: 20 * time.Millisecond}
+		w := &world{trip: 20 * time.Millisecond}
+		w.host.Store(int64(host))
 		inWorld(t, w, func(t *testing.T, c *clock.Clock) {
 			require.Equal(t, w.truth(), c.Now())
 			w.fault = errors.New("away")
@@ -63,10 +68,10 @@ func TestAClockThatIsSet(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { defer close(done); c.Run(ctx) }()
-		w.host = -2 * time.Hour
+		w.host.Store(-int64(2 * time.Hour))
 		time.Sleep(6 * time.Second)
 		require.Equal(t, w.truth(), c.Now())
-		w.database = time.Hour
+		w.database.Store(int64(time.Hour))
 		time.Sleep(6 * time.Second)
 		require.Equal(t, w.truth(), c.Now())
 		stop()
@@ -78,7 +83,8 @@ func TestAClockThatIsSet(t *testing.T) {
 func TestASlowAnswerIsNotBelieved(t *testing.T) {
 	w := &world{}
 	inWorld(t, w, func(t *testing.T, c *clock.Clock) {
-		w.trip, w.database = 3*time.Second, time.Minute
+		w.trip = 3 * time.Second
+		w.database.Store(int64(time.Minute))
 		require.NoError(t, c.Look(t.Context()))
 		require.Equal(t, time.Now().Round(0), c.Now())
 		w.trip = time.Second
