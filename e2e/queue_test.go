@@ -3,7 +3,6 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"path/filepath"
 	"testing"
 	"time"
@@ -18,10 +17,7 @@ import (
 
 // TestAttackABoundTokenAtTheQueue: a token that is bound to a key needs a proof of it, made for this, each time another one.
 func TestAttackABoundTokenAtTheQueue(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	require.NoError(t, l.Close())
-	queue := l.Addr().String()
+	queue := harness.FreePort(t)
 	s := harness.StartServer(t, harness.Options{Args: []string{"--nats-listen", queue}})
 	s.Service(t, "svc-smith", "Smith")
 	client, err := clientauth.CreateService(filepath.Join(t.TempDir(), "credential"), clientauth.Service{Server: s.URL, ClientID: "svc-smith", DPoP: true}, clientauth.Options{})

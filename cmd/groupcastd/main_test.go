@@ -3,7 +3,6 @@ package main_test
 import (
 	"bytes"
 	"encoding/base64"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -99,10 +98,7 @@ func TestMigrating(t *testing.T) {
 // serving starts the program and waits until it is alive.
 func serving(t *testing.T, dir string) (url string, p *harness.Process) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	address := l.Addr().String()
-	require.NoError(t, l.Close())
+	address := harness.FreePort(t)
 	p = harness.Start(t, nil, "groupcastd", exec.Command(harness.Bin(t, "groupcastd"), "serve", "--data-dir", dir, "--listen", address, "--metrics-listen", ""))
 	require.Eventually(t, func() bool {
 		r, err := http.Get("http://" + address + "/readyz")
@@ -111,7 +107,7 @@ func serving(t *testing.T, dir string) (url string, p *harness.Process) {
 		}
 		r.Body.Close()
 		return r.StatusCode == http.StatusOK
-	}, 20*time.Second, 10*time.Millisecond, "groupcastd is not ready:\n%s", p.Log())
+	}, time.Minute, 10*time.Millisecond, "groupcastd is not ready:\n%s", p.Log())
 	return "http://" + address, p
 }
 

@@ -23,6 +23,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/groupcast/groupcast/e2e/harness"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
 	"github.com/groupcast/groupcast/server/eventqueue"
@@ -226,7 +227,7 @@ func TestDrillKilledReplica(t *testing.T) {
 			if name == "cluster" {
 				c.URL = startCluster(t, keysOf(t, c.Secret).Configuration([]models.ServiceID{"svc-upload"}))
 			} else {
-				c.Listen = fmt.Sprint("127.0.0.1:", freePort(t))
+				c.Listen = harness.FreePort(t)
 			}
 			st, err := store.Open(t.Context(), store.Options{DataDir: c.Dir})
 			require.NoError(t, err)

@@ -25,6 +25,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/groupcast/groupcast/e2e/harness"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
 	"github.com/groupcast/groupcast/server/eventqueue"
@@ -36,7 +37,7 @@ import (
 )
 
 // patience bounds what a test waits for; nothing is measured by it.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 var quiet = slog.New(slog.DiscardHandler)
 
@@ -95,7 +96,7 @@ func on(t *testing.T, queues []string, test func(t *testing.T, l *lab)) {
 					return l.queue(t, eventqueue.Options{URL: l.url, Replicas: 3})
 				}
 			} else {
-				dir, at := t.TempDir(), fmt.Sprint("127.0.0.1:", freePort(t))
+				dir, at := t.TempDir(), harness.FreePort(t)
 				l.url = "nats://" + at
 				l.open = func(t *testing.T) *eventqueue.Queue { return l.queue(t, eventqueue.Options{DataDir: dir, Listen: at}) }
 			}
@@ -524,7 +525,7 @@ func startCluster(t *testing.T, configuration string) (all string) {
 	t.Helper()
 	var peers, urls []string
 	for range 3 {
-		peers = append(peers, fmt.Sprint("nats://127.0.0.1:", freePort(t)))
+		peers = append(peers, "nats://"+harness.FreePort(t))
 	}
 	for i, peer := range peers {
 		o := &server.Options{}
@@ -551,12 +552,4 @@ func startCluster(t *testing.T, configuration string) (all string) {
 		urls = append(urls, s.ClientURL())
 	}
 	return strings.Join(urls, ",")
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
