@@ -91,7 +91,7 @@ func (c *consenting) next(t testing.TB) []byte {
 // untilSenders registers until the gateway has told where its copies come from.
 func untilSenders(t testing.TB, register func() registered) (a registered) {
 	t.Helper()
-	require.Eventually(t, func() bool { a = register(); return len(a.Senders) > 0 }, 20*time.Second, 20*time.Millisecond,
+	require.Eventually(t, func() bool { a = register(); return len(a.Senders) > 0 }, time.Minute, 20*time.Millisecond,
 		"the gateway hasn't told where it sends from")
 	return a
 }

@@ -63,7 +63,7 @@ func homeOf(t testing.TB, s, asks *harness.Server) *home {
 	require.Eventually(t, func() bool {
 		r, err := s.Client(t, gatewayToken).GetGatewayWithResponse(t.Context(), gateway)
 		return err == nil && r.JSON200 != nil && r.JSON200.LanPrefix != ""
-	}, 10*time.Second, 20*time.Millisecond, "the agent has not declared its LAN")
+	}, time.Minute, 20*time.Millisecond, "the agent has not declared its LAN")
 	status, body := s.Post(t, "/v1/registrations", s.DeviceToken(t, camera), fmt.Sprintf(
 		`{"type":"Device","id":"%s","destination":false,"privateIPv4":%q,"groupName":"door"}`, camera, h.camera))
 	require.Equal(t, http.StatusOK, status, body)
@@ -217,7 +217,7 @@ func TestAReplicaDiesAndReceiversGoOn(t *testing.T) {
 	require.Eventually(t, func() bool {
 		r, err := h.Client(t, h.uploadToken).GetRegistrationWithResponse(t.Context(), models.RegistrationID(a.RegistrationID))
 		return err == nil && r.JSON200 != nil && r.JSON200.Consent.State == models.ConsentLive
-	}, 30*time.Second, 20*time.Millisecond, "the other replica is told that it is live")
+	}, time.Minute, 20*time.Millisecond, "the other replica is told that it is live")
 }
 
 // balance gives the address of what stands in front of servers: each connection goes to the first that takes it.

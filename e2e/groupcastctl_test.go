@@ -126,7 +126,7 @@ func TestGroupcastctl(t *testing.T) {
 		r, err := c.server.Client(t, strings.TrimSpace(string(token))).GetGatewayWithResponse(t.Context(), gateway.DeviceID)
 		return err == nil && r.JSON200 != nil
 	}
-	require.Eventually(t, declared, 20*time.Second, 50*time.Millisecond)
+	require.Eventually(t, declared, time.Minute, 50*time.Millisecond)
 
 	// A camera sends what comes on standard input; a service that names no group IP finds it.
 	send := c.command("camera", "--token-file", cameraToken, "--id", camera.DeviceID.String(), "--group", "groupcast1", "--name", "camera1",
@@ -134,11 +134,11 @@ func TestGroupcastctl(t *testing.T) {
 	stdin, err := send.StdinPipe()
 	require.NoError(t, err)
 	sending := harness.Start(t, nil, "camera", send)
-	require.Eventually(t, func() bool { return strings.Contains(sending.Log(), "registered as source") }, 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(sending.Log(), "registered as source") }, time.Minute, 20*time.Millisecond)
 	file := filepath.Join(c.tokens, "stream.ts")
 	receive := harness.Start(t, nil, "receive", c.command("receive", "--token-file", uploadToken, "--type", "Service",
 		"--id", link.ServiceAccountID.String(), "--group", "groupcast1", "--name", "upload", "--listen", receiverAt, "--to", file))
-	require.Eventually(t, func() bool { return strings.Contains(receive.Log(), "registered as destination") }, 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(receive.Log(), "registered as destination") }, time.Minute, 20*time.Millisecond)
 
 	var page api.GroupPage
 	c.json(&page, "groups", "--token-file", cameraToken)
@@ -196,14 +196,14 @@ func feed(t *testing.T, write func([]byte) (int, error), file string) (sent []by
 		next()
 		info, err := os.Stat(file)
 		return err == nil && info.Size() > 0
-	}, 20*time.Second, 10*time.Millisecond)
+	}, time.Minute, 10*time.Millisecond)
 	for range 300 { // paced by the camera, so that the kernel's buffers are no part of this test
 		next()
 	}
 	require.Eventually(t, func() bool {
 		got, err := os.ReadFile(file)
 		return err == nil && len(got) >= 188 && bytes.HasSuffix(sent, got[len(got)-188:])
-	}, 20*time.Second, 50*time.Millisecond, "the end of the stream did not arrive")
+	}, time.Minute, 50*time.Millisecond, "the end of the stream did not arrive")
 	return sent
 }
 
@@ -227,20 +227,20 @@ func TestGroupcastctlWatch(t *testing.T) {
 			all = append(all, g)
 		}
 	}
-	require.Eventually(t, func() bool { return len(shown()) == 1 }, 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return len(shown()) == 1 }, time.Minute, 20*time.Millisecond)
 	var answer api.RegistrationAnswer
 	c.json(&answer, "register", "--token-file", cameraToken, "--id", cameraID.String(),
 		"--group", "groupcast1", "--private-ip", cameraAddr, "--public-ip", phoneAddr)
-	require.Eventually(t, func() bool { return len(shown()) == 2 }, 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return len(shown()) == 2 }, time.Minute, 20*time.Millisecond)
 	assert.Empty(t, shown()[0].Groups)
 	require.Len(t, shown()[1].Groups, 1)
 	assert.Equal(t, answer.GroupIP, shown()[1].Groups[0].GroupIP)
 
 	groups := harness.Start(t, nil, "watch groups", c.command("watch", "--token-file", cameraToken, "--every", "50ms"))
-	require.Eventually(t, func() bool { return strings.Contains(groups.Log(), answer.GroupIP.String()) }, 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(groups.Log(), answer.GroupIP.String()) }, time.Minute, 20*time.Millisecond)
 	_, errs, code := c.run("leave", "--token-file", cameraToken, string(*answer.RegistrationID))
 	require.Zero(t, code, errs)
-	require.Eventually(t, func() bool { return len(shown()) == 3 && strings.Count(groups.Log(), "GROUP IP") == 2 }, 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, func() bool { return len(shown()) == 3 && strings.Count(groups.Log(), "GROUP IP") == 2 }, time.Minute, 20*time.Millisecond)
 	require.NoError(t, watch.Stop())
 	require.NoError(t, groups.Stop())
 }

@@ -204,7 +204,7 @@ func TestReceiversComeBack(t *testing.T) {
 			first := f.registered(t)
 			require.Len(t, first, 2)
 			for name, r := range receivers {
-				require.Eventually(t, func() bool { return strings.Contains(r.Log(), "consent is live") }, 20*time.Second, 20*time.Millisecond, name)
+				require.Eventually(t, func() bool { return strings.Contains(r.Log(), "consent is live") }, time.Minute, 20*time.Millisecond, name)
 				r.Kill()
 			}
 			begin()

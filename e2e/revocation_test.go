@@ -60,7 +60,7 @@ func (r *rogue) wait(t *testing.T) <-chan *http.Response {
 	req.Header.Set("DPoP", r.proof(t, "GET", r.s.URL+path, r.access))
 	req.Header.Set("If-None-Match", header.Get("ETag"))
 	answered := make(chan *http.Response, 1)
-	client := &http.Client{Transport: r.s.HTTP.Transport, Timeout: 70 * time.Second}
+	client := &http.Client{Transport: r.s.HTTP.Transport, Timeout: 5 * time.Minute}
 	go func() {
 		defer close(answered)
 		if resp, err := client.Do(req); assert.NoError(t, err) {

@@ -205,7 +205,7 @@ func (p *polling) exec(statement string) {
 			_, _ = conn.ExecContext(p.t.Context(), "ROLLBACK")
 		}
 		return err == nil
-	}, 20*time.Second, 20*time.Millisecond, statement)
+	}, time.Minute, 20*time.Millisecond, statement)
 }
 
 // TestAGatewayEndsWithTheTruth polls with the agent's own client through drawn interleavings of changes at two replicas, killed and restarted
@@ -314,7 +314,7 @@ func newPolling(t *testing.T, db *sql.DB, n int, servers ...*harness.Server) *po
 		}
 	}
 	p.start()
-	require.Eventually(t, func() bool { p.mu.Lock(); defer p.mu.Unlock(); return len(p.applied) > 0 }, 30*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { p.mu.Lock(); defer p.mu.Unlock(); return len(p.applied) > 0 }, time.Minute, 10*time.Millisecond)
 	for _, m := range p.sources { // so that an empty snapshot is wrong from here on
 		p.wanted[m.group+" "+m.id.String()] = true
 	}

@@ -151,7 +151,7 @@ func TestWebhooksByHand(t *testing.T) {
 	c.json(&tested, "--token-file", as, "webhooks", "test", id)
 	require.True(t, tested.Delivered, "%v", tested)
 	e.post(t, e.cameraToken, `{"type":"Device","id":"664123086043511412","destination":false,"privateIPv4":"172.168.0.5","groupName":"groupcast1","groupIP":null}`)
-	require.Eventually(t, func() bool { return len(partner.taken(t)) == 2 }, 20*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return len(partner.taken(t)) == 2 }, time.Minute, 10*time.Millisecond)
 
 	doc, err := os.ReadFile("../docs/webhooks.md")
 	require.NoError(t, err)

@@ -56,7 +56,7 @@ type listener struct {
 // consents has the member keep its consent with the gateway's reserved port, which the answer names once the gateway has told.
 func (m *listener) consents(t *testing.T, register func() registered) {
 	var a registered
-	require.Eventually(t, func() bool { a = register(); return len(a.Senders) == 1 }, 10*time.Second, 20*time.Millisecond, "the gateway hasn't told where it sends from")
+	require.Eventually(t, func() bool { a = register(); return len(a.Senders) == 1 }, time.Minute, 20*time.Millisecond, "the gateway hasn't told where it sends from")
 	m.consent = receiver.New(models.ConsentCredential{Ufrag: a.Consent.Ufrag, Password: a.Consent.Pwd})
 	m.consent.Senders([]netip.AddrPort{netip.AddrPortFrom(a.Senders[0].Address, a.Senders[0].Port)})
 	go m.consent.Keep(t.Context(), m.UDPConn)
@@ -118,7 +118,7 @@ func streamOption(first byte, source string) []byte {
 func (w *wire) received(t *testing.T, addr string) []byte {
 	t.Helper()
 	conn := w.receivers[addr]
-	require.NoError(t, conn.SetReadDeadline(time.Now().Add(5*time.Second)))
+	require.NoError(t, conn.SetReadDeadline(time.Now().Add(time.Minute)))
 	buf := make([]byte, 1<<16)
 	n, err := conn.Read(buf)
 	require.NoError(t, err, "%s received nothing", addr)
@@ -142,7 +142,7 @@ func (w *wire) await(t *testing.T, addrs ...string) {
 	for i := range 100 {
 		payload := fmt.Appendf(nil, "is everybody there? %d", i)
 		w.send(t, cameraAddr, groupIP, streamOption(0x88, cameraAddr), payload)
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(time.Duration(50+5*i) * time.Millisecond) // on a busy machine copies take their time
 		got = got[:0]
 		for addr, conn := range w.receivers {
 			buf := make([]byte, 1<<16)
@@ -167,7 +167,7 @@ func (w *wire) await(t *testing.T, addrs ...string) {
 func (w *wire) copiesOf(t *testing.T, payload []byte, n int) map[string][]byte {
 	t.Helper()
 	found := map[string][]byte{}
-	w.uplink.Wait(5*time.Second, func(frames []netlab.Frame) bool {
+	w.uplink.Wait(time.Minute, func(frames []netlab.Frame) bool {
 		clear(found)
 		for _, f := range frames {
 			p := f.IPv4()
@@ -276,7 +276,7 @@ func TestWorkedExampleOnTheWire(t *testing.T) {
 					assert.Equal(t, sha256.Sum256(payload), sha256.Sum256(w.received(t, addr)), addr)
 				}
 				var fragments [][]byte
-				lan.Wait(5*time.Second, func(frames []netlab.Frame) bool {
+				lan.Wait(time.Minute, func(frames []netlab.Frame) bool {
 					fragments = fragments[:0]
 					for _, f := range frames {
 						if p := f.IPv4(); p != nil && bytes.Equal(p[16:20], netip.MustParseAddr(groupIP).AsSlice()) {
@@ -333,5 +333,5 @@ func (e *example) awaitDeclared(t *testing.T) {
 	require.Eventually(t, func() bool {
 		r, err := e.Client(t, e.gatewayToken).GetGatewayWithResponse(t.Context(), e.gateway)
 		return err == nil && r.JSON200 != nil && r.JSON200.LanPrefix != ""
-	}, 10*time.Second, 20*time.Millisecond, "the agent has not declared its LAN")
+	}, time.Minute, 20*time.Millisecond, "the agent has not declared its LAN")
 }

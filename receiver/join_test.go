@@ -23,7 +23,7 @@ import (
 	"github.com/groupcast/groupcast/receiver/consentcheck"
 )
 
-const soon = 20 * time.Second
+const soon = time.Minute
 
 // agent is a gateway's reserved port with the agent's own machine behind it: it asks and answers, and sends a datagram of media each time somebody proves that
 // he wants it.

@@ -204,7 +204,7 @@ func TestConsentThroughNATs(t *testing.T) {
 			}
 			// The NAT forgets, as one that starts again: the next check gets another port, and that the media.
 			nat.Do(func() { require.NoError(t, netlink.ConntrackTableFlush(netlink.ConntrackTable)) })
-			require.Eventually(t, func() bool { return g.at() != first }, 20*time.Second, 10*time.Millisecond, "the gateway finds the new mapping")
+			require.Eventually(t, func() bool { return g.at() != first }, time.Minute, 10*time.Millisecond, "the gateway finds the new mapping")
 			gets(t, media, "after the mapping changed")
 		})
 	}

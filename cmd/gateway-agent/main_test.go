@@ -108,7 +108,7 @@ func start(t *testing.T, file, stateDir string) *exec.Cmd {
 	require.Eventually(t, func() bool {
 		s, err := agent.Ask(t.Context(), stateDir)
 		return err == nil && s.Forwarding && s.PID == c.Process.Pid
-	}, 5*time.Second, 10*time.Millisecond)
+	}, time.Minute, 10*time.Millisecond)
 	return c
 }
 
@@ -160,7 +160,7 @@ func TestRunStatusAndStop(t *testing.T) {
 	looks := &scripted.Log{}
 	watch.Stdout = looks
 	require.NoError(t, watch.Start())
-	require.Eventually(t, func() bool { return strings.Count(looks.String(), "\n") >= 2 }, 5*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Count(looks.String(), "\n") >= 2 }, time.Minute, 10*time.Millisecond)
 	require.NoError(t, watch.Process.Signal(os.Interrupt))
 	require.NoError(t, watch.Wait(), "an interrupted watch has done what it should")
 
@@ -203,7 +203,7 @@ func TestAKilledAgentNeverComesBackWithAnOlderTable(t *testing.T) {
 		running := start(t, file, stateDir)
 		service.Set(revision(2 * n))
 		inForce := fmt.Sprint("e1.", 2*n)
-		require.Eventually(t, func() bool { return cursor() == inForce }, 5*time.Second, time.Microsecond)
+		require.Eventually(t, func() bool { return cursor() == inForce }, time.Minute, time.Microsecond)
 		kill(running)
 		service.SetFault(noServer)
 		again := start(t, file, stateDir)

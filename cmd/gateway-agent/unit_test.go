@@ -187,7 +187,7 @@ exec setpriv --reuid %[3]d --regid %[3]d --clear-groups --inh-caps %[4]s --ambie
 	require.Eventually(a.t, func() bool {
 		s, err := agent.Ask(a.t.Context(), filepath.Join(a.dir, "state"))
 		return err == nil && s.Forwarding && s.Cursor == "e1.1"
-	}, 10*time.Second, 10*time.Millisecond)
+	}, time.Minute, 10*time.Millisecond)
 	return text.String
 }
 
@@ -220,7 +220,7 @@ func (a *unitAgent) streams() {
 	_, err := cam.WriteTo([]byte("video"), &net.UDPAddr{IP: net.IPv4(172, 168, 0, 233), Port: 5004})
 	require.NoError(a.t, err)
 	buf := make([]byte, 100)
-	require.NoError(a.t, receiver.SetReadDeadline(time.Now().Add(10*time.Second)))
+	require.NoError(a.t, receiver.SetReadDeadline(time.Now().Add(time.Minute)))
 	n, _, err := receiver.ReadFrom(buf)
 	require.NoError(a.t, err)
 	require.Equal(a.t, "video", string(buf[:n]))

@@ -77,7 +77,7 @@ func StartServer(t testing.TB, o Options) *Server {
 	s := &Server{
 		URL:     "http://" + o.Listen,
 		DataDir: dir,
-		HTTP:    &http.Client{Transport: attentive{&http.Transport{DialContext: dialIn(o.In)}, wholeTest(t)}, Timeout: 70 * time.Second},
+		HTTP:    &http.Client{Transport: attentive{&http.Transport{DialContext: dialIn(o.In)}, wholeTest(t)}, Timeout: 5 * time.Minute},
 		options: o,
 	}
 	socket := filepath.Join(dir, "admin.sock")
@@ -85,7 +85,7 @@ func StartServer(t testing.TB, o Options) *Server {
 		Transport: attentive{&http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		}, DisableKeepAlives: true}, wholeTest(t)},
-		Timeout: 30 * time.Second,
+		Timeout: 5 * time.Minute,
 	}))
 	require.NoError(t, err)
 	s.Start(t)

@@ -41,13 +41,13 @@ func TestNamespacesAreJoinedToEachOtherAndToNothingElse(t *testing.T) {
 		t.Fatal(err)
 	}
 	buf := make([]byte, 100)
-	_ = receiver.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = receiver.SetReadDeadline(time.Now().Add(time.Minute))
 	n, from, err := receiver.ReadFromUDPAddrPort(buf)
 	if err != nil || string(buf[:n]) != "hello" || from.Port() != 4000 {
 		t.Fatalf("received %q from %s, %v", buf[:n], from, err)
 	}
 
-	frames := capture.Wait(5*time.Second, func(frames []netlab.Frame) bool {
+	frames := capture.Wait(time.Minute, func(frames []netlab.Frame) bool {
 		return len(frames) > 0 && frames[len(frames)-1].IPv4() != nil
 	})
 	last := frames[len(frames)-1]
@@ -151,7 +151,7 @@ func TestRawPacketsPassAsTheyAre(t *testing.T) {
 	frame := append([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5}, "frame"...)
 	a.InjectFrame("a0", frame)
 
-	frames := capture.Wait(5*time.Second, func(frames []netlab.Frame) bool {
+	frames := capture.Wait(time.Minute, func(frames []netlab.Frame) bool {
 		return find(frames, func(f netlab.Frame) bool { return string(f.Data) == string(frame) }) != nil
 	})
 	got := find(frames, func(f netlab.Frame) bool { return f.IPv4() != nil })

@@ -21,7 +21,7 @@ import (
 	"github.com/groupcast/groupcast/models"
 )
 
-const wait = 10 * time.Second
+const wait = time.Minute
 
 var (
 	homeRange = addrRange("172.168.0.230", "172.168.0.254")

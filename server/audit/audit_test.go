@@ -360,7 +360,7 @@ func TestTheSealerRunsByItselfAndSurvivesTheDatabase(t *testing.T) {
 		r, err := audit.Verify(context.Background(), db.Store, models.AuditHead{})
 		return err == nil && r.Unsealed == 0 && r.Head.Seq > 0
 	}
-	require.Eventually(t, sealed, 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, sealed, time.Minute, 20*time.Millisecond)
 	db.Exec(t, "ALTER TABLE audit_rows RENAME TO away")
 	logged := func(text string) func() bool {
 		return func() bool {
@@ -369,11 +369,11 @@ func TestTheSealerRunsByItselfAndSurvivesTheDatabase(t *testing.T) {
 			return strings.Contains(log.String(), text)
 		}
 	}
-	require.Eventually(t, logged("can't be sealed now"), 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, logged("can't be sealed now"), time.Minute, 20*time.Millisecond)
 	db.Exec(t, "ALTER TABLE away RENAME TO audit_rows")
-	require.Eventually(t, logged("being sealed again"), 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, logged("being sealed again"), time.Minute, 20*time.Millisecond)
 	record(t, db.Store, some(2)...)
-	require.Eventually(t, sealed, 20*time.Second, 20*time.Millisecond)
+	require.Eventually(t, sealed, time.Minute, 20*time.Millisecond)
 	mu.Lock()
 	defer mu.Unlock()
 	assert.Equal(t, 1, strings.Count(log.String(), "can't be sealed now"), "it is said once")

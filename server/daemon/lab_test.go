@@ -92,7 +92,7 @@ func startOn(t testing.TB, cfg config.Config, now func() time.Time, roots *x509.
 	s := &service{cfg: cfg, log: &lockedBuffer{}, transport: &http.Transport{
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // the certificate is the test's own
 	}}
-	s.client = &http.Client{Transport: harness.Attentive(t, s.transport), Timeout: 70 * time.Second}
+	s.client = &http.Client{Transport: harness.Attentive(t, s.transport), Timeout: 5 * time.Minute}
 	var err error
 	s.Daemon, err = daemon.StartOn(t.Context(), now, roots, cfg, "v1.2.3", telemetry.NewLogger(s.log, cfg.LogLevel, cfg.LogFormat))
 	require.NoError(t, err)
@@ -108,7 +108,7 @@ func startOn(t testing.TB, cfg config.Config, now func() time.Time, roots *x509.
 		Transport: harness.Attentive(t, &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(cfg.DataDir, daemon.SocketName))
 		}, DisableKeepAlives: true}),
-		Timeout: 30 * time.Second,
+		Timeout: 5 * time.Minute,
 	}))
 	require.NoError(t, err)
 	return s

@@ -53,7 +53,7 @@ func TestMQTTOverTLS(t *testing.T) {
 	require.Contains(t, <-heard, `"groupcast.member.joined"`)
 	assert.Equal(t, "1", s.metric(t, "groupcast_mqtt_connections"))
 	assert.Equal(t, "2", s.metric(t, "groupcast_mqtt_subscriptions"))
-	require.Eventually(t, func() bool { return s.metric(t, `groupcast_mqtt_deliveries_total{topic="state"}`) == "2" }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return s.metric(t, `groupcast_mqtt_deliveries_total{topic="state"}`) == "2" }, time.Minute, time.Millisecond)
 
 	require.NoError(t, s.Stop(t.Context()))
 	<-lost

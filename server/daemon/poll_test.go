@@ -55,7 +55,7 @@ func (s *service) metric(t testing.TB, line string) string {
 
 func (s *service) waitForWaiters(t testing.TB, n int) {
 	t.Helper()
-	require.Eventually(t, func() bool { return s.metric(t, "groupcast_longpoll_waiters") == fmt.Sprint(n) }, 10*time.Second, 5*time.Millisecond,
+	require.Eventually(t, func() bool { return s.metric(t, "groupcast_longpoll_waiters") == fmt.Sprint(n) }, time.Minute, 5*time.Millisecond,
 		"there are not %d waiters", n)
 }
 
@@ -260,7 +260,7 @@ func TestWhileStoppingTheServiceIsNotReadyButAlive(t *testing.T) {
 			assert.NotEmpty(t, r.Header.Get("Retry-After"))
 		}
 		return seen == 503
-	}, 10*time.Second, time.Millisecond)
+	}, time.Minute, time.Millisecond)
 	assert.Equal(t, 503, seen)
 	leave()
 	require.NoError(t, <-stopped)

@@ -130,7 +130,7 @@ func newLab(t testing.TB, db *storetest.DB, st *store.Store, kekFile, issuer str
 	var running sync.WaitGroup
 	running.Go(func() { hub.Run(ctx) })
 	server.Start()
-	l.Client = &http.Client{Transport: harness.Attentive(t, &http.Transport{MaxIdleConnsPerHost: 64}), Timeout: 70 * time.Second}
+	l.Client = &http.Client{Transport: harness.Attentive(t, &http.Transport{MaxIdleConnsPerHost: 64}), Timeout: 5 * time.Minute}
 	l.URL = issuer
 	if addr := "http://" + server.Listener.Addr().String(); addr != issuer {
 		l.Client.Transport = rerouted{l.Client.Transport, strings.TrimPrefix(addr, "http://")}

@@ -31,7 +31,7 @@ import (
 )
 
 // patience bounds what a test waits for; nothing is measured by it.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // authority signs certificates.
 type authority struct {

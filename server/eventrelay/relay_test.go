@@ -30,7 +30,7 @@ var (
 )
 
 // patience bounds what a test waits for; nothing is measured by it.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // queue opens the queue in a directory, which is a process's own.
 func queue(t *testing.T, o eventqueue.Options) *eventqueue.Queue {

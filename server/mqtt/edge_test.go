@@ -418,13 +418,13 @@ func TestCaps(t *testing.T) {
 			require.EqualValues(t, 1, counter(t, registry, "groupcast_mqtt_refused_total", name))
 			goes.send(packets.NewControlPacket(packets.Disconnect))
 			require.Empty(t, goes.closed())
-			require.Eventually(t, func() bool { return counter(t, registry, "groupcast_mqtt_connections") == 1 }, 20*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return counter(t, registry, "groupcast_mqtt_connections") == 1 }, time.Minute, time.Millisecond)
 			require.Eventually(t, func() bool { // its place is free again
 				r := l.dial()
 				_ = connectPacket(d.camera.Device.ID.String(), "").Write(r)
 				p, err := packets.ReadPacket(r)
 				return err == nil && p.(*packets.ConnackPacket).ReturnCode == 0
-			}, 20*time.Second, 10*time.Millisecond)
+			}, time.Minute, 10*time.Millisecond)
 		})
 	}
 }
@@ -503,7 +503,7 @@ func TestKeepAlive(t *testing.T) {
 	r.send(p)
 	require.Zero(t, r.receive().(*packets.ConnackPacket).ReturnCode)
 	require.Empty(t, r.closed())
-	require.Eventually(t, func() bool { return counter(t, registry, "groupcast_mqtt_ended_total", "silent") == 1 }, 20*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return counter(t, registry, "groupcast_mqtt_ended_total", "silent") == 1 }, time.Minute, time.Millisecond)
 }
 
 // TestUnsubscribe: nothing comes any more, and another subscription to the same topic begins with the state.
@@ -551,7 +551,7 @@ func TestDrain(t *testing.T) {
 			r.Close()
 		}
 		return err != nil
-	}, 20*time.Second, time.Millisecond, "nobody is taken any more")
+	}, time.Minute, time.Millisecond, "nobody is taken any more")
 	require.EqualValues(t, 20, counter(t, registry, "groupcast_mqtt_connections"), "not all at once")
 	cancel()
 	<-drained

@@ -234,7 +234,7 @@ func TestCloseWaitsForTheAnswers(t *testing.T) {
 		defer close(closed)
 		l.Close(t.Context().Done())
 	}()
-	require.Eventually(t, func() bool { return !p.Keeps() }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return !p.Keeps() }, time.Minute, time.Millisecond)
 	select {
 	case <-closed:
 		t.Fatal("it didn't wait")

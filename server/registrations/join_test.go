@@ -70,7 +70,7 @@ func TestRenewalWaitsForWhoeverIsAtTheLease(t *testing.T) {
 	}()
 	require.Eventually(t, func() bool {
 		return db.Ints(t, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'")[0] == 1
-	}, 10*time.Second, time.Millisecond)
+	}, time.Minute, time.Millisecond)
 	before := h.Information(t)
 	require.NoError(t, join(h, phone, destination))
 	require.Equal(t, before, h.Information(t), "no revision")

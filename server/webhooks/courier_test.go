@@ -32,7 +32,7 @@ import (
 var ctx = context.Background()
 
 // patience bounds waits for what has to happen; it is never the measure of a test.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // delivery is what a partner got.
 type delivery struct {
