@@ -161,8 +161,13 @@ func TestRelayCopiesWhenItIsReady(t *testing.T) {
 		require.False(t, h.Information(t).Relay.Forwarding, "the phone hasn't consented to the relay")
 		require.Equal(t, models.CopiedHome, h.copiedAt(t))
 		h.consented(t, r, r.Relay.ID, 3, models.ConsentLive)
+		l.Woken.Take()
 		l.look()
 		require.True(t, h.Information(t).Relay.Forwarding)
+		require.Equal(t, of.Revision, l.information(r.Relay.ID).Revision, "who copies is no news for the relay")
+		woken := l.Woken.Take()
+		require.Contains(t, woken, h.Gateway.Device.ID)
+		require.NotContains(t, woken, r.Relay.ID)
 		require.Equal(t, models.CopiedNetwork, h.copiedAt(t))
 
 		// The consent that is shown is that with the relay, and the places are those of both.
@@ -301,6 +306,44 @@ func TestRelaySeesItsPremisesOnly(t *testing.T) {
 		notInNetwork.Join(t, other, servertest.Source(other, "172.168.0.6", "h"))
 		require.Equal(t, now.Revision, l.information(b.Relay.ID).Revision)
 	})
+}
+
+// TestNewGatewayJoinsTheRelay: a gateway that comes to a premises which a relay serves already belongs to the relay once it has declared itself, and what
+// changes there raises the relay's revision from then on.
+func TestNewGatewayJoinsTheRelay(t *testing.T) {
+	each(t, func(t *testing.T, l lab) {
+		r, h := l.relay(1), l.house(1)
+		h.fanout(t, models.FanoutNetwork, models.OnRelayLossHome)
+		l.ask(r)
+		l.look()
+		l.DB.Advance(t, store.RelayReadyAfter)
+		l.ask(r)
+		l.look()
+		require.Equal(t, models.CopiedNetwork, h.copiedAt(t))
+		before := l.information(r.Relay.ID)
+		second := h.Device(t, models.DeviceGateway, "second")
+		require.Equal(t, before.Revision, l.information(r.Relay.ID).Revision)
+		l.Woken.Take()
+		d := h.Declaration("172.20.0.230-172.20.0.254")
+		d.GatewayID, d.LANPrefix, d.GatewayIPv4, d.TunnelKey = second.Device.ID, "172.20.0.0/24", servertest.Addr("172.20.0.1"), key(2)
+		_, _, err := h.Gateways.Declare(ctx, second, d)
+		require.NoError(t, err)
+		require.Contains(t, l.Woken.Take(), r.Relay.ID)
+		now := l.information(r.Relay.ID)
+		require.Greater(t, now.Revision, before.Revision)
+		require.Len(t, now.Premises, 2)
+		require.Equal(t, []string{"true", "true"}, l.forwardings())
+		d.TunnelKey = key(3)
+		_, _, err = h.Gateways.Declare(ctx, second, d)
+		require.NoError(t, err)
+		require.Greater(t, l.information(r.Relay.ID).Revision, now.Revision)
+	})
+}
+
+// forwardings is what the rows of the gateways say.
+func (l lab) forwardings() []string {
+	l.t.Helper()
+	return l.DB.Texts(l.t, "SELECT CASE WHEN w.forwarding AND ra.forwarding THEN 'true' ELSE 'false' END FROM gateways w JOIN relay_assignments ra ON ra.premises_id = w.premises_id AND ra.relay_id = w.relay_id")
 }
 
 // TestAddressWaitsForTheRelay: a group IP isn't handed to another group while a live relay that has, or had, the premises hasn't acknowledged that its group

@@ -142,9 +142,8 @@ func (tx *Tx) CountGroups(account models.AccountID, premises models.PremisesID) 
 // releasedByRelay notes, in an address that is being released, the relay that serves the premises and its revision that doesn't hold the group any more. The
 // gateway's lock raised that one too.
 const releasedByRelay = `
-	released_relay = coalesce((SELECT ra.relay_id FROM relay_assignments ra JOIN gateways w ON w.premises_id = ra.premises_id WHERE w.id = addresses.gateway_id), 0),
-	released_relay_revision = coalesce((SELECT rl.revision FROM relay_assignments ra JOIN gateways w ON w.premises_id = ra.premises_id
-		JOIN relays rl ON rl.id = ra.relay_id WHERE w.id = addresses.gateway_id), 0)`
+	released_relay = (SELECT w.relay_id FROM gateways w WHERE w.id = addresses.gateway_id),
+	released_relay_revision = coalesce((SELECT rl.revision FROM gateways w JOIN relays rl ON rl.id = w.relay_id WHERE w.id = addresses.gateway_id), 0)`
 
 // EndGroups removes groups with all their members, puts their addresses in quarantine as of the gateway's revision, and records that
 // they ended. It gives the registrations that ended.
