@@ -5,7 +5,7 @@ ALTER TABLE gateways ADD COLUMN forwarding boolean NOT NULL DEFAULT false; -- th
 UPDATE gateways SET
     relay_id = coalesce((SELECT ra.relay_id FROM relay_assignments ra WHERE ra.premises_id = gateways.premises_id), 0),
     forwarding = coalesce((SELECT ra.forwarding FROM relay_assignments ra WHERE ra.premises_id = gateways.premises_id), false);
-CREATE INDEX gateways_relay ON gateways (relay_id) WHERE relay_id <> 0;
+CREATE INDEX gateways_relay ON gateways (relay_id, premises_id, id) WHERE relay_id <> 0;
 
 -- A relay's group information changes with that of each gateway it serves, but for who copies, which is none of its business.
 DROP TRIGGER gateways_raise_relay ON gateways;
