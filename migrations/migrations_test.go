@@ -136,6 +136,30 @@ func TestUpgradeOfTheFirstSchema(t *testing.T) {
 	})
 }
 
+// TestGatewaysLearnTheirRelay: gateways of premises that a relay served before the step have it after, and others have none.
+func TestGatewaysLearnTheirRelay(t *testing.T) {
+	each(t, func(t *testing.T, db database) {
+		const step = 18
+		_, err := db.UpTo(ctx, step-1)
+		require.NoError(t, err)
+		for _, s := range []string{
+			"INSERT INTO accounts (id, name, created_at) VALUES ('a', 'a', 1)",
+			"INSERT INTO relays (id, name, tunnel_address, created_at) VALUES (7, 'r', 'fd00::7', 1)",
+			"INSERT INTO premises (id, account_id, name, created_at) VALUES ('p1', 'a', 'p', 1), ('p2', 'a', 'p', 1), ('p3', 'a', 'p', 1)",
+			"INSERT INTO relay_assignments (premises_id, relay_id, forwarding) VALUES ('p1', 7, true), ('p2', NULL, false)",
+			"INSERT INTO devices (id, account_id, premises_id, type, name, created_at) VALUES " +
+				"(1, 'a', 'p1', 'gateway', 'g', 1), (2, 'a', 'p2', 'gateway', 'g', 1), (3, 'a', 'p3', 'gateway', 'g', 1)",
+			"INSERT INTO gateways (id, account_id, premises_id) VALUES (1, 'a', 'p1'), (2, 'a', 'p2'), (3, 'a', 'p3')",
+		} {
+			_, err = db.ExecContext(ctx, s)
+			require.NoError(t, err, s)
+		}
+		_, err = db.UpTo(ctx, step)
+		require.NoError(t, err)
+		require.Equal(t, []string{"1 7 1", "2 0 0", "3 0 0"}, db.texts(t, "SELECT id || ' ' || relay_id || ' ' || CASE WHEN forwarding THEN 1 ELSE 0 END FROM gateways"))
+	})
+}
+
 // contents gives the rows of the first schema's tables; a step that changes what they hold has to say so here.
 func (db database) contents(t *testing.T) map[string]string {
 	t.Helper()

@@ -106,10 +106,10 @@ type GroupInformation struct {
 	Relay *RelayAssignment
 	// TunnelAddress is the gateway's own; it matters with Relay only.
 	TunnelAddress netip.Addr
-	// Premises are the gateways that a relay serves, sorted by premises and id.
-	Premises []RelayPremises
-	// Groups are sorted by group IP, a relay's by premises before that; the members within by their number.
+	// Groups are a gateway's, sorted by group IP; the members within by their number.
 	Groups []GatewayGroup
+	// Homes are the premises that a relay serves, sorted by id.
+	Homes []*RelayHome
 }
 
 // GatewayGroup is one group of a gateway with the addresses it forwards by.

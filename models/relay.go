@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"time"
 )
 
@@ -109,6 +110,30 @@ type RelayAssignment struct {
 	Relay Relay
 	// Forwarding is true once the relay copies; until then the gateway does.
 	Forwarding bool
+}
+
+// RelayHome is a premises that a relay serves. It isn't changed once it is made, and many snapshots share it.
+type RelayHome struct {
+	PremisesID PremisesID
+	Gateways   []RelayPremises // sorted by id
+	Groups     []GatewayGroup  // sorted by group IP
+
+	written atomic.Pointer[WrittenHome]
+}
+
+// WrittenHome is a home as it is sent: its gateways and its groups.
+type WrittenHome struct{ Gateways, Groups []byte }
+
+// Written gives what write makes of the home, which is made once; the same home has to give the same.
+func (h *RelayHome) Written(write func(*RelayHome) (WrittenHome, error)) (WrittenHome, error) {
+	if w := h.written.Load(); w != nil {
+		return *w, nil
+	}
+	w, err := write(h)
+	if err == nil {
+		h.written.Store(&w)
+	}
+	return w, err
 }
 
 // RelayPremises is a gateway that a relay serves.

@@ -5,7 +5,6 @@
 package groups
 
 import (
-	"cmp"
 	"context"
 	"net/netip"
 	"slices"
@@ -25,6 +24,7 @@ type Filter struct {
 type Service struct {
 	store       *store.Store
 	credentials *consents.Credentials
+	homes       homes
 }
 
 // New makes the service. Gateways are told the credentials of destinations.
@@ -122,12 +122,12 @@ func (s *Service) Information(ctx context.Context, ids []models.ID) (map[models.
 			all[id] = s.informationOf(read[i])
 			continue
 		}
-		v, found, err := s.store.RelayInformation(ctx, id)
+		v, found, err := s.relayInformation(ctx, id)
 		if err != nil {
 			return nil, err
 		}
 		if found {
-			all[id] = s.informationOfRelay(v)
+			all[id] = v
 		}
 	}
 	return all, nil
@@ -144,36 +144,6 @@ func fanout(read store.Information, info *models.GroupInformation) {
 	if served && !read.Halted {
 		info.Relay = &models.RelayAssignment{Relay: read.Relay, Forwarding: read.Forwarding}
 	}
-}
-
-// informationOfRelay is everything that a relay copies by. The rows are in order, but for the addresses, whose order as text isn't theirs.
-func (s *Service) informationOfRelay(read store.RelayInformation) models.GroupInformation {
-	info := models.GroupInformation{
-		RelayID: read.Relay.ID, Epoch: read.Epoch, Revision: read.Relay.Revision, MaxStale: read.MaxStale, NotBefore: read.Relay.NotBefore,
-		Premises: read.Premises, Groups: []models.GatewayGroup{},
-	}
-	for _, row := range read.Rows {
-		if n := len(info.Groups); n == 0 || info.Groups[n-1].ID != row.Group.ID {
-			info.Groups = append(info.Groups, models.GatewayGroup{Group: row.Group})
-		}
-		if row.Member.OwnerService == "" {
-			row.Member.Probes = 0 // which a device has because its gateway is behind a NAT
-		}
-		s.addMember(&info.Groups[len(info.Groups)-1], reachFromNetwork(row.Member), row)
-	}
-	slices.SortStableFunc(info.Groups, func(a, b models.GatewayGroup) int {
-		if c := cmp.Compare(a.PremisesID, b.PremisesID); c != 0 {
-			return c
-		}
-		return a.IP.Compare(b.IP)
-	})
-	slices.SortFunc(info.Premises, func(a, b models.RelayPremises) int {
-		if c := cmp.Compare(a.PremisesID, b.PremisesID); c != 0 {
-			return c
-		}
-		return cmp.Compare(a.GatewayID, b.GatewayID)
-	})
-	return info
 }
 
 func (s *Service) informationOf(read store.Information) models.GroupInformation {

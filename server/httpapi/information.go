@@ -1,8 +1,10 @@
 package httpapi
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"strconv"
@@ -213,9 +215,8 @@ func (a pollAnswer) VisitGetGroupInformationResponse(w http.ResponseWriter) erro
 func RenderInformation(i models.GroupInformation) ([]byte, error) {
 	revision, maxStale := strconv.FormatInt(i.Revision, 10), int32(i.MaxStale/time.Second)
 	if i.RelayID != 0 {
-		return json.Marshal(api.RelayInformation{
-			RelayID: i.RelayID, Epoch: i.Epoch, Revision: revision, MaxStaleSeconds: maxStale,
-			Premises: convert(i.Premises, relayPremises), Groups: convert(i.Groups, gatewayGroup),
+		return renderRelay(i, api.RelayInformation{
+			RelayID: i.RelayID, Epoch: i.Epoch, Revision: revision, MaxStaleSeconds: maxStale, Premises: []api.RelayPremises{}, Groups: []api.GatewayGroup{},
 		})
 	}
 	info := api.GroupInformation{
@@ -231,6 +232,66 @@ func RenderInformation(i models.GroupInformation) ([]byte, error) {
 		}
 	}
 	return json.Marshal(info)
+}
+
+// renderRelay gives the body of a relay's, of which the homes that didn't change are written already: frame is all but the homes.
+func renderRelay(i models.GroupInformation, frame api.RelayInformation) ([]byte, error) {
+	written := make([]models.WrittenHome, len(i.Homes))
+	size := 0
+	for n, h := range i.Homes {
+		w, err := h.Written(writeHome)
+		if err != nil {
+			return nil, err
+		}
+		written[n] = w
+		size += len(w.Gateways) + len(w.Groups) + len(",,")
+	}
+	around, err := json.Marshal(frame)
+	if err != nil {
+		return nil, err
+	}
+	body := make([]byte, 0, size+len(around))
+	for _, list := range []struct {
+		empty string // how the member is in the frame, which has no other such text
+		of    func(models.WrittenHome) []byte
+	}{
+		{`"groups":[]`, func(w models.WrittenHome) []byte { return w.Groups }},
+		{`"premises":[]`, func(w models.WrittenHome) []byte { return w.Gateways }},
+	} {
+		before, after, found := bytes.Cut(around, []byte(list.empty))
+		if !found {
+			return nil, fmt.Errorf("the frame of a relay's group information has no %s", list.empty)
+		}
+		body = append(append(body, before...), list.empty[:len(list.empty)-1]...)
+		first := true
+		for _, w := range written {
+			if text := list.of(w); len(text) > 0 {
+				if !first {
+					body = append(body, ',')
+				}
+				body, first = append(body, text...), false
+			}
+		}
+		body, around = append(body, ']'), after
+	}
+	return append(body, around...), nil
+}
+
+// writeHome writes the elements of the two lists that a home has.
+func writeHome(h *models.RelayHome) (w models.WrittenHome, err error) {
+	if w.Gateways, err = elements(convert(h.Gateways, relayPremises)); err == nil {
+		w.Groups, err = elements(convert(h.Groups, gatewayGroup))
+	}
+	return w, err
+}
+
+// elements writes a list without its brackets.
+func elements[T any](all []T) ([]byte, error) {
+	text, err := json.Marshal(all)
+	if err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(bytes.TrimPrefix(text, []byte("[")), []byte("]")), nil
 }
 
 func relayPremises(p models.RelayPremises) api.RelayPremises {

@@ -128,7 +128,7 @@ func (s *Service) step(ctx context.Context, settled bool) (more bool, err error)
 // forward lets relays copy that are ready.
 func (s *Service) forward(ctx context.Context, premises []models.PremisesID) error {
 	return unlessNothing(s.store.Write(ctx, func(tx *store.Tx) error {
-		if err := tx.LockGatewaysOf(premises); err != nil {
+		if err := tx.HoldGatewaysOf(premises...); err != nil {
 			return err
 		}
 		turned, err := tx.Forward(premises)

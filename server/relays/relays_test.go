@@ -1,7 +1,9 @@
 package relays_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"testing"
@@ -10,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/groupcast/groupcast/models"
+	"github.com/groupcast/groupcast/openapi/api"
 	"github.com/groupcast/groupcast/server/accounts"
 	"github.com/groupcast/groupcast/server/consents"
 	"github.com/groupcast/groupcast/server/httpapi"
@@ -127,8 +130,8 @@ func (h house) consented(t *testing.T, by models.Principal, id models.ID, sequen
 
 func (l lab) of(relay models.Principal) (premises []models.PremisesID) {
 	l.t.Helper()
-	for _, p := range l.information(relay.Relay.ID).Premises {
-		premises = append(premises, p.PremisesID)
+	for _, h := range l.information(relay.Relay.ID).Homes {
+		premises = append(premises, h.PremisesID)
 	}
 	return premises
 }
@@ -155,14 +158,20 @@ func TestRelayCopiesWhenItIsReady(t *testing.T) {
 		require.False(t, h.Information(t).Relay.Forwarding, "not acknowledged")
 		h.consented(t, r, r.Relay.ID, 2, models.ConsentPending)
 		of := l.ask(r)
-		require.Equal(t, []models.RelayPremises{{PremisesID: h.Premises.ID, GatewayID: h.Gateway.Device.ID, TunnelKey: key(1), TunnelAddress: info.TunnelAddress}}, of.Premises)
-		require.Len(t, of.Groups, 1)
+		require.Len(t, of.Homes, 1)
+		require.Equal(t, []models.RelayPremises{{PremisesID: h.Premises.ID, GatewayID: h.Gateway.Device.ID, TunnelKey: key(1), TunnelAddress: info.TunnelAddress}}, of.Homes[0].Gateways)
+		require.Len(t, of.Homes[0].Groups, 1)
 		l.look()
 		require.False(t, h.Information(t).Relay.Forwarding, "the phone hasn't consented to the relay")
 		require.Equal(t, models.CopiedHome, h.copiedAt(t))
 		h.consented(t, r, r.Relay.ID, 3, models.ConsentLive)
+		l.Woken.Take()
 		l.look()
 		require.True(t, h.Information(t).Relay.Forwarding)
+		require.Equal(t, of.Revision, l.information(r.Relay.ID).Revision, "who copies is no news for the relay")
+		woken := l.Woken.Take()
+		require.Contains(t, woken, h.Gateway.Device.ID)
+		require.NotContains(t, woken, r.Relay.ID)
 		require.Equal(t, models.CopiedNetwork, h.copiedAt(t))
 
 		// The consent that is shown is that with the relay, and the places are those of both.
@@ -278,11 +287,11 @@ func TestRelaySeesItsPremisesOnly(t *testing.T) {
 		l.look()
 		require.Empty(t, l.of(a))
 		info := l.information(b.Relay.ID)
-		require.Len(t, info.Premises, 2)
-		require.Len(t, info.Groups, 2)
-		require.Equal(t, info.Groups[0].IP, info.Groups[1].IP)
-		require.NotEqual(t, info.Groups[0].PremisesID, info.Groups[1].PremisesID)
-		require.NotEqual(t, info.Premises[0].TunnelAddress, info.Premises[1].TunnelAddress)
+		require.Len(t, info.Homes, 2)
+		at := info.Homes
+		require.Equal(t, at[0].Groups[0].IP, at[1].Groups[0].IP)
+		require.NotEqual(t, at[0].Groups[0].PremisesID, at[1].Groups[0].PremisesID)
+		require.NotEqual(t, at[0].Gateways[0].TunnelAddress, at[1].Gateways[0].TunnelAddress)
 		first, err := httpapi.RenderInformation(info)
 		require.NoError(t, err)
 		again, err := httpapi.RenderInformation(l.information(b.Relay.ID))
@@ -301,6 +310,103 @@ func TestRelaySeesItsPremisesOnly(t *testing.T) {
 		notInNetwork.Join(t, other, servertest.Source(other, "172.168.0.6", "h"))
 		require.Equal(t, now.Revision, l.information(b.Relay.ID).Revision)
 	})
+}
+
+// TestOnlyWhatChangedIsReadAgain: after a change of one premises the others are those that were written before; and a replica that had nothing gives the
+// same bytes, which are those of the contract.
+func TestOnlyWhatChangedIsReadAgain(t *testing.T) {
+	each(t, func(t *testing.T, l lab) {
+		r := l.relay(1)
+		a, b, c := l.house(1), l.house(2), l.house(3)
+		homes := func() map[models.PremisesID]*models.RelayHome {
+			t.Helper()
+			info := l.information(r.Relay.ID)
+			body, err := httpapi.RenderInformation(info)
+			require.NoError(t, err)
+			cold, err := servertest.On(l.DB, l.DB.Store).Groups.Information(ctx, []models.ID{r.Relay.ID})
+			require.NoError(t, err)
+			elsewhere, err := httpapi.RenderInformation(cold[r.Relay.ID])
+			require.NoError(t, err)
+			require.Equal(t, string(elsewhere), string(body))
+			var said api.RelayInformation
+			strict := json.NewDecoder(bytes.NewReader(body))
+			strict.DisallowUnknownFields()
+			require.NoError(t, strict.Decode(&said))
+			again, err := json.Marshal(said)
+			require.NoError(t, err)
+			require.Equal(t, string(again), string(body))
+			all := map[models.PremisesID]*models.RelayHome{}
+			for _, h := range info.Homes {
+				all[h.PremisesID] = h
+			}
+			return all
+		}
+		require.Empty(t, homes())
+		for _, h := range []house{a, b, c} {
+			h.fanout(t, models.FanoutNetwork, models.OnRelayLossHome)
+		}
+		before := homes()
+		require.Len(t, before, 3)
+		phone := b.Device(t, models.DevicePhone, "another")
+		b.Join(t, phone, servertest.Destination(phone, "198.51.99.77", "g"))
+		now := homes()
+		require.Same(t, before[a.Premises.ID], now[a.Premises.ID])
+		require.Same(t, before[c.Premises.ID], now[c.Premises.ID])
+		require.NotSame(t, before[b.Premises.ID], now[b.Premises.ID])
+		require.Len(t, now[b.Premises.ID].Groups[0].Destinations, 2)
+
+		// What it loses is gone, and what it gets again is as it is then.
+		a.fanout(t, models.FanoutHome, models.OnRelayLossHome)
+		require.NotContains(t, homes(), a.Premises.ID)
+		a.Leave(t, a.cam, a.camera.RegistrationID)
+		a.fanout(t, models.FanoutNetwork, models.OnRelayLossHome)
+		require.Empty(t, homes()[a.Premises.ID].Groups)
+		require.Same(t, before[c.Premises.ID], homes()[c.Premises.ID])
+
+		// Revisions of another life say nothing.
+		_, err := l.DB.BeginLife(ctx, func(store.Watch) bool { return true }, func(*store.Tx, store.Life) error { return nil })
+		require.NoError(t, err)
+		require.NotSame(t, before[c.Premises.ID], homes()[c.Premises.ID])
+	})
+}
+
+// TestNewGatewayJoinsTheRelay: a gateway that comes to a premises which a relay serves already belongs to the relay once it has declared itself, and what
+// changes there raises the relay's revision from then on.
+func TestNewGatewayJoinsTheRelay(t *testing.T) {
+	each(t, func(t *testing.T, l lab) {
+		r, h := l.relay(1), l.house(1)
+		h.fanout(t, models.FanoutNetwork, models.OnRelayLossHome)
+		l.ask(r)
+		l.look()
+		l.DB.Advance(t, store.RelayReadyAfter)
+		l.ask(r)
+		l.look()
+		require.Equal(t, models.CopiedNetwork, h.copiedAt(t))
+		before := l.information(r.Relay.ID)
+		second := h.Device(t, models.DeviceGateway, "second")
+		require.Equal(t, before.Revision, l.information(r.Relay.ID).Revision)
+		l.Woken.Take()
+		d := h.Declaration("172.20.0.230-172.20.0.254")
+		d.GatewayID, d.LANPrefix, d.GatewayIPv4, d.TunnelKey = second.Device.ID, "172.20.0.0/24", servertest.Addr("172.20.0.1"), key(2)
+		_, _, err := h.Gateways.Declare(ctx, second, d)
+		require.NoError(t, err)
+		require.Contains(t, l.Woken.Take(), r.Relay.ID)
+		now := l.information(r.Relay.ID)
+		require.Greater(t, now.Revision, before.Revision)
+		require.Len(t, now.Homes, 1)
+		require.Len(t, now.Homes[0].Gateways, 2)
+		require.Equal(t, []string{"true", "true"}, l.forwardings())
+		d.TunnelKey = key(3)
+		_, _, err = h.Gateways.Declare(ctx, second, d)
+		require.NoError(t, err)
+		require.Greater(t, l.information(r.Relay.ID).Revision, now.Revision)
+	})
+}
+
+// forwardings is what the rows of the gateways say.
+func (l lab) forwardings() []string {
+	l.t.Helper()
+	return l.DB.Texts(l.t, "SELECT CASE WHEN w.forwarding AND ra.forwarding THEN 'true' ELSE 'false' END FROM gateways w JOIN relay_assignments ra ON ra.premises_id = w.premises_id AND ra.relay_id = w.relay_id")
 }
 
 // TestAddressWaitsForTheRelay: a group IP isn't handed to another group while a live relay that has, or had, the premises hasn't acknowledged that its group

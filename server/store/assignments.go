@@ -49,6 +49,21 @@ func (tx *Tx) LockGatewaysOf(premises []models.PremisesID) error {
 	return err
 }
 
+// joinRelay lets a gateway, which is locked, belong to the relay that serves its premises, if it is new there: the gateways that were there when the relay was
+// assigned do already. The assignment is locked, so that it isn't changed between what is read and what is written.
+func (tx *Tx) joinRelay(g models.Gateway) error {
+	relay, found, err := one(tx, scanInto[models.ID], "UPDATE relay_assignments SET halted = halted WHERE premises_id = ? RETURNING coalesce(relay_id, 0)", string(g.PremisesID))
+	if err != nil || !found || relay == 0 {
+		return err
+	}
+	n, err := tx.exec(`UPDATE gateways SET relay_id = ?, forwarding = (SELECT ra.forwarding FROM relay_assignments ra WHERE ra.premises_id = gateways.premises_id)
+		WHERE id = ? AND relay_id <> ?`, int64(relay), int64(g.ID), int64(relay))
+	if err == nil && n > 0 {
+		_, _, err = tx.LockRelay(relay)
+	}
+	return err
+}
+
 // Assignments reads those of some premises, sorted.
 func (tx *Tx) Assignments(premises []models.PremisesID) ([]Assignment, error) {
 	return list(tx, func(r row) (v Assignment, err error) {
@@ -90,6 +105,7 @@ func (tx *Tx) MoveAssignments(premises []models.PremisesID, to models.ID) error 
 		{`UPDATE relay_assignments SET relay_id = ?, revision = ?, acked_at = 0, forwarding = false,
 			halted = (forwarding OR halted) AND EXISTS (SELECT 1 FROM premises p WHERE p.id = relay_assignments.premises_id AND p.on_relay_loss = 'stop')
 			WHERE premises_id {among texts}`, []any{orNull(int64(to)), revision, all}},
+		{"UPDATE gateways SET relay_id = ?, forwarding = false WHERE premises_id {among texts}", []any{int64(to), all}},
 	} {
 		if _, err := tx.exec(s.text, s.args...); err != nil {
 			return err
@@ -128,7 +144,8 @@ func (s *Store) NoteAcknowledged(ctx context.Context) error {
 	})
 }
 
-// Forward lets relays copy for those of the premises, whose gateways are locked, for which they are ready, and gives them.
+// Forward lets relays copy for those of the premises, whose gateways are held, for which they are ready, and gives them. Their gateways hear of it; the relays
+// have no news.
 func (tx *Tx) Forward(premises []models.PremisesID) ([]models.PremisesID, error) {
 	turned, err := list(tx, scanInto[models.PremisesID], "UPDATE relay_assignments AS ra SET forwarding = true, halted = false WHERE premises_id {among texts} AND "+ready+
 		" RETURNING premises_id", texts(tx, premises))
@@ -138,7 +155,19 @@ func (tx *Tx) Forward(premises []models.PremisesID) ([]models.PremisesID, error)
 	if _, err := tx.exec("UPDATE consents SET counts = (relay_id <> 0) WHERE registration_id IN "+membersOf, texts(tx, turned)); err != nil {
 		return nil, err
 	}
+	if _, err := list(tx, tx.scanRaised, "UPDATE gateways SET revision = revision + 1, forwarding = true WHERE premises_id {among texts} RETURNING id",
+		texts(tx, turned)); err != nil {
+		return nil, err
+	}
 	return turned, tx.tellGroupsOf(turned)
+}
+
+// scanRaised notes that a gateway has news, and its relay none.
+func (tx *Tx) scanRaised(r row) (id models.ID, err error) {
+	if id, err = scanInto[models.ID](r); err == nil {
+		tx.changed.raised(id)
+	}
+	return id, err
 }
 
 // Due is what is to be done about assignments.

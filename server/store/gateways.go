@@ -10,7 +10,7 @@ const gatewayColumns = `gateways.id, gateways.account_id, gateways.premises_id, 
 	gateways.range_first, gateways.range_last, gateways.revision, gateways.behind_nat, gateways.tunnel_key, gateways.tunnel_address`
 
 // lockedColumns are those of a gateway that is being locked, and the relay that serves it.
-const lockedColumns = gatewayColumns + ", coalesce((SELECT ra.relay_id FROM relay_assignments ra WHERE ra.premises_id = gateways.premises_id), 0)"
+const lockedColumns = gatewayColumns + ", gateways.relay_id"
 
 func gatewayFields(g *models.Gateway) []any {
 	return []any{
@@ -79,9 +79,9 @@ func lockGatewaysWhere(where string) string {
 	return "UPDATE gateways SET revision = revision + 1 WHERE " + where + " RETURNING " + lockedColumns
 }
 
-// HoldGatewaysOf locks the gateways of a premises until commit without raising a revision, so that none of their groups changes.
-func (tx *Tx) HoldGatewaysOf(premises models.PremisesID) error {
-	_, err := tx.exec("UPDATE gateways SET revision = revision WHERE premises_id = ?", string(premises))
+// HoldGatewaysOf locks the gateways of some premises until commit without raising a revision, so that none of their groups changes.
+func (tx *Tx) HoldGatewaysOf(premises ...models.PremisesID) error {
+	_, err := tx.exec("UPDATE gateways SET revision = revision WHERE premises_id {among texts}", texts(tx, premises))
 	return err
 }
 
@@ -109,8 +109,11 @@ func (tx *Tx) InsertGateway(g models.Gateway) error {
 	return err
 }
 
-// SetDeclaration records what a gateway declared.
+// SetDeclaration records what a gateway, which is locked, declared. One that is new in a premises that a relay serves becomes the relay's.
 func (tx *Tx) SetDeclaration(g models.Gateway) error {
+	if err := tx.joinRelay(g); err != nil {
+		return err
+	}
 	_, err := tx.exec("UPDATE gateways SET lan_prefix = ?, lan_addr = ?, uplink = ?, range_first = ?, range_last = ?, behind_nat = ?,"+
 		" tunnel_key = ?, tunnel_address = ? WHERE id = ?",
 		g.LANPrefix.String(), addrText(g.LANAddr), addrText(g.Uplink), addrText(g.Range.First), addrText(g.Range.Last), g.BehindNAT,

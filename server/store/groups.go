@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"net/netip"
+	"strconv"
 	"time"
 
 	"github.com/groupcast/groupcast/models"
@@ -142,9 +143,8 @@ func (tx *Tx) CountGroups(account models.AccountID, premises models.PremisesID) 
 // releasedByRelay notes, in an address that is being released, the relay that serves the premises and its revision that doesn't hold the group any more. The
 // gateway's lock raised that one too.
 const releasedByRelay = `
-	released_relay = coalesce((SELECT ra.relay_id FROM relay_assignments ra JOIN gateways w ON w.premises_id = ra.premises_id WHERE w.id = addresses.gateway_id), 0),
-	released_relay_revision = coalesce((SELECT rl.revision FROM relay_assignments ra JOIN gateways w ON w.premises_id = ra.premises_id
-		JOIN relays rl ON rl.id = ra.relay_id WHERE w.id = addresses.gateway_id), 0)`
+	released_relay = (SELECT w.relay_id FROM gateways w WHERE w.id = addresses.gateway_id),
+	released_relay_revision = coalesce((SELECT rl.revision FROM gateways w JOIN relays rl ON rl.id = w.relay_id WHERE w.id = addresses.gateway_id), 0)`
 
 // EndGroups removes groups with all their members, puts their addresses in quarantine as of the gateway's revision, and records that
 // they ended. It gives the registrations that ended.
@@ -311,52 +311,99 @@ func informationOf(tx *Tx, ids []models.ID) ([]Information, error) {
 	return all, nil
 }
 
+// RelayHome names a premises that a relay serves, and in which state its gateways are: the same state has the same content.
+type RelayHome struct {
+	PremisesID models.PremisesID
+	State      string
+}
+
 // RelayInformation is all that a relay's group information is made of.
 type RelayInformation struct {
 	Relay    models.Relay
 	Epoch    string
 	MaxStale time.Duration
+	// Homes are all premises that it serves and that have a tunnel, sorted as text is in the database.
+	Homes []RelayHome
+	// Premises and Rows are the content of those that the caller didn't know.
 	Premises []models.RelayPremises
 	Rows     []InformationRow
 }
 
-// RelayInformation reads, in one statement and so as of one instant, what the group information of a relay is made of: sorted by premises, gateway, group IP and
-// number. It costs a row for each member in its premises.
-func (s *Store) RelayInformation(ctx context.Context, id models.ID) (v RelayInformation, found bool, err error) {
-	err = s.reading(ctx, func(tx *Tx) error {
-		v, found, err = relayInformation(tx, id)
-		return err
+// RelayInformation reads, as of one instant, what the group information of a relay is made of: which premises it serves, and the content of those that the
+// caller doesn't know in their state, sorted by premises, gateway, group and number.
+func (s *Store) RelayInformation(ctx context.Context, id models.ID, knows func(epoch string, h RelayHome) bool) (v RelayInformation, found bool, err error) {
+	err = s.Read(ctx, func(tx *Tx) error {
+		v, found, err = one(tx, scanRelayInformation, "SELECT "+relayColumns+", i.epoch, i.max_stale_seconds FROM relays CROSS JOIN installation i WHERE relays.id = ? AND NOT relays.removed",
+			int64(id))
+		if err != nil || !found {
+			return err
+		}
+		if v.Homes, err = tx.homesOf(id); err != nil {
+			return err
+		}
+		var unknown []models.PremisesID
+		for _, h := range v.Homes {
+			if !knows(v.Epoch, h) {
+				unknown = append(unknown, h.PremisesID)
+			}
+		}
+		if len(unknown) == 0 {
+			return nil
+		}
+		return tx.homesContent(unknown, &v)
 	})
 	return v, found, err
 }
 
-func relayInformation(tx *Tx, id models.ID) (v RelayInformation, found bool, err error) {
+func scanRelayInformation(r row) (v RelayInformation, err error) {
+	var relay scannedRelay
+	err = r.Scan(append(relayFields(&relay), &v.Epoch, secsColumn{&v.MaxStale})...)
+	v.Relay = relay.relay()
+	return v, err
+}
+
+// homesOf reads the premises that a relay serves. The rows of their gateways say so (docs/adr/0074).
+func (tx *Tx) homesOf(relay models.ID) (homes []RelayHome, err error) {
 	_, err = list(tx, func(r row) (none struct{}, err error) {
-		var relay scannedRelay
+		var premises models.PremisesID
+		var gateway, revision int64
+		if err := r.Scan(&premises, &gateway, &revision); err != nil {
+			return none, err
+		}
+		state := strconv.AppendInt(append(strconv.AppendInt(make([]byte, 0, 32), gateway, 10), '.'), revision, 10)
+		if n := len(homes); n > 0 && homes[n-1].PremisesID == premises {
+			homes[n-1].State += "," + string(state)
+		} else {
+			homes = append(homes, RelayHome{premises, string(state)})
+		}
+		return none, nil
+	}, "SELECT w.premises_id, w.id, w.revision FROM gateways w WHERE w.relay_id = ? AND w.relay_id <> 0 AND w.tunnel_key <> '' ORDER BY w.premises_id, w.id", int64(relay))
+	return homes, err
+}
+
+// homesContent reads the content of some premises: a row for each member.
+func (tx *Tx) homesContent(premises []models.PremisesID, v *RelayInformation) error {
+	_, err := list(tx, func(r row) (none struct{}, err error) {
 		var at models.RelayPremises
 		var line InformationRow
-		fields := append(relayFields(&relay), &v.Epoch, secsColumn{&v.MaxStale}, &at.GatewayID, &at.PremisesID, tunnelKeyColumn{&at.TunnelKey}, addrColumn{&at.TunnelAddress})
+		fields := []any{&at.GatewayID, &at.PremisesID, tunnelKeyColumn{&at.TunnelKey}, addrColumn{&at.TunnelAddress}}
 		fields = append(append(append(fields, groupFields(&line.Group)...), registrationFields(&line.Member)...), &line.Trigger)
 		if err := r.Scan(fields...); err != nil {
 			return none, err
 		}
-		v.Relay, found = relay.relay(), true
-		if n := len(v.Premises); at.GatewayID != 0 && (n == 0 || v.Premises[n-1].GatewayID != at.GatewayID) {
+		if n := len(v.Premises); n == 0 || v.Premises[n-1].GatewayID != at.GatewayID {
 			v.Premises = append(v.Premises, at)
 		}
 		if line.Group.ID != "" {
 			v.Rows = append(v.Rows, line)
 		}
 		return none, nil
-	}, "SELECT "+relayColumns+`, i.epoch, i.max_stale_seconds, coalesce(w.id, 0), coalesce(w.premises_id, ''), w.tunnel_key, w.tunnel_address, `+
-		groupColumns+", "+registrationColumns+`, coalesce(d.trigger, '')
-		FROM relays CROSS JOIN installation i
-		LEFT JOIN relay_assignments ra ON ra.relay_id = relays.id
-		LEFT JOIN gateways w ON w.premises_id = ra.premises_id AND w.tunnel_key <> ''
+	}, "SELECT w.id, w.premises_id, w.tunnel_key, w.tunnel_address, "+groupColumns+", "+registrationColumns+`, coalesce(d.trigger, '')
+		FROM gateways w
 		LEFT JOIN groups g ON g.gateway_id = w.id
 		LEFT JOIN registrations r ON r.group_id = g.id
 		LEFT JOIN devices d ON d.id = r.owner_device
-		WHERE relays.id = ? AND NOT relays.removed
-		ORDER BY w.premises_id, w.id, g.id, r.role DESC, r.number`, int64(id))
-	return v, found, err
+		WHERE w.premises_id {among texts} AND w.tunnel_key <> ''
+		ORDER BY w.premises_id, w.id, g.id, r.role DESC, r.number`, texts(tx, premises))
+	return err
 }

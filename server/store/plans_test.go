@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -44,4 +45,17 @@ func TestStatementsArePlannedOnce(t *testing.T) {
 		}
 	}
 	assert.Greater(t, often, 9, "the statements of a registration and of what goes with it")
+}
+
+// TestWhoHasNoRelayPaysForNone: a change of a group runs the trigger that raises a relay's revision only where a relay serves the premises.
+func TestWhoHasNoRelayPaysForNone(t *testing.T) {
+	db := storetest.Postgres(t)
+	h := servertest.On(db, db.Store).NewHome(t)
+	explain := func() string {
+		return strings.Join(db.Texts(t, fmt.Sprintf("EXPLAIN (ANALYZE) UPDATE gateways SET revision = revision + 1 WHERE id = %d", h.Gateway.Device.ID)), "\n")
+	}
+	require.NotContains(t, explain(), "gateways_raise_relay")
+	db.Exec(t, "INSERT INTO relays (id, name, tunnel_address, created_at) VALUES (7, 'r', 'fd00::7', 1)")
+	db.Exec(t, "UPDATE gateways SET relay_id = 7")
+	require.Regexp(t, "gateways_raise_relay.* calls=1", explain())
 }
