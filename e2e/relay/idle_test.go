@@ -43,7 +43,7 @@ func answersAGatewayThatAskedBefore(t *testing.T) {
 	h.open()
 	require.NoError(t, h.tunnel.Apply([]tunnel.Peer{h.relayPeer()}))
 	// WireGuard alone would need more than a quarter of a minute for so many.
-	h.until("it asked again and again", func() bool { return h.initiations() >= 4 })
+	h.until("it asked again and again", func() bool { return h.initiations() >= 5 })
 	require.NoError(t, l.tunnel.Apply([]tunnel.Peer{{Key: h.key.Public(), Address: h.inside}}))
 	h.until("a session", func() bool {
 		all, err := h.tunnel.Status()
@@ -107,7 +107,7 @@ func TestRelayHasNoPeerForAnIdleHome(t *testing.T) {
 	tellRelay()
 	tellGateway()
 	require.Zero(t, relay.status().Tunnel.Peers)
-	require.Zero(t, relay.status().Groups[0].Ports["r_camera0"], "a port is for a group with destinations")
+	require.Empty(t, relay.status().Groups)
 	require.Zero(t, gateway.status().Tunnel.Peers)
 	require.Zero(t, h.initiations(), "an idle gateway is silent")
 
