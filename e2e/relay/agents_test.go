@@ -51,7 +51,7 @@ var program = sync.OnceValues(func() (string, error) {
 
 // node is a running agent and the service it asks, in a namespace of their own.
 type node struct {
-	t    *testing.T
+	t    testing.TB
 	in   *netlab.Namespace
 	dir  string
 	args []string
@@ -59,7 +59,7 @@ type node struct {
 	log  *bytes.Buffer
 }
 
-func newNode(t *testing.T, in *netlab.Namespace, service http.Handler, args ...string) *node {
+func newNode(t testing.TB, in *netlab.Namespace, service http.Handler, args ...string) *node {
 	t.Helper()
 	var listener net.Listener
 	var err error

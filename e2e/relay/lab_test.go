@@ -170,6 +170,24 @@ func (l *lab) stopRelay() {
 func (h *home) start() {
 	t := h.l.t
 	t.Helper()
+	h.open()
+	require.NoError(t, h.tunnel.Apply([]tunnel.Peer{h.relayPeer()}))
+	h.until("handshake", func() bool {
+		all, err := h.tunnel.Status()
+		require.NoError(t, err)
+		return !all[h.l.relayKey.Public()].Handshake.IsZero()
+	})
+}
+
+// relayPeer is the relay as a home knows it.
+func (h *home) relayPeer() tunnel.Peer {
+	return tunnel.Peer{Key: h.l.relayKey.Public(), Address: relayInside, Endpoint: netip.AddrPortFrom(netip.MustParseAddr(relayAddr), tunnelPort)}
+}
+
+// open brings the home's end up, without a peer.
+func (h *home) open() {
+	t := h.l.t
+	t.Helper()
 	h.gateway.Do(func() {
 		var err error
 		h.tunnel, err = tunnel.Open(tunnel.Config{Name: "gchome", Key: h.key, Address: h.inside, Log: h.l.log()})
@@ -184,14 +202,6 @@ func (h *home) start() {
 			_ = h.forward.Close()
 			_ = h.tunnel.Close()
 		})
-	})
-	require.NoError(t, h.tunnel.Apply([]tunnel.Peer{{
-		Key: h.l.relayKey.Public(), Address: relayInside, Endpoint: netip.AddrPortFrom(netip.MustParseAddr(relayAddr), tunnelPort),
-	}}))
-	h.until("handshake", func() bool {
-		all, err := h.tunnel.Status()
-		require.NoError(t, err)
-		return !all[h.l.relayKey.Public()].Handshake.IsZero()
 	})
 }
 

@@ -47,6 +47,7 @@ type consents struct {
 	unasked bool
 	ipv6    netip.Addr // that copies to IPv6 destinations leave from; the zero Addr if there is none
 
+	relay     bool
 	uplink    netip.Addr
 	behindNAT bool
 	mapping   mapping.Machine
@@ -64,7 +65,7 @@ type consents struct {
 func newConsents(c config.Config, portFile string, log *slog.Logger) *consents {
 	k := &consents{
 		heard: make(chan heardCheck, waitingChecks), due: time.NewTimer(0), unasked: c.AllowWithoutConsent,
-		uplink: c.Gateway.Uplink, behindNAT: c.Gateway.BehindNAT, exempt: map[string]bool{}, log: log,
+		relay: c.Mode == config.ModeRelay, uplink: c.Gateway.Uplink, behindNAT: c.Gateway.BehindNAT, exempt: map[string]bool{}, log: log,
 	}
 	if k.unasked {
 		log.Warn("allow-without-consent is set: copies go to whatever address is registered, asked for or not; whoever can register can flood others")
@@ -128,6 +129,9 @@ func (k *consents) want(now time.Time, info models.GroupInformation) error {
 	var wanted []consent.Wanted
 	exempt := map[string]bool{}
 	for _, g := range info.Groups {
+		if k.relay && len(g.Destinations) == 0 {
+			continue // a home has few sources, a relay tens of thousands: there isn't a port for each
+		}
 		for _, s := range g.Sources {
 			senders = append(senders, consent.Sender{Group: string(g.ID), Source: string(s.RegistrationID)})
 		}

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 	"github.com/groupcast/groupcast/gateway-agent/sync"
 	"github.com/groupcast/groupcast/gateway-agent/table"
 	"github.com/groupcast/groupcast/gateway-agent/tunnel"
+	"github.com/groupcast/groupcast/models"
 )
 
 // place is where this agent copies: at home, or in the network. It belongs to the goroutine of the forwarder, but for what its status asks.
@@ -152,9 +155,25 @@ func (w *forwarding) open(held *sync.Information) error {
 		}
 		w.ends.Store(&forwardEnds{t, f})
 	}
-	return w.ends.Load().tunnel.Apply([]tunnel.Peer{{
-		Key: r.TunnelKey, Address: r.TunnelAddress, Endpoint: netip.AddrPortFrom(r.EndpointIPv4, uint16(r.EndpointPort)),
-	}})
+	var peers []tunnel.Peer
+	if len(needed(held)) > 0 { // else the relay wouldn't know this gateway either
+		peers = append(peers, tunnel.Peer{
+			Key: r.TunnelKey, Address: r.TunnelAddress, Endpoint: netip.AddrPortFrom(r.EndpointIPv4, uint16(r.EndpointPort)),
+		})
+	}
+	return w.ends.Load().tunnel.Apply(peers)
+}
+
+// needed are the premises from which something may have to be copied: those with a group that has a destination, consenting or not. At a gateway it is at most
+// one. Only for these there is a peer in the tunnel: it takes tens of kilobytes (ADR 77). Both ends go by the same words of the service.
+func needed(held *sync.Information) map[models.PremisesID]bool {
+	all := map[models.PremisesID]bool{}
+	for _, g := range held.Groups {
+		if len(g.Destinations) > 0 {
+			all[g.PremisesID] = true
+		}
+	}
+	return all
 }
 
 // stop forwards nothing more, and leaves the tunnel up.
@@ -178,6 +197,7 @@ type network struct {
 	key      tunnel.PrivateKey
 	port     uint16
 	remember *tunnelState
+	peers    map[models.TunnelKey]tunnel.Peer // in the tunnel
 	log      *slog.Logger
 
 	ends atomic.Pointer[relayEnds]
@@ -194,16 +214,44 @@ func (n *network) put(v table.View, in table.Inputs, held *sync.Information) (ef
 	if err := n.open(); err != nil {
 		return nil, fmt.Errorf("%w: %w", duplicator.ErrNotApplied, err)
 	}
-	peers := make([]tunnel.Peer, 0, len(held.Premises))
-	for _, p := range held.Premises {
-		peers = append(peers, tunnel.Peer{Key: p.TunnelKey, Address: p.TunnelAddress, Endpoint: n.remember.endpoint(p.TunnelKey)})
-	}
-	// Who left can't send any more before the table forgets it, and who comes can't before the table has it.
+	// Who comes can't send before the table has it.
 	s, err := n.follow(v, in, held)
 	if s == nil {
 		return nil, err
 	}
-	return s, errors.Join(err, n.ends.Load().tunnel.Apply(peers))
+	return s, errors.Join(err, n.connect(held))
+}
+
+// connect has a peer for each home that is needed. Of the others it keeps where they were last, and speaks to them at once when they are needed again: their gateways
+// may not have heard that they were not.
+func (n *network) connect(held *sync.Information) error {
+	busy, next := needed(held), map[models.TunnelKey]tunnel.Peer{}
+	keys := make(map[models.TunnelKey]bool, len(held.Premises))
+	for _, p := range held.Premises {
+		keys[p.TunnelKey] = true
+		if !busy[p.PremisesID] {
+			continue
+		}
+		peer := tunnel.Peer{Key: p.TunnelKey, Address: p.TunnelAddress}
+		if before, stays := n.peers[p.TunnelKey]; stays && before.Address == peer.Address {
+			peer = before // where it is WireGuard knows better
+		} else {
+			peer.Endpoint = n.remember.endpoint(p.TunnelKey)
+		}
+		next[p.TunnelKey] = peer
+	}
+	for key := range n.peers {
+		if _, stays := next[key]; !stays {
+			n.remember.look()
+			break
+		}
+	}
+	if err := n.ends.Load().tunnel.Apply(slices.Collect(maps.Values(next))); err != nil {
+		return err
+	}
+	n.peers = next
+	n.remember.serve(keys)
+	return nil
 }
 
 func (n *network) follow(v table.View, in table.Inputs, held *sync.Information) (effective, error) {
@@ -260,5 +308,6 @@ func (n *network) close() error {
 		return nil
 	}
 	n.remember.follow(nil)
+	n.peers = nil
 	return errors.Join(e.relay.Close(), e.tunnel.Close())
 }

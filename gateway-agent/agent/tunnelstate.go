@@ -32,6 +32,7 @@ type tunnelState struct {
 	mu     stdsync.Mutex
 	kept   keptTunnel
 	tunnel *tunnel.Tunnel
+	served map[models.TunnelKey]bool // whose places are kept while they have no peer; nil: not known yet
 }
 
 type keptTunnel struct {
@@ -79,6 +80,13 @@ func (s *tunnelState) follow(t *tunnel.Tunnel) {
 	s.tunnel = t
 }
 
+// serve says whose places are to be kept, also while they have no peer in the tunnel.
+func (s *tunnelState) serve(keys map[models.TunnelKey]bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.served = keys
+}
+
 // run notes where peers are, until ctx ends. What the tunnel was given isn't changed by it.
 func (s *tunnelState) run(ctx context.Context) {
 	for sleep(ctx, rememberEvery) {
@@ -97,6 +105,11 @@ func (s *tunnelState) look() {
 		return // closed meanwhile
 	}
 	now := map[models.TunnelKey]netip.AddrPort{}
+	for key, at := range s.kept.Endpoints {
+		if s.served == nil || s.served[key] {
+			now[key] = at
+		}
+	}
 	for key, p := range peers {
 		if p.Endpoint.IsValid() {
 			now[key] = p.Endpoint

@@ -62,32 +62,6 @@ func Decode(raw []byte, gateway models.Gateway) (*Information, error) {
 // inTunnel tells whether it is an address within the tunnels (RFC 4193).
 func inTunnel(a netip.Addr) bool { return a.Is6() && !a.Is4In6() && a.IsPrivate() && a.Zone() == "" }
 
-// DecodeRelay is Decode for a relay.
-func DecodeRelay(raw []byte, relay models.ID) (*Information, error) {
-	var said api.RelayInformation
-	if err := json.Unmarshal(raw, &said); err != nil {
-		return nil, fmt.Errorf("it can't be read: %w", scrub(err))
-	}
-	if said.Premises == nil {
-		return nil, errors.New("it has no list of premises")
-	}
-	info, err := parse(api.GroupInformation{
-		GatewayID: said.RelayID, Epoch: said.Epoch, Revision: said.Revision, MaxStaleSeconds: said.MaxStaleSeconds, Groups: said.Groups,
-	}, raw)
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range said.Premises {
-		info.Premises = append(info.Premises, models.RelayPremises{
-			PremisesID: p.PremisesID, GatewayID: p.GatewayID, TunnelKey: p.TunnelKey, TunnelAddress: p.TunnelAddress,
-		})
-	}
-	if err := table.CheckRelay(info.GroupInformation, relay, info.Premises); err != nil {
-		return nil, err
-	}
-	return info, nil
-}
-
 // scrub keeps values out of errors: json and netip quote what they can't read, and it may be a destination's address.
 func scrub(err error) error {
 	if e, ok := errors.AsType[*json.SyntaxError](err); ok {
@@ -117,16 +91,24 @@ func parse(said api.GroupInformation, raw []byte) (*Information, error) {
 		return nil, errors.New("it has no list of groups")
 	}
 	for i, g := range said.Groups {
-		if g.GroupSources == nil || g.GroupDestinations == nil {
-			return nil, fmt.Errorf("groups[%d] has no list of sources or destinations", i)
-		}
-		group, err := convert(g)
+		group, err := parseGroup(g, i)
 		if err != nil {
-			return nil, fmt.Errorf("groups[%d]: %w", i, err)
+			return nil, err
 		}
 		info.Groups = append(info.Groups, group)
 	}
 	return info, nil
+}
+
+func parseGroup(said api.GatewayGroup, i int) (models.GatewayGroup, error) {
+	if said.GroupSources == nil || said.GroupDestinations == nil {
+		return models.GatewayGroup{}, fmt.Errorf("groups[%d] has no list of sources or destinations", i)
+	}
+	g, err := convert(said)
+	if err != nil {
+		return models.GatewayGroup{}, fmt.Errorf("groups[%d]: %w", i, err)
+	}
+	return g, nil
 }
 
 func convert(g api.GatewayGroup) (models.GatewayGroup, error) {

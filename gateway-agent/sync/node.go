@@ -83,7 +83,10 @@ type Relay struct {
 	Address func(netip.Addr)
 }
 
-type relayNode struct{ Relay }
+type relayNode struct {
+	Relay
+	decoder *relayDecoder
+}
 
 func (r relayNode) declare(ctx context.Context, c *client.Client) (stun string, err error) {
 	a, err := maxBody.read(c.DeclareRelay(ctx, r.ID, api.RelayDeclaration{
@@ -111,7 +114,7 @@ func (r relayNode) report(ctx context.Context, c *client.Client, report api.Cons
 	return c.ReportRelayConsents(ctx, r.ID, report)
 }
 
-func (r relayNode) decode(raw []byte) (*Information, error) { return DecodeRelay(raw, r.ID) }
+func (r relayNode) decode(raw []byte) (*Information, error) { return r.decoder.decode(raw) }
 
 func (relayNode) longest() time.Duration { return models.RelayMaxWait }
 

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -31,12 +32,17 @@ const (
 	longestBackOff = 30 * time.Second
 	longestRetry   = 5 * time.Minute // of what a Retry-After asks for
 	startSpread    = 5 * time.Second
+
+	largeAnswer   = 1 << 20 // bytes
+	giveBackEvery = 10 * time.Second
 )
 
 // Answer is one success: the server was heard from.
 type Answer struct {
 	// Information is the full snapshot, nil if nothing changed since the cursor that was sent.
 	Information *Information
+
+	size int // of the snapshot in bytes
 }
 
 // Held says what is applied and kept safe.
@@ -86,6 +92,7 @@ type Poller struct {
 	told        bool // config.Located was
 	heard       bool // the last call succeeded
 	connectedAt time.Time
+	gaveBack    time.Time
 }
 
 // New makes a poller; nothing is sent before Run.
@@ -93,7 +100,7 @@ func New(c Config) (*Poller, error) {
 	p := &Poller{config: c, afterNews: rate.NewLimiter(rate.Every(newsEvery), 2), otherwise: rate.NewLimiter(rate.Every(pollEvery), 2)}
 	p.node = gatewayNode{c.Gateway, c.TunnelKey}
 	if c.Relay != nil {
-		p.node = relayNode{*c.Relay}
+		p.node = relayNode{*c.Relay, newRelayDecoder(c.Relay.ID)}
 	}
 	var err error
 	p.client, err = client.NewClient(c.Server, client.WithHTTPClient(&http.Client{
@@ -194,7 +201,16 @@ func (p *Poller) exchange(ctx context.Context, held Held, deliver Deliver) (Held
 	if err != nil {
 		return held, fmt.Errorf("apply the group information: %w", err)
 	}
+	p.giveBack(got.size)
 	return held, nil
+}
+
+// giveBack returns to the host what reading a large answer took: many times what of it stays. An idle relay would keep it for minutes.
+func (p *Poller) giveBack(size int) {
+	if now := time.Now(); size >= largeAnswer && now.Sub(p.gaveBack) >= giveBackEvery {
+		debug.FreeOSMemory()
+		p.gaveBack = now
+	}
 }
 
 // recycle drops the connection if it is old; between two polls it is idle.
@@ -277,7 +293,7 @@ func (p *Poller) poll(ctx context.Context, held Held) (Answer, error) {
 			p.declared = false // another life of the database may not know what this gateway declared
 		}
 		p.counts.changed.Add(1)
-		return Answer{Information: info}, nil
+		return Answer{Information: info, size: len(a.body)}, nil
 	case http.StatusNotFound, http.StatusConflict:
 		p.declared = false
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/groupcast/groupcast/models"
@@ -38,7 +39,7 @@ type Config struct {
 	// Name is that of the interface, at most 15 characters. An interface of that name and of WireGuard's type that an agent before this one left is replaced.
 	Name string
 	Key  PrivateKey
-	// Port is the UDP port that peers reach this host at; 0: any.
+	// Port is the UDP port that peers reach this host at; 0: any. Then peers can't speak first, and this host does until it is answered.
 	Port uint16
 	// Address is this host's own inside the tunnel: of the /48 that all tunnel addresses are of.
 	Address netip.Addr
@@ -62,6 +63,7 @@ type Tunnel struct {
 	kernel bool
 	link   *link
 	held   map[models.TunnelKey]Peer
+	quiet  func() // ends the goroutine that knocks
 }
 
 // Open brings the interface up, without peers. It needs CAP_NET_ADMIN.
@@ -72,7 +74,7 @@ func Open(c Config) (*Tunnel, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	t := &Tunnel{config: c, held: map[models.TunnelKey]Peer{}}
+	t := &Tunnel{config: c, held: map[models.TunnelKey]Peer{}, quiet: func() {}}
 	var err error
 	if !c.UserSpace {
 		if t.backend, err = openKernel(c); err != nil && !errors.Is(err, errNoKernel) {
@@ -131,11 +133,59 @@ func (t *Tunnel) Apply(peers []Peer) error {
 	if len(leave)+len(come) == 0 {
 		return nil
 	}
+	t.quiet()
 	if err := t.set(leave, come); err != nil {
 		return fmt.Errorf("tunnel: set the peers: %w", explain(err))
 	}
 	t.held = wanted
+	if t.config.Port == 0 {
+		t.quiet = t.knock(wanted)
+	}
 	return nil
+}
+
+// How long an answer is waited for: each time twice as long as the time before, and then from the beginning. So a peer that takes this host in a moment after it was
+// asked is there soon, and one that is far away has the time that it needs.
+const (
+	firstKnock = 250 * time.Millisecond
+	knocks     = 5
+)
+
+// knock asks peers again that have not answered yet. WireGuard by itself waits for five seconds, and a relay may hear of this host a little later than this host of it.
+func (t *Tunnel) knock(peers map[models.TunnelKey]Peer) (quiet func()) {
+	stop := make(chan struct{})
+	var done sync.WaitGroup
+	done.Go(func() {
+		for n := 0; ; n = (n + 1) % knocks {
+			select {
+			case <-stop:
+				return
+			case <-time.After(firstKnock << n):
+			}
+			silent, err := t.silent(peers)
+			if err == nil && len(silent) == 0 {
+				return
+			}
+			for _, p := range silent {
+				// A peer that comes again is asked at once.
+				if err := t.set([]models.TunnelKey{p.Key}, []Peer{p}); err != nil {
+					t.config.Log.Debug("the other end of the tunnel could not be asked again", "err", err)
+				}
+			}
+		}
+	})
+	return sync.OnceFunc(func() { close(stop); done.Wait() })
+}
+
+// silent gives the peers that have an endpoint and have never answered.
+func (t *Tunnel) silent(peers map[models.TunnelKey]Peer) (silent []Peer, err error) {
+	all, err := t.peers()
+	for key, p := range peers {
+		if err == nil && p.Endpoint.IsValid() && all[key].Handshake.IsZero() {
+			silent = append(silent, p)
+		}
+	}
+	return silent, err
 }
 
 // Status is how things stand with each peer. It may be called on any goroutine.
@@ -149,6 +199,7 @@ func (t *Tunnel) Status() (map[models.TunnelKey]PeerStatus, error) {
 
 // Close takes the interface down.
 func (t *Tunnel) Close() error {
+	t.quiet()
 	if err := errors.Join(t.link.lower(), t.close()); err != nil {
 		return fmt.Errorf("tunnel: %w", err)
 	}
