@@ -13,6 +13,17 @@ import (
 
 func TestBackend(t *testing.T) { backendtest.Run(t, socketBackend()) }
 
+// The suite with a gateway that forwards, the tunnel, and a relay that copies.
+func TestRelayBackend(t *testing.T) {
+	backendtest.Run(t, backendtest.Backend{OpenRelay: func(t *testing.T, c duplicator.Config, inside duplicator.Inside) backendtest.Relay {
+		r, err := duplicator.OpenRelay(c, inside)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}})
+}
+
 // docs/requirements.md names cases of TestBackend in quotes.
 func TestTheRulesNameCasesThatExist(t *testing.T) {
 	doc, err := os.ReadFile("../../docs/requirements.md")

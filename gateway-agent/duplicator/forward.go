@@ -32,6 +32,7 @@ type Forward struct {
 	in     *packets
 	to     unix.RawSockaddrInet6
 	out    [batchSize]message
+	parts  [batchSize]unix.Iovec
 	way    atomic.Pointer[way]
 	done   chan struct{}
 
@@ -58,7 +59,7 @@ func OpenForward(c Config, lan string, inside Inside) (*Forward, error) {
 	}
 	f := &Forward{config: c, done: make(chan struct{})}
 	f.way.Store(&way{})
-	if f.in, err = newPackets(); err != nil {
+	if f.in, err = newPackets(inFront); err != nil {
 		return nil, fmt.Errorf("duplicator: %w", err)
 	}
 	if f.inner, err = openInner(inside); err != nil {
@@ -75,6 +76,7 @@ func OpenForward(c Config, lan string, inside Inside) (*Forward, error) {
 	for i := range f.out {
 		m := &f.out[i].Msghdr
 		m.Name, m.Namelen = (*byte)(unsafe.Pointer(&f.to)), unix.SizeofSockaddrInet6
+		m.Iov = &f.parts[i]
 		m.SetIovlen(1)
 	}
 	f.to.Family = unix.AF_INET6
@@ -158,6 +160,8 @@ func (f *Forward) run() {
 			return
 		case errors.Is(receiveErr, unix.ENETDOWN): // what came before it went down was read; it comes up again
 			time.Sleep(errorPause)
+		case errors.Is(receiveErr, unix.EINVAL): // a kernel before 6.2 can't describe a super-packet, and dropped it
+			f.failed.Add(1)
 		default:
 			f.config.Log.Error("receiving from cameras failed; trying again", "error", receiveErr)
 			time.Sleep(errorPause)
@@ -168,7 +172,8 @@ func (f *Forward) run() {
 // forward judges each packet of a batch by one snapshot, and sends those on that a Duplicator would copy.
 func (f *Forward) forward(n int, now time.Time) {
 	w := f.way.Load()
-	out := f.out[:0]
+	f.to.Addr = w.relay.As16()
+	out := 0
 	for i := range n {
 		about := f.about(i)
 		p, err := packet.Parse(f.in.packet(i))
@@ -188,18 +193,24 @@ func (f *Forward) forward(n int, now time.Time) {
 			f.idle.Add(1)
 			continue
 		}
+		if about.segment > 0 { // from a camera on this host or on a virtual interface of it
+			f.send(f.out[:out])
+			out = 0
+			for _, one := range p.Segments(about.segment) {
+				f.parts[0].Base = &one[0]
+				f.parts[0].SetLen(len(one))
+				f.send(f.out[:1])
+			}
+			continue
+		}
 		if about.unsummed {
 			p.Complete()
 		}
-		out = out[:len(out)+1]
-		f.in.buffers[i].SetLen(len(p.Bytes()))
-		out[len(out)-1].Iov = &f.in.buffers[i]
+		f.parts[out].Base = &p.Bytes()[0]
+		f.parts[out].SetLen(len(p.Bytes()))
+		out++
 	}
-	f.to.Addr = w.relay.As16()
-	f.send(out)
-	for i := range n {
-		f.in.buffers[i].SetLen(datagramSize)
-	}
+	f.send(f.out[:out])
 }
 
 // serves tells whether cameras send to the port. A fragment but the first has none: the relay has no use for it without the first.
@@ -231,6 +242,7 @@ func (f *Forward) send(out []message) {
 // about is what the kernel says about a packet.
 type about struct {
 	unsummed bool
+	segment  int       // bytes of payload of each datagram but the last in a super-packet; 0: it is none
 	at       time.Time // when it came
 }
 
@@ -242,8 +254,21 @@ func (a about) before(since, now time.Time) bool {
 	return now.Sub(since) < longestQueue && a.at.Before(since)
 }
 
+// What the kernel puts in front of each packet: struct virtio_net_hdr, and the Ethernet header.
+const (
+	virtioHeader   = 10
+	ethernetHeader = 14
+	inFront        = virtioHeader + ethernetHeader
+)
+
 func (f *Forward) about(i int) (a about) {
-	const statusNotSummed = 1 << 3 // TP_STATUS_CSUMNOTREADY
+	const (
+		statusNotSummed = 1 << 3 // TP_STATUS_CSUMNOTREADY
+		segmentsOfUDP   = 5      // VIRTIO_NET_HDR_GSO_UDP_L4
+	)
+	if header := f.in.slots[i*slotSize:][:virtioHeader]; header[1] == segmentsOfUDP {
+		a.segment = int(binary.NativeEndian.Uint16(header[4:]))
+	}
 	for oob := f.in.control[i][:f.in.in[i].Controllen]; len(oob) >= unix.CmsgLen(4); {
 		header, data, rest, err := unix.ParseOneSocketControlMessage(oob)
 		if err != nil {
@@ -271,7 +296,7 @@ func openLAN(name string, c Config) (*os.File, error) {
 		return nil, err
 	}
 	// Without a protocol it gets nothing before it is bound, and so nothing that the filter hasn't seen.
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		if errors.Is(err, unix.EPERM) {
 			err = fmt.Errorf("%w: this needs CAP_NET_RAW; run the agent as root or give it that capability", err)
@@ -284,6 +309,7 @@ func openLAN(name string, c Config) (*os.File, error) {
 	err = errors.Join(
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1),
 		unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1),
+		unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1), // tells super-packets
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1),
 		unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}),
 		// All protocols: those sockets come before the programs of tc, which may take the datagrams.
@@ -303,6 +329,7 @@ func onlyGroups(first, last uint32) []unix.SockFilter {
 		equal, greater, atLeast  = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, unix.BPF_JMP | unix.BPF_JGT | unix.BPF_K, unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K
 		done                     = unix.BPF_RET | unix.BPF_K
 		extension                = 0xfffff000 // SKF_AD_OFF
+		network                  = 0xfff00000 // SKF_NET_OFF
 		protocol, packetType     = extension, extension + 4
 		vlan                     = extension + 48
 		everything               = 0x40000
@@ -314,9 +341,9 @@ func onlyGroups(first, last uint32) []unix.SockFilter {
 		{Code: equal, Jf: 8, K: unix.PACKET_HOST},
 		{Code: loadByte, K: vlan},
 		{Code: equal, Jf: 6, K: 0},
-		{Code: loadByte, K: 9},
+		{Code: loadByte, K: network + 9},
 		{Code: equal, Jf: 4, K: unix.IPPROTO_UDP},
-		{Code: load, K: 16},
+		{Code: load, K: network + 16},
 		{Code: atLeast, Jf: 2, K: first},
 		{Code: greater, Jt: 1, K: last},
 		{Code: done, K: everything},

@@ -11,6 +11,7 @@ import (
 // packets is where whole IP packets lie that came at once, from the tunnel or from the LAN. Like an arena's, its memory is outside Go's heap.
 type packets struct {
 	slots   []byte
+	before  int // bytes in front of each packet
 	names   [batchSize]unix.RawSockaddrInet6
 	control [batchSize][controlSize]byte
 	buffers [batchSize]unix.Iovec
@@ -18,15 +19,15 @@ type packets struct {
 	used    int
 }
 
-func newPackets() (*packets, error) {
+func newPackets(before int) (*packets, error) {
 	slots, err := unix.Mmap(-1, 0, batchSize*slotSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, fmt.Errorf("get memory for packets: %w", err)
 	}
-	p := &packets{slots: slots, used: batchSize}
+	p := &packets{slots: slots, before: before, used: batchSize}
 	for i := range p.in {
 		p.buffers[i].Base = &slots[i*slotSize]
-		p.buffers[i].SetLen(datagramSize)
+		p.buffers[i].SetLen(before + datagramSize)
 		m := &p.in[i].Msghdr
 		m.Name = (*byte)(unsafe.Pointer(&p.names[i]))
 		m.Control = &p.control[i][0]
@@ -53,7 +54,7 @@ func (p *packets) packet(i int) []byte {
 	if p.in[i].Flags&unix.MSG_TRUNC != 0 {
 		return nil
 	}
-	return p.slots[i*slotSize : i*slotSize+int(p.in[i].length)]
+	return p.slots[i*slotSize+p.before : i*slotSize+max(int(p.in[i].length), p.before)]
 }
 
 func (p *packets) free() { _ = unix.Munmap(p.slots) }
@@ -75,6 +76,10 @@ func openInner(t Inside) (int, error) {
 		return -1, fmt.Errorf("open a raw socket in the tunnel: %w", err)
 	}
 	largeBuffer(fd)
+	// What waits for WireGuard counts for the socket: by default that is less than a hundred datagrams, and a burst of key frames has more.
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, receiveBuffer) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, receiveBuffer)
+	}
 	err = errors.Join(
 		unix.BindToDevice(fd, t.Interface()),
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1),

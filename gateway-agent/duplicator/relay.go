@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"os"
 	"sync"
@@ -48,6 +47,7 @@ type Relay struct {
 
 	mu       sync.Mutex // one Apply or Close at a time, and counters
 	counters map[string]*groupCounters
+	departed map[string]time.Time // since when a group of counters isn't in force
 	closed   bool
 }
 
@@ -82,7 +82,7 @@ func OpenRelay(c Config, inside Inside) (*Relay, error) {
 	if err != nil {
 		return nil, err
 	}
-	in, err := newPackets()
+	in, err := newPackets(0)
 	if err != nil {
 		return nil, fmt.Errorf("duplicator: %w", err)
 	}
@@ -94,6 +94,7 @@ func OpenRelay(c Config, inside Inside) (*Relay, error) {
 	r := &Relay{
 		core: &Socket{config: c, counters: newRegistry()}, file: os.NewFile(uintptr(fd), "tunnel"), in: in, fragment: packet.NewReassembler(),
 		done: make(chan struct{}), groups: map[groupKey]relayGroup{}, counters: map[string]*groupCounters{},
+		departed: map[string]time.Time{},
 	}
 	r.flight.build()
 	r.premises.Store(&premises{})
@@ -137,14 +138,24 @@ func (r *Relay) Apply(snapshots map[netip.Addr]*table.Snapshot) error {
 		}
 		p.destinations(present)
 	}
-	maps.DeleteFunc(r.counters, func(id string, _ *groupCounters) bool { return !groups[id] })
+	for id := range r.counters {
+		if _, before := r.departed[id]; groups[id] {
+			delete(r.departed, id)
+		} else if !before {
+			r.departed[id] = now
+		}
+	}
+	for _, id := range Forgettable(r.departed, now) {
+		delete(r.counters, id)
+		delete(r.departed, id)
+	}
 	r.core.counters.keepThose(present, now)
 	r.premises.Store(&next)
 	r.wake()
 	return errors.Join(errs...)
 }
 
-// RelayCounters is what a relay copied and what it didn't. Numbers only rise while their group is in force.
+// RelayCounters is what a relay copied and what it didn't. Numbers only rise; those of what left are kept for ten minutes.
 type RelayCounters struct {
 	Destinations map[string]DestinationCounters // by registration id
 	Groups       map[string]GroupCounters       // by group id

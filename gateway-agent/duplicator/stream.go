@@ -176,7 +176,9 @@ func (o *outlet) ready(s *stream, camera packet.Datagram, now time.Time) bool {
 // listen hands on the destination's checks: the kernel gives them to the socket that is connected to where they come from, and not to the one
 // that holds the port.
 func (o *outlet) listen(s *stream, from netip.AddrPort) {
-	file, heard, port, counters := os.NewFile(uintptr(o.fd), "destination"), s.heard, s.source.Port, o.counters
+	heard, port, counters := s.heard, s.source.Port, o.counters
+	hearEarly(o.fd, port, heard)
+	file := os.NewFile(uintptr(o.fd), "destination")
 	o.checks = file
 	go func() {
 		b := make([]byte, largestCheck)
@@ -192,6 +194,26 @@ func (o *outlet) listen(s *stream, from netip.AddrPort) {
 			}
 		}
 	}()
+}
+
+// hearEarly hands on what came after the socket shared the port and before it was connected: that may be anybody's.
+func hearEarly(fd int, port uint16, heard sender.Heard) {
+	b := make([]byte, largestCheck)
+	for {
+		n, from, err := unix.Recvfrom(fd, b, unix.MSG_DONTWAIT)
+		if err != nil {
+			return // there is no more
+		}
+		if n == len(b) {
+			continue
+		}
+		switch a := from.(type) {
+		case *unix.SockaddrInet4:
+			heard(port, netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port)), b[:n])
+		case *unix.SockaddrInet6:
+			heard(port, netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port)), b[:n])
+		}
+	}
 }
 
 // open gives a socket that sends to one destination from the stream's source port.

@@ -207,5 +207,25 @@ func (p Packet) Complete() {
 	binary.BigEndian.PutUint16(udp[6:], sum)
 }
 
+// Segments cuts a super-packet into the packets that it stands for: each has so many bytes of payload, the last one at most, and all other fields as the
+// whole, but the identification, which counts. A kernel makes one of what a program sends with UDP_SEGMENT, as long as no network card has cut it.
+func (p Packet) Segments(size int) (all [][]byte) {
+	payload := p.Payload()
+	for size > 0 && len(payload) > 0 {
+		part := payload[:min(size, len(payload))]
+		payload = payload[len(part):]
+		one := Packet{Datagram: p.Datagram, header: p.header}
+		one.bytes = append(append(make([]byte, 0, p.header+udpHeader+len(part)), p.bytes[:p.header+udpHeader]...), part...)
+		binary.BigEndian.PutUint16(one.bytes[2:], uint16(len(one.bytes)))
+		binary.BigEndian.PutUint16(one.bytes[4:], binary.BigEndian.Uint16(p.bytes[4:])+uint16(len(all)))
+		one.bytes[10], one.bytes[11] = 0, 0
+		binary.BigEndian.PutUint16(one.bytes[10:], ^onesSum(one.bytes[:p.header]))
+		binary.BigEndian.PutUint16(one.bytes[p.header+4:], uint16(udpHeader+len(part)))
+		one.Complete()
+		all = append(all, one.bytes)
+	}
+	return all
+}
+
 // Bytes is the IPv4 packet as it came.
 func (p Packet) Bytes() []byte { return p.bytes }

@@ -1,5 +1,5 @@
-// Package backendtest is the suite that every backend of the duplicator passes. Each case runs a backend and the LAN guard as the
-// gateway of the worked example (SPEC §3) in network namespaces of its own; what has to arrive is what package packet makes of
+// Package backendtest is the suite that every backend of the duplicator passes, at home and in the network. Each case runs a backend and the LAN guard as
+// the gateway of the worked example (SPEC §3) in network namespaces of its own, or a gateway that forwards and a relay that copies; what has to arrive is what package packet makes of
 // the datagram, never what another backend did.
 package backendtest
 
@@ -30,6 +30,8 @@ type Backend struct {
 	// PacketByPacket says that it copies IP packets and not datagrams: identification, type of service, don't-fragment bit and
 	// fragment boundaries are the camera's.
 	PacketByPacket bool
+	// OpenRelay opens what copies in the network instead of Open, and the suite runs with a relay in the middle; see relay.go.
+	OpenRelay func(t *testing.T, c duplicator.Config, inside duplicator.Inside) Relay
 	// Entries counts what it holds in the kernel's maps; nil if it has none.
 	Entries func(duplicator.Duplicator) map[string]int
 }
@@ -38,6 +40,9 @@ type Backend struct {
 // the kernel. Those that send at a pace run alone.
 func Run(t *testing.T, b Backend) {
 	for _, c := range cases {
+		if b.OpenRelay != nil && c.atHome != "" || b.OpenRelay == nil && c.inNetwork {
+			continue
+		}
 		t.Run(c.name, func(t *testing.T) {
 			if !c.paced {
 				t.Parallel()
@@ -73,7 +78,7 @@ var (
 // StreamID is the option 0x88 of the worked example's camera.
 var StreamID = []byte{0x88, 6, 172, 168, 0, 5}
 
-// Home is the worked example with a backend at work in the test's own process, which is the gateway.
+// Home is the worked example with a backend at work in the test's own process, which is the gateway, or the relay if one copies.
 type Home struct {
 	netlab.Home
 	Duplicator   duplicator.Duplicator
@@ -82,6 +87,7 @@ type Home struct {
 	t        *testing.T
 	backend  Backend
 	config   duplicator.Config
+	relayed  *relayed // what Duplicator is if a relay copies; else nil
 	guard    *lan.Guard
 	snapshot *table.Snapshot
 	lanMAC   net.HardwareAddr
@@ -103,23 +109,22 @@ func NewHome(t *testing.T, b Backend, mode packet.CopyOptions, s *table.Snapshot
 // newHome builds the network with a backend that serves nothing yet, and captures nothing.
 func newHome(t *testing.T, b Backend, c duplicator.Config) *Home {
 	t.Helper()
-	h := &Home{Home: netlab.NewHome(t, netlab.Current(t, "gateway")), t: t, backend: b}
-	h.Home.Camera.Address("cam0", Neighbour.String()+"/24")
-	lanIf, err := net.InterfaceByName(LAN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	h.lanMAC = lanIf.HardwareAddr
-	h.Home.Camera.Do(func() {
-		if i, err := net.InterfaceByName("cam0"); err == nil {
-			h.cameraIf = i.HardwareAddr
-		}
-	})
-	h.config = c
+	h := &Home{t: t, backend: b, config: c}
 	h.config.GroupRange, h.config.Uplink = GroupRange, Uplink
-	h.Duplicator = b.Open(t, h.config)
+	if b.OpenRelay != nil {
+		h.Home = netlab.NewRelayedHome(t, netlab.Current(t, "relay"))
+		h.relayed = openRelayed(t, h.Home, b, h.config)
+		h.Duplicator = h.relayed
+	} else {
+		h.Home = netlab.NewHome(t, netlab.Current(t, "gateway"))
+		h.Duplicator = b.Open(t, h.config)
+	}
 	t.Cleanup(func() { h.Duplicator.Close() })
-	if h.guard, err = lan.Open(LAN, GroupRange); err != nil {
+	h.Home.Camera.Address("cam0", Neighbour.String()+"/24")
+	h.lanMAC, h.cameraIf = h.Gateway.HardwareAddr(LAN), h.Home.Camera.HardwareAddr("cam0")
+	var err error
+	h.Gateway.Do(func() { h.guard, err = lan.Open(LAN, GroupRange) })
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { h.guard.Close() })
@@ -231,6 +236,9 @@ func (h *Home) until(what string, condition func() bool) {
 	h.t.Helper()
 	for end := time.Now().Add(wait); !condition(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
+			if h.relayed != nil {
+				h.t.Log(h.relayed)
+			}
 			h.t.Fatalf("not within %s: %s; counters: %+v", wait, what, h.Duplicator.Counters())
 		}
 	}

@@ -13,6 +13,9 @@ type testCase struct {
 	run  func(*testing.T, Backend)
 	// paced says that the case measures rates, which a busy machine would change.
 	paced bool
+	// atHome says why the case isn't one of a relay, and inNetwork that it is of a relay only.
+	atHome    string
+	inNetwork bool
 }
 
 var cases = slices.Concat(
@@ -57,17 +60,19 @@ var cases = slices.Concat(
 		{name: "any port", run: anyPort},
 		{name: "any port, IPv6 and the gateway's own sockets", run: anyPortBeside},
 		{name: "IPv6", run: ipv6},
-		{name: "hairpin", run: hairpin},
-		{name: "the gateway itself", run: gatewayItself},
+		{name: "hairpin", run: hairpin, atHome: "a relay isn't on the LAN: it reaches whoever is in the home at the outside of the home's NAT, as anybody else"},
+		{name: "the gateway itself", run: gatewayItself, atHome: "what is special is so by the gateway's own addresses and group range; the relay's are in relayItself"},
 		{name: "stale", run: stale},
 		{name: "no groups", run: noGroups},
-		{name: "more than the uplink takes", run: uplinkRate, paced: true},
+		{name: "more than the uplink takes", run: uplinkRate, paced: true, atHome: "the home's uplink carries each datagram once, and a relay's uplink has no rate"},
 		{name: "a wall clock that is an hour off", run: wrongClock},
 		{name: "more than a destination may get", run: destinationRate, paced: true},
 		{name: "a group IP of nobody", run: nobodysGroup},
 		{name: "counters only rise", run: countersOnlyRise},
 		{name: "as many streams as there may be", run: manyStreams},
 		{name: "a smaller way ahead", run: pathMTU},
+		{name: "the relay itself", run: relayItself, inNetwork: true},
+		{name: "a relay's own snapshot", run: relayStale, inNetwork: true},
 		{name: "400 swaps at full load", run: swapsUnderLoad, paced: true},
 	},
 )

@@ -313,7 +313,7 @@ func bursts(t *testing.T, b Backend, mode packet.CopyOptions) {
 // Where the device takes super-packets a burst leaves in few of them, whatever sizes it is made of; receivers get the datagrams as they were, in order.
 func togetherAway(t *testing.T, b Backend) {
 	h := NewHome(t, b, packet.Strip, nil)
-	h.Gateway.Offload("wan0")
+	h.Copier.Offload("wan0")
 	receivers := []*net.UDPConn{h.Receiver(netlab.Upload), h.Receiver(netlab.Thumbnail), h.Receiver(netlab.Phone)}
 	cam := h.Sender(Camera, StreamID)
 	seed := rand.Uint64()
@@ -352,7 +352,7 @@ func togetherAway(t *testing.T, b Backend) {
 // What doesn't fit the way to the destinations in one piece arrives nevertheless, in order, and nobody is told that it was dropped.
 func narrowWay(t *testing.T, b Backend) {
 	h := NewHome(t, b, packet.Strip, nil)
-	h.Gateway.MTU("wan0", 1000)
+	h.Copier.MTU("wan0", 1000)
 	h.Apply(WorkedExample())
 	receivers := []*net.UDPConn{h.Receiver(netlab.Upload), h.Receiver(netlab.Thumbnail), h.Receiver(netlab.Phone)}
 	cam := h.Sender(Camera, StreamID)

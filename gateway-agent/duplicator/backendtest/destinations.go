@@ -35,9 +35,9 @@ func deadDestinations(t *testing.T, b Backend, addrs ...string) {
 	}
 	g.Destinations = append(dead, g.Destinations...)
 	h := newHome(t, b, duplicator.Config{CopyOptions: packet.Strip})
-	h.Gateway.Run("ip", "route", "add", "unreachable", "192.0.2.0/24")
+	h.Copier.Run("ip", "route", "add", "unreachable", "192.0.2.0/24")
 	// What waits for ARP fills the socket's buffer before the kernel's queue for the neighbour is full.
-	h.Gateway.Sysctl("net.ipv4.neigh.wan0.unres_qlen_bytes", "8000000")
+	h.Copier.Sysctl("net.ipv4.neigh.wan0.unres_qlen_bytes", "8000000")
 	h.WAN.Sysctl("net.ipv4.icmp_ratelimit", "0") // every copy is refused
 	h.Apply(s)
 	live := map[string]*net.UDPConn{"upload": h.Receiver(netlab.Upload), "thumbnail": h.Receiver(netlab.Thumbnail), "phone": h.Receiver(netlab.Phone)}
@@ -189,17 +189,13 @@ func anyPort(t *testing.T, b Backend) {
 // What the socket backend serves beside the kernel path comes from any port too, and nothing but groups' datagrams is taken from the sockets of the gateway.
 func anyPortBeside(t *testing.T, b Backend) {
 	h := newHome(t, b, duplicator.Config{CopyOptions: packet.Strip, AnyPort: true})
-	h.Gateway.Address("wan0", "2001:db8:1::1/64")
+	h.Copier.Address("wan0", "2001:db8:1::1/64")
 	h.WAN.Address("ext0", "2001:db8:1::2/64")
 	s := WorkedExample()
 	s.Groups[Groupcast1].Destinations = append(s.Groups[Groupcast1].Destinations, To("six", "2001:db8:1::2"))
 	h.Apply(s)
 	four, six := h.WAN.ListenUDP(netlab.Upload+":7777"), h.WAN.ListenUDP("[2001:db8:1::2]:7777")
-	wildcard, err := net.ListenUDP("udp", &net.UDPAddr{Port: 7777})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer wildcard.Close()
+	wildcard := h.Gateway.ListenUDP("[::]:7777")
 	cam := h.Sender(Camera, StreamID)
 	for i := range 3 {
 		for to, at := range map[netip.Addr][]*net.UDPConn{
@@ -223,7 +219,7 @@ func ipv6(t *testing.T, b Backend) {
 	g := s.Groups[Groupcast1]
 	g.Destinations = append(g.Destinations, table.Destination{ID: "six", Addr: netip.MustParseAddr("2001:db8:1::2"), Port: 6000})
 	h := NewHome(t, b, packet.NOP, nil)
-	h.Gateway.Address("wan0", "2001:db8:1::1/64")
+	h.Copier.Address("wan0", "2001:db8:1::1/64")
 	h.WAN.Address("ext0", "2001:db8:1::2/64")
 	h.Apply(s)
 	four, six := h.Receiver(netlab.Upload), h.WAN.ListenUDP("[2001:db8:1::2]:6000")

@@ -78,12 +78,12 @@ func wrongInterface(t *testing.T, b Backend) {
 	h.exchange(nil)
 	before := h.Duplicator.Counters().Groups[Groupcast1]
 	for _, check := range []string{"1", "0"} {
-		h.Gateway.Sysctl("net.ipv4.conf.all.rp_filter", check)
-		h.Gateway.Sysctl("net.ipv4.conf.wan0.rp_filter", check)
+		h.Copier.Sysctl("net.ipv4.conf.all.rp_filter", check)
+		h.Copier.Sysctl("net.ipv4.conf.wan0.rp_filter", check)
 		for _, trigger := range []table.Trigger{table.TriggerOption, table.TriggerSource} {
 			h.Apply(withTrigger(WorkedExample(), trigger))
 			p := raw{payload: []byte("from the uplink")}.bytes()
-			h.WAN.InjectFrame("ext0", slices.Concat(h.Gateway.HardwareAddr("wan0"), h.WAN.HardwareAddr("ext0"), []byte{8, 0}, p))
+			h.WAN.InjectFrame("ext0", slices.Concat(h.Copier.HardwareAddr("wan0"), h.WAN.HardwareAddr("ext0"), []byte{8, 0}, p))
 			h.exchange([][]byte{raw{payload: []byte("from the camera"), id: 7}.bytes()})
 		}
 	}
@@ -169,7 +169,7 @@ func dontFragment(t *testing.T, b Backend) {
 func tooBig(t *testing.T, b Backend) {
 	h := NewHome(t, b, packet.Strip, nil)
 	h.exchange(nil)
-	h.Gateway.MTU("wan0", 1000)
+	h.Copier.MTU("wan0", 1000)
 	h.Apply(WorkedExample())
 	time.Sleep(300 * time.Millisecond) // a backend may learn of it by itself
 	h.exchangeDatagrams([][]byte{

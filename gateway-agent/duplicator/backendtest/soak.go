@@ -64,9 +64,9 @@ func Soak(t *testing.T, b Backend) {
 		datagrams := soakSize("SOAK_DATAGRAMS", 100_000)
 		s := &soak{t: t, swaps: soakSize("SOAK_SWAPS", 200), joins: soakSize("SOAK_JOINS", 100), backend: b}
 		s.h = newHome(t, b, duplicator.Config{CopyOptions: packet.Strip, StreamIdle: soakIdle})
-		s.h.WAN.Neighbour("ext0", Uplink.String(), s.h.Gateway.HardwareAddr("wan0"))
+		s.h.WAN.Neighbour("ext0", Uplink.String(), s.h.Copier.HardwareAddr("wan0"))
 		s.h.Home.Camera.Offload("cam0")
-		s.h.Gateway.Offload("wan0")
+		s.h.Copier.Offload("wan0")
 		s.warm()
 		var before holdings
 		began := time.Now()

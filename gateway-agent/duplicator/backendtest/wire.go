@@ -39,6 +39,10 @@ func (h *Home) exchangeDatagrams(packets [][]byte) {
 func (h *Home) compare(packets [][]byte, exact bool) []datagram {
 	h.t.Helper()
 	before := len(h.onUplink())
+	var crossed uint64
+	if h.relayed != nil {
+		crossed = h.relayed.crossed()
+	}
 	h.inject(packets...)
 	// Datagrams of one group are copied in order: once the last one is there, nothing that was sent before it is still to come.
 	for ip := range h.snapshot.Groups {
@@ -65,6 +69,13 @@ func (h *Home) compare(packets [][]byte, exact bool) []datagram {
 		return seen >= ends
 	})
 	ports := h.checkDatagrams(assemble(got), want)
+	if h.relayed != nil {
+		crossed += h.wantedOnTheWay(packets)
+		h.until("counted", func() bool { return h.relayed.crossed() >= crossed })
+		if n := h.relayed.crossed(); n != crossed {
+			h.t.Errorf("%d packets more went into the tunnel than each once", n-crossed)
+		}
+	}
 	for _, p := range got {
 		if err := netlab.VerifyIPv4(p); err != nil {
 			h.t.Errorf("%v in %x", err, p[:min(len(p), 40)])
