@@ -17,6 +17,18 @@ import (
 	"github.com/groupcast/groupcast/gateway-agent/table"
 )
 
+// Network is what every backend of a relay does.
+type Network interface {
+	// Apply makes the snapshots, by the premises' tunnel addresses, those in force. Otherwise it is as Duplicator.Apply.
+	Apply(map[netip.Addr]*table.Snapshot) error
+	// Counters gives what was counted since the start.
+	Counters() RelayCounters
+	// Close returns when nothing is copied any more.
+	Close() error
+}
+
+var _ Network = (*Relay)(nil)
+
 // Inside is this host's end of a tunnel.
 type Inside interface {
 	Interface() string
@@ -153,6 +165,19 @@ func (r *Relay) Apply(snapshots map[netip.Addr]*table.Snapshot) error {
 	r.premises.Store(&next)
 	r.wake()
 	return errors.Join(errs...)
+}
+
+// Config is the configuration with its defaults.
+func (r *Relay) Config() Config { return r.core.config }
+
+// InForce is what a backend beside this one acts by, as Config.Effective is at home: the snapshots by the premises' tunnel addresses, without what this host
+// refuses. They are not to be changed.
+func (r *Relay) InForce() map[netip.Addr]*table.Snapshot {
+	all := map[netip.Addr]*table.Snapshot{}
+	for at, p := range *r.premises.Load() {
+		all[at] = p.Snapshot
+	}
+	return all
 }
 
 // RelayCounters is what a relay copied and what it didn't. Numbers only rise; those of what left are kept for ten minutes.

@@ -7,6 +7,9 @@
 //
 // A packet that isn't for the group range passes (TCX_NEXT). One that is never passes, except for the clone that is handed over to
 // the socket backend, which serves what this program can't.
+//
+// With RELAY defined it is the program on a relay's tunnel device, which has no Ethernet header: the datagrams are in IPv6 (RFC 2473), and the outer source
+// address says whose they are. What it doesn't serve passes as it came: the socket backend of the relay has the same table.
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -14,17 +17,25 @@
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
 #define TCX_NEXT (-1)
 #define TCX_DROP 2
+#define DECAP_IPV4 (1ull << 7) // BPF_F_ADJ_ROOM_DECAP_L3_IPV4, of Linux 6.3
 
 #define MAX_PORTS 16
 #define MIN_HEADER 20
 #define MAX_HEADER 60
 #define UDP_HEADER 8
 #define MAX_IPV4 65535
+
+#ifdef RELAY
+#define AT sizeof(struct ipv6hdr) // of the camera's IPv4 header, as the packet comes
+#else
+#define AT ETH_HLEN
+#endif
 #define OPTION_TYPE 0x88
 #define NOP 1 // one no-operation and the end of the list, as it lies in memory
 #define OPTION_LENGTH 6
@@ -138,12 +149,24 @@ struct counters {
 	__u64 n[COUNTERS];
 };
 
-// The first blocks of the groups, by the place of the group IP in the range. These inner maps have one size, so that the kernel has the program look into them
-// without a call.
+// home_key begins with the premises: every home has the same few group IPs.
+struct home_key {
+	struct in6_addr premises; // its tunnel address
+	__be32 group;
+};
+
+// The first blocks of the groups, by the place of the group IP in the range; at a relay by struct home_key. These inner maps have one size, so that the kernel
+// has the program look into them without a call.
 struct {
+#ifdef RELAY
+	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct home_key);
+#else
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, 1);
 	__type(key, __u32);
+#endif
+	__uint(max_entries, 1);
 	__array(
 	    values, struct {
 		    __uint(type, BPF_MAP_TYPE_ARRAY);
@@ -232,6 +255,7 @@ struct {
 // Set before loading. Addresses are in host byte order.
 const volatile __u32 range_first, range_last;
 const volatile __be32 uplink;
+const volatile __be32 inside[4]; // the relay's own tunnel address
 const volatile __u16 media_ports[MAX_PORTS];
 const volatile __u32 media_port_count; // 0: every port is one
 const volatile __u32 nop_options;
@@ -572,7 +596,7 @@ struct content {
 // usual reads a datagram whose header holds the option and an end, or no options, and is right: that is what cameras send. It gives false for all others.
 static __always_inline bool usual(void *data, void *end, const struct iphdr *ip, __u32 header, struct content *content)
 {
-	const __u32 *options = data + ETH_HLEN + sizeof(*ip);
+	const __u32 *options = data + AT + sizeof(*ip);
 	if (header == MIN_HEADER && (void *)(options + 2) <= end && fold(sum_header(ip)) == 0xffff) {
 		content->udp = *(struct udp *)options;
 		return true;
@@ -596,7 +620,7 @@ __noinline int read_content(struct __sk_buff *skb, struct content *content, __u3
 {
 	__u32 zero = 0;
 	struct scratch *scr = bpf_map_lookup_elem(&scratch, &zero);
-	if (!scr || !content || header < MIN_HEADER || header > MAX_HEADER || after > UDP_HEADER || bpf_skb_load_bytes(skb, ETH_HLEN, scr->header, header + after))
+	if (!scr || !content || header < MIN_HEADER || header > MAX_HEADER || after > UDP_HEADER || bpf_skb_load_bytes(skb, AT, scr->header, header + after))
 		return 1;
 	__u64 sum = 0;
 	for (__u32 i = 0; i < MAX_HEADER && i < header; i += 4)
@@ -621,14 +645,89 @@ static __always_inline bool media_port(__be16 port)
 	return media_port_count == 0;
 }
 
+// find_group gives the first block of the group that a packet is for, and its IPv4 header. If there is none, verdict says what becomes of the packet.
+#ifdef RELAY
+// What passes is the socket backend's: also fragments, of the datagram or of what is around it, because who puts them together has to see all.
+static __always_inline struct block *find_group(struct __sk_buff *skb, struct iphdr *ip, int *verdict)
+{
+	struct {
+		struct ipv6hdr outer;
+		struct iphdr ip;
+	} h;
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	*verdict = TCX_NEXT;
+	if (skb->protocol != bpf_htons(ETH_P_IPV6) || skb->gso_size)
+		return NULL;
+	if (data + sizeof(h) <= end)
+		__builtin_memcpy(&h, data, sizeof(h));
+	else if (bpf_skb_load_bytes(skb, 0, &h, sizeof(h)))
+		return NULL;
+	if (h.outer.version != 6 || h.outer.nexthdr != IPPROTO_IPIP || bpf_ntohs(h.outer.payload_len) + sizeof(h.outer) != skb->len)
+		return NULL;
+	for (__u32 i = 0; i < 4; i++)
+		if (h.outer.daddr.in6_u.u6_addr32[i] != inside[i])
+			return NULL;
+	if (h.ip.frag_off & bpf_htons(0x3fff))
+		return NULL;
+	struct home_key key = {.premises = h.outer.saddr, .group = h.ip.daddr};
+	void *inner = bpf_map_lookup_elem(&groups, &key);
+	if (!inner)
+		return NULL;
+	*ip = h.ip;
+	__u32 zero = 0;
+	return bpf_map_lookup_elem(inner, &zero);
+}
+#else
+static __always_inline struct block *find_group(struct __sk_buff *skb, struct iphdr *ip, int *verdict)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	*verdict = TCX_NEXT;
+	if (data + ETH_HLEN + sizeof(*ip) <= end)
+		*ip = *(struct iphdr *)(data + ETH_HLEN);
+	else if (bpf_skb_load_bytes(skb, ETH_HLEN, ip, sizeof(*ip)))
+		return NULL;
+	__u32 to = bpf_ntohl(ip->daddr);
+	if (to < range_first || to > range_last)
+		return NULL;
+
+	// From here on nothing passes.
+	*verdict = TCX_DROP;
+	__u32 zero = 0, place = to - range_first;
+	void *inner = bpf_map_lookup_elem(&groups, &place);
+	if (!inner) {
+		count(counters_of(0), G_UNKNOWN_GROUP, 1);
+		return NULL;
+	}
+	return bpf_map_lookup_elem(inner, &zero);
+}
+#endif
+
+// take_off removes the first bytes of the packet's IPv4 header, which is written anew, and whatever is around it but for room for an Ethernet header.
+static __always_inline long take_off(struct __sk_buff *skb, __u32 removed)
+{
+#ifdef RELAY
+	if (bpf_skb_adjust_room(skb, -(__s32)(AT + removed), BPF_ADJ_ROOM_MAC, DECAP_IPV4))
+		return -1;
+	return bpf_skb_change_head(skb, ETH_HLEN, 0);
+#else
+	return removed ? bpf_skb_adjust_room(skb, -(__s32)removed, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO) : 0;
+#endif
+}
+
 SEC("tc")
 int copy(struct __sk_buff *skb)
 {
+#ifndef RELAY
 	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
 		return TCX_NEXT;
+#endif
 	__u32 mark = skb->mark;
 	if ((mark & MARK_MASK) == MARK_RESOLVE) {
 		skb->mark = 0;
+#ifdef RELAY // on its way back in it lost the Ethernet header
+		if (bpf_skb_change_head(skb, ETH_HLEN, 0))
+			return TCX_DROP;
+#endif
 		return bpf_redirect_neigh(mark & ~MARK_MASK, NULL, 0, 0);
 	}
 	if ((mark & MARK_MASK) == MARK_SOCKET) {
@@ -636,27 +735,12 @@ int copy(struct __sk_buff *skb)
 		return TCX_NEXT;
 	}
 	struct iphdr ip;
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	if (data + ETH_HLEN + sizeof(ip) <= end)
-		ip = *(struct iphdr *)(data + ETH_HLEN);
-	else if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)))
-		return TCX_NEXT;
-	__u32 to = bpf_ntohl(ip.daddr);
-	if (to < range_first || to > range_last)
-		return TCX_NEXT;
-
-	// From here on nothing passes.
-	__u32 zero = 0;
-	__be32 group_ip = ip.daddr;
-	__u32 place = to - range_first;
-	void *inner = bpf_map_lookup_elem(&groups, &place);
-	if (!inner) {
-		count(counters_of(0), G_UNKNOWN_GROUP, 1);
-		return TCX_DROP;
-	}
-	struct block *block = bpf_map_lookup_elem(inner, &zero);
+	int verdict;
+	struct block *block = find_group(skb, &ip, &verdict);
 	if (!block)
-		return TCX_DROP;
+		return verdict;
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	__be32 group_ip = ip.daddr;
 	struct group *g = (void *)block;
 	__u32 index = g->index;
 	struct pass p = {.count = g->destinations, .now = boot_time()};
@@ -667,7 +751,7 @@ int copy(struct __sk_buff *skb)
 	}
 
 	// What packet.Parse checks.
-	__u32 header = ip.ihl * 4, size = bpf_ntohs(ip.tot_len), length = skb->len - ETH_HLEN;
+	__u32 header = ip.ihl * 4, size = bpf_ntohs(ip.tot_len), length = skb->len - AT;
 	__u32 field = bpf_ntohs(ip.frag_off), offset = (field & 0x1fff) * 8, more = field & 0x2000;
 	bool first = offset == 0;
 	bool super = skb->gso_size > 0;
@@ -741,11 +825,11 @@ int copy(struct __sk_buff *skb)
 	}
 
 	// What all copies have in common is written once.
-	if (!super && length > size && bpf_skb_change_tail(skb, ETH_HLEN + size, 0)) // padding of a short frame
+	if (!super && length > size && bpf_skb_change_tail(skb, AT + size, 0)) // padding of a short frame
 		goto failed;
 	__u32 options = nop_options && !by_source && header > MIN_HEADER ? 4 : 0;
 	__u32 removed = header - MIN_HEADER - options;
-	if (removed && bpf_skb_adjust_room(skb, -(__s32)removed, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO)) // the IPv4 header is written anew
+	if (take_off(skb, removed))
 		goto failed;
 	p.size = size - removed;
 	p.on_wire = p.size & ~mask(skb->gso_size);
@@ -773,6 +857,9 @@ int copy(struct __sk_buff *skb)
 	end = (void *)(long)skb->data_end;
 	if (data + ETH_HLEN + sizeof(ip) > end)
 		goto failed;
+#ifdef RELAY
+	((struct ethhdr *)data)->h_proto = bpf_htons(ETH_P_IP);
+#endif
 	*(struct iphdr *)(data + ETH_HLEN) = ip;
 	data += ETH_HLEN + sizeof(ip);
 	if (options) {

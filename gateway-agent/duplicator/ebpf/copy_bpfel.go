@@ -26,6 +26,7 @@ const (
 	copyMapSources        = "sources"
 	copyMapStreams        = "streams"
 	copyProgCopy          = "copy"
+	copyVarInside         = "inside"
 	copyVarMediaPortCount = "media_port_count"
 	copyVarMediaPorts     = "media_ports"
 	copyVarNopOptions     = "nop_options"
@@ -100,6 +101,7 @@ type copyMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type copyVariableSpecs struct {
+	Inside         *ebpf.VariableSpec `ebpf:"inside"`
 	MediaPortCount *ebpf.VariableSpec `ebpf:"media_port_count"`
 	MediaPorts     *ebpf.VariableSpec `ebpf:"media_ports"`
 	NopOptions     *ebpf.VariableSpec `ebpf:"nop_options"`
@@ -159,6 +161,7 @@ func (m *copyMaps) Close() error {
 //
 // It can be passed to loadCopyObjects or ebpf.CollectionSpec.LoadAndAssign.
 type copyVariables struct {
+	Inside         *ebpf.Variable `ebpf:"inside"`
 	MediaPortCount *ebpf.Variable `ebpf:"media_port_count"`
 	MediaPorts     *ebpf.Variable `ebpf:"media_ports"`
 	NopOptions     *ebpf.Variable `ebpf:"nop_options"`

@@ -2,6 +2,7 @@ package ebpf
 
 import (
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -41,6 +42,7 @@ type registry struct {
 	used    map[string]*entry // by destination id or groupKey
 	free    []uint32
 	next    uint32 // never used so far; 0 stands for none
+	size    uint32
 	answers map[string]*[answers]uint64
 }
 
@@ -50,11 +52,13 @@ type entry struct {
 }
 
 func newRegistry(counts, paces *ebpf.Map) *registry {
-	return &registry{counts: counts, paces: paces, used: map[string]*entry{}, next: 1, answers: map[string]*[answers]uint64{}}
+	return &registry{counts: counts, paces: paces, used: map[string]*entry{}, next: 1, size: counts.MaxEntries(), answers: map[string]*[answers]uint64{}}
 }
 
-// groupKey can't be an id: ids have no slash.
-func groupKey(ip netip.Addr) string { return "group/" + ip.String() }
+// groupKey can't be an id: ids have no slash. A group's name is its group IP at home, and its id at a relay.
+func groupKey(name string) string { return groupPrefix + name }
+
+const groupPrefix = "group/"
 
 // index gives the element of a destination or group of the plan, and false if there was no room for it.
 func (r *registry) index(key string) (uint32, bool) {
@@ -64,15 +68,16 @@ func (r *registry) index(key string) (uint32, bool) {
 	return 0, false
 }
 
-// keep gives what is in the plan an element each, and takes it from what left long ago.
-func (r *registry) keep(plan *table.Snapshot, now time.Time) {
-	present := map[string]bool{}
-	for ip, g := range plan.Groups {
-		present[groupKey(ip)] = true
-		for _, d := range g.Destinations {
-			present[d.ID] = true
-		}
+// keys adds those of a group and its destinations.
+func keys(present map[string]bool, name string, g *table.Group) {
+	present[groupKey(name)] = true
+	for _, d := range g.Destinations {
+		present[d.ID] = true
 	}
+}
+
+// keep gives what is present an element each, and takes it from what left long ago.
+func (r *registry) keep(present map[string]bool, now time.Time) {
 	departed := map[string]time.Time{}
 	for key, e := range r.used {
 		switch {
@@ -101,7 +106,7 @@ func (r *registry) keep(plan *table.Snapshot, now time.Time) {
 		case len(r.free) > 0:
 			r.used[key] = &entry{index: r.free[0]}
 			r.free = r.free[1:]
-		case r.next < entries:
+		case r.next < r.size:
 			r.used[key] = &entry{index: r.next}
 			r.next++
 		}
@@ -128,7 +133,11 @@ func (r *registry) read(rest duplicator.Counters) duplicator.Counters {
 		if err != nil {
 			continue
 		}
-		if ip, err := netip.ParseAddr(key[min(len("group/"), len(key)):]); err == nil && key == groupKey(ip) {
+		if name, ok := strings.CutPrefix(key, groupPrefix); ok {
+			ip, err := netip.ParseAddr(name)
+			if err != nil {
+				continue
+			}
 			g := duplicator.GroupCounters{Received: n[groupReceived], Drops: named(n, groupDrops)}
 			for _, reason := range []string{duplicator.DropOverflow, duplicator.DropStreams} {
 				add(g.Drops, reason, rest.Groups[ip].Drops[reason])
@@ -136,21 +145,47 @@ func (r *registry) read(rest duplicator.Counters) duplicator.Counters {
 			c.Groups[ip] = g
 			continue
 		}
-		d := duplicator.DestinationCounters{Packets: n[destinationPackets], Bytes: n[destinationBytes], Drops: named(n, destinationDrops)}
-		other := rest.Destinations[key]
-		d.Packets += other.Packets
-		d.Bytes += other.Bytes
-		for reason, v := range other.Drops {
-			add(d.Drops, reason, v)
-		}
-		if got := r.answers[key]; got != nil {
-			for a, v := range got {
-				add(d.Drops, answerDrops[a], v)
-			}
-		}
-		c.Destinations[key] = d
+		c.Destinations[key] = r.destination(key, n, rest.Destinations[key])
 	}
 	return c
+}
+
+// destination adds to what the kernel counted what the socket backend did, and the network's answers.
+func (r *registry) destination(id string, n tally, other duplicator.DestinationCounters) duplicator.DestinationCounters {
+	d := duplicator.DestinationCounters{Packets: n[destinationPackets], Bytes: n[destinationBytes], Drops: named(n, destinationDrops)}
+	d.Packets += other.Packets
+	d.Bytes += other.Bytes
+	for reason, v := range other.Drops {
+		add(d.Drops, reason, v)
+	}
+	if got := r.answers[id]; got != nil {
+		for a, v := range got {
+			add(d.Drops, answerDrops[a], v)
+		}
+	}
+	return d
+}
+
+// addTo adds what the kernel did of a relay's work to what its socket backend did.
+func (r *registry) addTo(c *duplicator.RelayCounters) {
+	for key, e := range r.used {
+		n, err := r.sum(e.index)
+		if err != nil {
+			continue
+		}
+		id, isGroup := strings.CutPrefix(key, groupPrefix)
+		if !isGroup {
+			c.Destinations[key] = r.destination(key, n, c.Destinations[key])
+			continue
+		}
+		if g, ok := c.Groups[id]; ok {
+			drops := named(n, groupDrops)
+			for reason, v := range g.Drops {
+				add(drops, reason, v)
+			}
+			c.Groups[id] = duplicator.GroupCounters{Received: g.Received + n[groupReceived], Drops: drops}
+		}
+	}
 }
 
 // sum adds up what the CPUs counted.

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"sync"
 	"time"
 
 	"github.com/groupcast/groupcast/gateway-agent/duplicator"
@@ -34,24 +33,14 @@ var ErrUnavailable = errors.New("the kernel path is not available")
 
 // Backend copies in the kernel.
 type Backend struct {
-	config Config
+	path
 	lan    *net.Interface
-	kernel *kernel
 	socket *duplicator.Socket // serves what the kernel path can't
-	hops   *nextHops
 	ports  *portPool
-	until  *deadlines
 
-	mu       sync.Mutex // guards everything below
-	counters *registry
-	plan     *table.Snapshot // what is in force, without what is refused; never nil
-	asked    *table.Snapshot // what Apply was given last; never nil
-	groups   map[netip.Addr]*group
-	version  uint32 // of the last sources
-	closed   bool
-
-	quit chan struct{}
-	done sync.WaitGroup
+	// Guarded by mu.
+	plan  *table.Snapshot // what is in force, without what is refused; never nil
+	asked *table.Snapshot // what Apply was given last; never nil
 }
 
 var _ duplicator.Duplicator = (*Backend)(nil)
@@ -65,11 +54,8 @@ func Open(c Config) (*Backend, error) {
 	if c.PinDir == "" {
 		c.PinDir = defaultPinDir
 	}
-	if c.Lease == 0 {
-		c.Lease = maxLease
-	}
-	if c.Lease < time.Second || c.Lease > maxLease {
-		return nil, fmt.Errorf("duplicator: a lease of %s is not between 1s and %s", c.Lease, maxLease)
+	if err := c.completeLease(); err != nil {
+		return nil, err
 	}
 	lan, err := net.InterfaceByName(c.Interface)
 	if err != nil {
@@ -78,12 +64,22 @@ func Open(c Config) (*Backend, error) {
 	if len(lan.HardwareAddr) != 6 {
 		return nil, fmt.Errorf("%w: LAN interface %s is not Ethernet", ErrUnavailable, c.Interface)
 	}
-	b := &Backend{config: c, lan: lan, plan: &table.Snapshot{}, asked: &table.Snapshot{}, groups: map[netip.Addr]*group{}, quit: make(chan struct{})}
+	b := &Backend{path: newPath(c, lan.MTU), lan: lan, plan: &table.Snapshot{}, asked: &table.Snapshot{}}
 	if err := b.open(); err != nil {
 		return nil, errors.Join(err, b.free())
 	}
-	b.done.Go(b.run)
+	b.done.Go(func() { b.run(b.swap, b.tidy) })
 	return b, nil
+}
+
+func (c *Config) completeLease() error {
+	if c.Lease == 0 {
+		c.Lease = maxLease
+	}
+	if c.Lease < time.Second || c.Lease > maxLease {
+		return fmt.Errorf("duplicator: a lease of %s is not between 1s and %s", c.Lease, maxLease)
+	}
+	return nil
 }
 
 func (b *Backend) open() error {
@@ -91,12 +87,8 @@ func (b *Backend) open() error {
 	if b.kernel, err = load(b.config, b.lan); err != nil {
 		return err
 	}
-	b.counters = newRegistry(b.kernel.maps.Counts, b.kernel.maps.Paces)
-	if b.until, err = newDeadlines(b.kernel.maps.Deadlines, b.config.Lease); err != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
 	b.ports = newPortPool(b.config.Uplink, b.kernel.maps.Ports, b.kernel.maps.Streams)
-	if b.hops, err = followNextHops(b.config.Uplink); err != nil {
+	if err := b.begin(); err != nil {
 		return err
 	}
 	b.socket, err = duplicator.OpenSocket(b.config.Config)
@@ -120,7 +112,11 @@ func (b *Backend) Apply(s *table.Snapshot) error {
 	handedOut := b.handedOut(plan)
 	b.plan, b.asked = plan, s
 	b.until.set(plan.ValidUntil)
-	b.counters.keep(plan, time.Now())
+	present := map[string]bool{}
+	for ip, g := range plan.Groups {
+		keys(present, place{group: ip}.name(g), g)
+	}
+	b.counters.keep(present, time.Now())
 	// A stream that is new to this agent finds a port; those of the last agent keep theirs.
 	errs := errors.Join(err, b.ports.fill(b.config.MaxStreams), b.swap())
 	if takeErr := b.kernel.takeOver(b.ports); takeErr != nil {
@@ -166,8 +162,9 @@ func (b *Backend) swap() error {
 	errs := []error{err}
 	rest := &table.Snapshot{Version: b.asked.Version, ValidUntil: b.plan.ValidUntil, Groups: map[netip.Addr]*table.Group{}}
 	for ip, g := range b.plan.Groups {
-		built := b.build(g, hops)
-		if err := b.install(ip, built); err != nil {
+		at := place{group: ip}
+		built := b.build(at, g, time.Time{}, hops)
+		if err := b.install(at, built); err != nil {
 			errs = append(errs, fmt.Errorf("group %s: %w", g.ID, err))
 			continue
 		}
@@ -175,84 +172,27 @@ func (b *Backend) swap() error {
 			rest.Groups[ip] = left
 		}
 	}
-	for ip := range maps.Clone(b.groups) {
-		if _, ok := b.plan.Groups[ip]; !ok {
-			errs = append(errs, b.remove(ip))
+	for at := range maps.Clone(b.groups) {
+		if _, ok := b.plan.Groups[at.group]; !ok {
+			errs = append(errs, b.remove(at))
 		}
 	}
 	b.until.keep(b.present())
 	return errors.Join(append(errs, b.socket.Apply(rest))...)
 }
 
-// present gives the indices of the groups and destinations that the kernel serves, and until when at most; the zero time is the snapshot's end.
-func (b *Backend) present() map[uint32]time.Time {
-	present := map[uint32]time.Time{}
-	for _, g := range b.groups {
-		present[g.index] = time.Time{}
-		for _, s := range g.slots {
-			present[uint32(s.Index)] = g.until[uint32(s.Index)]
-		}
-	}
-	return present
-}
-
-// run follows the network and keeps what is in force from running out.
-func (b *Backend) run() {
-	renew := time.NewTicker(b.config.Lease / 6)
-	defer renew.Stop()
-	tidy := time.NewTicker(time.Second)
-	defer tidy.Stop()
-	for {
-		select {
-		case <-b.quit:
-			return
-		case <-b.hops.changed:
-			b.locked("follow the network", b.swap)
-		case <-renew.C:
-			b.locked("renew", b.until.renew)
-		case <-tidy.C:
-			b.locked("tidy", b.tidy)
-		}
-	}
-}
-
-func (b *Backend) locked(what string, f func() error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if err := f(); err != nil {
-		b.config.Log.Warn("the kernel path could not do all it should; trying again", "what", what, "err", err)
-	}
-}
-
 func (b *Backend) tidy() error {
 	b.ports.prune(b.keepsStream, b.config.StreamIdle)
-	smaller := false
-	each := func(to netip.AddrPort, a answer) {
-		smaller = smaller || a == answerTooBig
-		b.count(to, a)
-	}
-	b.ports.answers(each)
-	if b.config.Answered != nil {
-		b.config.Answered(func(fd int) { answersAt(fd, each) })
-	}
-	if smaller {
-		b.hops.dirty() // the kernel's route knows the smaller MTU now
-	}
+	b.answers(b.count, b.ports.answers)
 	return errors.Join(b.ports.fill(b.config.MaxStreams), b.hops.ask())
 }
 
 // count counts an answer of the network for each destination at that address and port. One that the kernel path served when the copy left may be
 // the socket backend's by now: that is what the answer leads to if the copy was too big.
 func (b *Backend) count(to netip.AddrPort, a answer) {
-	for ip := range b.groups {
-		planned, ok := b.plan.Group(ip)
-		if !ok {
-			continue
-		}
-		for _, d := range planned.Destinations {
-			if d.Addr == to.Addr() && (d.Port == to.Port() || d.Port == 0) {
-				b.counters.answered(d.ID, a)
-			}
+	for at := range b.groups {
+		if planned, ok := b.plan.Group(at.group); ok {
+			b.answered(planned, to, a)
 		}
 	}
 }
@@ -269,33 +209,20 @@ func (b *Backend) Counters() duplicator.Counters {
 
 // Close implements duplicator.Duplicator. What is in force stays so for Handover at most, unless the next agent takes over.
 func (b *Backend) Close() error {
-	b.mu.Lock()
-	if b.closed {
-		b.mu.Unlock()
+	if !b.end(Handover) {
 		return nil
 	}
-	b.closed = true
-	b.until.end(Handover)
-	b.mu.Unlock()
-	close(b.quit)
-	b.done.Wait()
 	return b.free()
 }
 
 // free closes whatever is open.
 func (b *Backend) free() error {
 	var errs []error
-	if b.hops != nil {
-		errs = append(errs, b.hops.close())
-	}
 	if b.socket != nil {
 		errs = append(errs, b.socket.Close())
 	}
 	if b.ports != nil {
 		b.ports.close()
 	}
-	if b.kernel != nil {
-		errs = append(errs, b.kernel.close())
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, b.path.free())...)
 }

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 record=copy.sha256
-made=(copy.bpf.c generate.sh copy_bpfel.go copy_bpfel.o)
+made=(copy.bpf.c generate.sh copy_bpfel.go copy_bpfel.o relay_bpfel.go relay_bpfel.o)
 if sha256sum --status --check "$record" 2>/dev/null; then
 	exit 0
 fi
@@ -12,6 +12,13 @@ if ! command -v clang llvm-strip >/dev/null; then
 	echo "gateway-agent/duplicator/ebpf: copy.bpf.c changed: install clang, llvm and libbpf-dev to compile it" >&2
 	exit 1
 fi
-GOPACKAGE=ebpf go tool -modfile=../../../.ci/tools/go.mod bpf2go -target bpfel -no-global-types -cc clang -cflags \
-	"-O2 -g -Wall -Werror -mcpu=v3 -I/usr/include/$(uname -m)-linux-gnu" copy copy.bpf.c
+flags="-O2 -g -Wall -Werror -mcpu=v3 -I/usr/include/$(uname -m)-linux-gnu"
+compile() { # PREFIX CLANG-FLAGS BPF2GO-FLAG...
+	local prefix=$1 cflags=$2
+	shift 2
+	GOPACKAGE=ebpf go tool -modfile=../../../.ci/tools/go.mod bpf2go -target bpfel -no-global-types -cc clang -cflags "$cflags" "$@" "$prefix" copy.bpf.c
+}
+compile copy "$flags"
+# The same program for a relay's tunnel, which agents for mipsle have none of.
+compile relay "$flags -DRELAY" -tags '!mipsle'
 sha256sum "${made[@]}" >"$record"

@@ -13,7 +13,6 @@ import (
 
 	"github.com/groupcast/groupcast/gateway-agent/packet"
 	"github.com/groupcast/groupcast/gateway-agent/table"
-	"github.com/groupcast/groupcast/models"
 )
 
 // slot is struct slot of copy.bpf.c. Addresses and ports are in network byte order.
@@ -82,6 +81,7 @@ type group struct {
 	socket       bool // the socket backend serves some of its destinations
 	slots        []slot
 	sources      []source
+	ends         time.Time            // of the group; zero: the snapshot's
 	until        map[uint32]time.Time // where a consent ends before the snapshot, by index
 	kernelServes map[member]bool
 }
@@ -98,10 +98,10 @@ func (g *group) same(other *group) bool {
 // moreSources are those that the header has no room for.
 func (g *group) moreSources() []source { return g.sources[min(inlineSources, len(g.sources)):] }
 
-// build says what the kernel has to know of a group of the plan.
-func (b *Backend) build(g *table.Group, hops map[netip.Addr]nextHop) *group {
-	built := &group{until: map[uint32]time.Time{}, kernelServes: map[member]bool{}}
-	built.index, _ = b.counters.index(groupKey(g.IP)) // keep made it, or there is no room and install says so
+// build says what the kernel has to know of a group of the plan. The zero time: it may be served as long as the snapshot.
+func (b *path) build(at place, g *table.Group, ends time.Time, hops map[netip.Addr]nextHop) *group {
+	built := &group{ends: ends, until: map[uint32]time.Time{}, kernelServes: map[member]bool{}}
+	built.index, _ = b.counters.index(groupKey(at.name(g))) // keep made it, or there is no room and install says so
 	saved := 4
 	if b.config.CopyOptions == packet.Strip {
 		saved = 8
@@ -121,13 +121,17 @@ func (b *Backend) build(g *table.Group, hops map[netip.Addr]nextHop) *group {
 		hop, ok := hops[d.Addr]
 		index, known := b.counters.index(d.ID)
 		twin := twins(seen, d)
-		if !ok || !known || twin == maxTwins || hop.mtu < b.lan.MTU-saved {
+		if !ok || !known || twin == maxTwins || hop.mtu < b.mtu-saved {
 			built.socket = true
 			continue
 		}
 		built.kernelServes[member{d.ID, d.Source}] = true
-		if before, ok := built.until[index]; !d.ValidUntil.IsZero() && (!ok || d.ValidUntil.Before(before)) {
-			built.until[index] = d.ValidUntil // the first to end, of one that several cameras send to: the agent renews the others
+		until := d.ValidUntil
+		if until.IsZero() || !ends.IsZero() && ends.Before(until) {
+			until = ends
+		}
+		if before, ok := built.until[index]; !until.IsZero() && (!ok || until.Before(before)) {
+			built.until[index] = until // the first to end, of one that several cameras send to: the agent renews the others
 		}
 		built.slots = append(built.slots, slot{
 			Addr: d.Addr.As4(), Port: [2]byte{byte(d.Port >> 8), byte(d.Port)}, Kind: hop.kind, Twin: twin,
@@ -167,62 +171,87 @@ func (g *group) rest(asked *table.Group) *table.Group {
 }
 
 // install puts a group into force at once: what is kept under a version that no packet asks for yet, then the inner map that names it.
-func (b *Backend) install(ip netip.Addr, g *group) error {
+func (b *path) install(at place, g *group) error {
 	if g.index == 0 {
-		return errors.Join(fmt.Errorf("there is no room for more than %d groups and destinations", entries-1), b.remove(ip))
+		return errors.Join(fmt.Errorf("there is no room for more than %d groups and destinations", b.counters.size-1), b.remove(at))
 	}
-	old := b.groups[ip]
-	if old != nil && old.same(g) {
-		old.kernelServes, old.until = g.kernelServes, g.until
+	if b.keep(at, g) {
 		return nil
 	}
-	b.version++
-	g.version = b.version
-	if err := b.put(ip, g); err != nil {
-		b.forget(ip, g)
-		return errors.Join(err, b.remove(ip))
+	first, err := b.prepare(at, g)
+	if err != nil {
+		return errors.Join(err, b.remove(at))
 	}
-	b.groups[ip] = g
-	b.forget(ip, old)
+	defer first.Close()
+	return b.put(at, g, first)
+}
+
+// keep tells whether the kernel has the group already as it is to be.
+func (b *path) keep(at place, g *group) bool {
+	old := b.groups[at]
+	if old == nil || !old.same(g) {
+		return false
+	}
+	old.kernelServes, old.until, old.ends = g.kernelServes, g.until, g.ends
+	return true
+}
+
+// put replaces what the kernel has by the inner map of a group that is prepared.
+func (b *path) put(at place, g *group, first *ebpf.Map) error {
+	// Returns when no packet is copied by the map before any more.
+	if err := b.kernel.maps.Groups.Put(b.key(at), first); err != nil {
+		b.forget(at, g)
+		return errors.Join(fmt.Errorf("put a group into the kernel: %w", err), b.remove(at))
+	}
+	b.settle(at, g)
 	return nil
 }
 
-func (b *Backend) put(ip netip.Addr, g *group) error {
-	key := ip.As4()
+// settle notes that a group is in force.
+func (b *path) settle(at place, g *group) {
+	old := b.groups[at]
+	b.groups[at] = g
+	b.forget(at, old)
+}
+
+// prepare gives the inner map of a group that is ready to be put into force.
+func (b *path) prepare(at place, g *group) (*ebpf.Map, error) {
+	b.version++
+	g.version = b.version
+	first, err := b.fill(at, g)
+	if err != nil {
+		b.forget(at, g)
+		return nil, err
+	}
+	return first, nil
+}
+
+func (b *path) fill(at place, g *group) (*ebpf.Map, error) {
 	for _, s := range g.moreSources() {
-		if err := b.kernel.maps.Sources.Put(sourceKey{key, s.Addr, g.version}, s); err != nil {
-			return fmt.Errorf("put a source into the kernel: %w", err)
+		if err := b.kernel.maps.Sources.Put(sourceKey{at.group.As4(), s.Addr, g.version}, s); err != nil {
+			return nil, fmt.Errorf("put a source into the kernel: %w", err)
 		}
 	}
 	blocks := g.blocks()
-	first, err := mapOf(blocks[:1], 0)
-	if err != nil {
-		return err
-	}
-	defer first.Close()
 	if len(blocks) > 1 {
 		more, err := mapOf(blocks[1:], innerMap)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		defer more.Close()
 		if err := b.kernel.maps.Rests.Put(g.version, more); err != nil {
-			return fmt.Errorf("put the rest of a group into the kernel: %w", err)
+			return nil, fmt.Errorf("put the rest of a group into the kernel: %w", err)
 		}
 	}
-	errs := []error{b.until.begin(g.index, time.Time{})}
+	errs := []error{b.until.begin(g.index, g.ends)}
 	for i := range g.slots {
 		index := uint32(g.slots[i].Index)
 		errs = append(errs, b.until.begin(index, g.until[index]))
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("let a group be served: %w", err)
+		return nil, fmt.Errorf("let a group be served: %w", err)
 	}
-	// Returns when no packet is copied by the map before any more.
-	if err := b.kernel.maps.Groups.Put(place(b.config.GroupRange, ip), first); err != nil {
-		return fmt.Errorf("put a group into the kernel: %w", err)
-	}
-	return nil
+	return mapOf(blocks[:1], 0)
 }
 
 func mapOf(blocks []block, flags uint32) (*ebpf.Map, error) {
@@ -272,37 +301,42 @@ func (g *group) blocks() []block {
 	return blocks
 }
 
-// place is that of a group IP in the group range.
-func place(r models.AddrRange, ip netip.Addr) uint32 {
-	first, at := r.First.As4(), ip.As4()
-	return binary.BigEndian.Uint32(at[:]) - binary.BigEndian.Uint32(first[:])
+// key is that of a group in the map of groups: the place of the group IP in the range, or struct home_key of copy.bpf.c.
+func (b *path) key(at place) any {
+	group := at.group.As4()
+	if at.premises.IsValid() {
+		premises := at.premises.As16()
+		return [20]byte(append(premises[:], group[:]...))
+	}
+	first := b.config.GroupRange.First.As4()
+	return binary.BigEndian.Uint32(group[:]) - binary.BigEndian.Uint32(first[:])
 }
 
 // innerMap is BPF_F_INNER_MAP: inner maps may differ in size.
 const innerMap = 1 << 12
 
 // remove takes a group out of force.
-func (b *Backend) remove(ip netip.Addr) error {
-	old := b.groups[ip]
+func (b *path) remove(at place) error {
+	old := b.groups[at]
 	if old == nil {
 		return nil
 	}
 	_ = b.until.write(old.index, 0) // whatever comes next
-	if err := b.kernel.maps.Groups.Delete(place(b.config.GroupRange, ip)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("take group IP %s out of the kernel: %w", ip, err)
+	if err := b.kernel.maps.Groups.Delete(b.key(at)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("take group IP %s out of the kernel: %w", at.group, err)
 	}
-	delete(b.groups, ip)
-	b.forget(ip, old)
+	delete(b.groups, at)
+	b.forget(at, old)
 	return nil
 }
 
 // forget removes what is kept under a version that no packet asks for any more.
-func (b *Backend) forget(ip netip.Addr, g *group) {
+func (b *path) forget(at place, g *group) {
 	if g == nil {
 		return
 	}
 	for _, s := range g.moreSources() {
-		_ = b.kernel.maps.Sources.Delete(sourceKey{ip.As4(), s.Addr, g.version})
+		_ = b.kernel.maps.Sources.Delete(sourceKey{at.group.As4(), s.Addr, g.version})
 	}
 	if len(g.slots) >= blockSlots {
 		_ = b.kernel.maps.Rests.Delete(g.version)

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -49,8 +50,16 @@ type nextHops struct {
 	events  *os.File
 	changed chan struct{}
 	ended   chan struct{}
+	stale   atomic.Bool // routes is
 
+	routes     map[netip.Addr]route          // to those that are in use; the kernel needn't be asked again for each while nothing changes
 	neighbours map[neighbour]*neighbourState // those that are in use
+}
+
+// route is the way to a destination; none if there is no neighbour.
+type route struct {
+	neighbour
+	mtu int
 }
 
 type neighbour struct {
@@ -100,12 +109,14 @@ func (h *nextHops) follow() {
 		if _, err := h.events.Read(buf); err != nil && !errors.Is(err, unix.ENOBUFS) {
 			return // closed
 		}
+		h.stale.Store(true)
 		time.Sleep(calm)
 		h.dirty()
 	}
 }
 
 func (h *nextHops) dirty() {
+	h.stale.Store(true)
 	select {
 	case h.changed <- struct{}{}:
 	default:
@@ -120,11 +131,24 @@ func (h *nextHops) resolve(destinations []netip.Addr) (map[netip.Addr]nextHop, e
 	}
 	now := time.Now()
 	hops, inUse := map[netip.Addr]nextHop{}, map[neighbour]*neighbourState{}
+	before, known := h.routes, make(map[netip.Addr]route, len(destinations))
+	if h.stale.Swap(false) {
+		before = nil
+	}
+	h.routes = known
 	for _, to := range destinations {
-		n, mtu, ok := h.route(to, links)
-		if !ok {
+		if _, done := known[to]; done {
 			continue
 		}
+		way, ok := before[to]
+		if !ok {
+			way = h.route(to, links)
+		}
+		known[to] = way
+		if way.neighbour == (neighbour{}) || links[way.ifindex] == nil {
+			continue
+		}
+		n, mtu := way.neighbour, way.mtu
 		state := inUse[n]
 		if state == nil {
 			if state = h.neighbours[n]; state == nil {
@@ -183,15 +207,15 @@ func (h *nextHops) tables() (map[int]*netlink.LinkAttrs, map[neighbour]netlink.N
 }
 
 // route asks the kernel for the way from the uplink address to a destination, and the largest packet that it takes.
-func (h *nextHops) route(to netip.Addr, links map[int]*netlink.LinkAttrs) (neighbour, int, bool) {
+func (h *nextHops) route(to netip.Addr, links map[int]*netlink.LinkAttrs) route {
 	routes, err := h.handle.RouteGetWithOptions(to.AsSlice(), &netlink.RouteGetOptions{SrcAddr: h.uplink})
 	if err != nil || len(routes) == 0 {
-		return neighbour{}, 0, false
+		return route{}
 	}
 	r := routes[0]
 	link := links[r.LinkIndex]
 	if link == nil || r.Type != unix.RTN_UNICAST || r.Via != nil || r.Encap != nil {
-		return neighbour{}, 0, false
+		return route{}
 	}
 	mtu := link.MTU
 	if r.MTU > 0 {
@@ -201,7 +225,7 @@ func (h *nextHops) route(to netip.Addr, links map[int]*netlink.LinkAttrs) (neigh
 	if gateway, ok := netip.AddrFromSlice(r.Gw); ok {
 		n.ip = gateway.Unmap()
 	}
-	return n, mtu, true
+	return route{n, mtu}
 }
 
 // ask has the kernel find neighbours that it doesn't know, and confirm those that it hasn't heard from for some time.

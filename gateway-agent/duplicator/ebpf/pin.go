@@ -45,25 +45,40 @@ func load(c Config, lan *net.Interface) (*kernel, error) {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	sweep(c.PinDir)
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return nil, fmt.Errorf("%w: %w; run the agent as root or give it CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN", ErrUnavailable, err)
+	if err := allowMaps(); err != nil {
+		return nil, err
 	}
 	spec, err := loadCopy()
+	if err == nil {
+		err = configure(spec, c)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	if err := configure(spec, c); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	k := &kernel{dir: dir, lan: lan.Index}
+	if err := k.load(spec); err != nil {
+		return nil, err
 	}
-	var objects copyObjects
-	if err := spec.LoadAndAssign(&objects, nil); err != nil {
-		return nil, fmt.Errorf("%w: load the program: %w%s", ErrUnavailable, err, advice(err))
-	}
-	k := &kernel{dir: dir, lan: lan.Index, maps: objects.copyMaps, prog: objects.Copy}
 	if err := k.attach(); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: attach the program to %s: %w%s", ErrUnavailable, lan.Name, err, advice(err)), k.close())
 	}
 	return k, nil
+}
+
+func (k *kernel) load(spec *ebpf.CollectionSpec) error {
+	var objects copyObjects
+	if err := spec.LoadAndAssign(&objects, nil); err != nil {
+		return fmt.Errorf("%w: load the program: %w%s", ErrUnavailable, err, advice(err))
+	}
+	k.maps, k.prog = objects.copyMaps, objects.Copy
+	return nil
+}
+
+func allowMaps() error {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return fmt.Errorf("%w: %w; run the agent as root or give it CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN", ErrUnavailable, err)
+	}
+	return nil
 }
 
 func advice(err error) string {
@@ -77,14 +92,23 @@ func advice(err error) string {
 }
 
 func configure(spec *ebpf.CollectionSpec, c Config) error {
-	spec.Maps[copyMapGroups].MaxEntries = uint32(c.GroupRange.Size())
-	spec.Maps[copyMapRests].MaxEntries = uint32(c.GroupRange.Size()) + 1 // one is there twice while it is swapped
-	spec.Maps[copyMapCounts].MaxEntries = entries
-	spec.Maps[copyMapDeadlines].MaxEntries = entries
-	spec.Maps[copyMapPaces].MaxEntries = entries
-	spec.Maps[copyMapStreams].MaxEntries = uint32(c.MaxStreams)
-	spec.Maps[copyMapPorts].MaxEntries = uint32(c.MaxStreams)
-	first, last, uplink := c.GroupRange.First.As4(), c.GroupRange.Last.As4(), c.Uplink.As4()
+	first, last := c.GroupRange.First.As4(), c.GroupRange.Last.As4()
+	return errors.Join(
+		spec.Variables[copyVarRangeFirst].Set(binary.BigEndian.Uint32(first[:])), spec.Variables[copyVarRangeLast].Set(binary.BigEndian.Uint32(last[:])),
+		configureBoth(spec, c, c.GroupRange.Size(), entries, c.MaxStreams),
+	)
+}
+
+// configureBoth is what a home's program and a relay's have alike.
+func configureBoth(spec *ebpf.CollectionSpec, c Config, groups, entries, streams int) error {
+	spec.Maps[copyMapGroups].MaxEntries = uint32(groups)
+	spec.Maps[copyMapRests].MaxEntries = uint32(groups) + 1 // one is there twice while it is swapped
+	spec.Maps[copyMapCounts].MaxEntries = uint32(entries)
+	spec.Maps[copyMapDeadlines].MaxEntries = uint32(entries)
+	spec.Maps[copyMapPaces].MaxEntries = uint32(entries)
+	spec.Maps[copyMapStreams].MaxEntries = uint32(streams)
+	spec.Maps[copyMapPorts].MaxEntries = uint32(streams)
+	uplink := c.Uplink.As4()
 	var ports [16]uint16
 	count := copy(ports[:], c.Ports)
 	if c.AnyPort {
@@ -97,7 +121,6 @@ func configure(spec *ebpf.CollectionSpec, c Config) error {
 		nop = 1
 	}
 	for name, value := range map[string]any{
-		copyVarRangeFirst: binary.BigEndian.Uint32(first[:]), copyVarRangeLast: binary.BigEndian.Uint32(last[:]),
 		copyVarUplink: uplink, copyVarMediaPorts: ports, copyVarMediaPortCount: uint32(count), copyVarNopOptions: nop,
 		copyVarPacePerByte: duplicator.PerByte(c.DestinationRate), copyVarPaceBurst: duplicator.Burst * duplicator.PerByte(c.DestinationRate) >> 10,
 	} {

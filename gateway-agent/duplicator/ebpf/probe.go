@@ -8,7 +8,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"github.com/cilium/ebpf/rlimit"
 )
 
 // Probe tells whether this host can run the backend: it loads the program and attaches it for a moment, behind whatever is attached already and
@@ -35,8 +34,8 @@ func Probe(c Config) error {
 	}
 	// Only if there is nothing in them.
 	defer func() { _, _ = os.Remove(dir), os.Remove(c.PinDir) }()
-	if err := rlimit.RemoveMemlock(); err != nil {
-		return fmt.Errorf("%w: %w; run the agent as root or give it CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN", ErrUnavailable, err)
+	if err := allowMaps(); err != nil {
+		return err
 	}
 	spec, err := loadCopy()
 	if err == nil {
