@@ -23,6 +23,7 @@ type objects struct {
 	device       models.ID // of the caller's kind
 	phone        models.ID
 	gateway      models.ID
+	relay        models.ID
 	upload       models.ID
 	service      models.ServiceID
 	registration string
@@ -34,7 +35,7 @@ type objects struct {
 // missing are objects that nobody has. The group IP is a real one.
 func missing(like objects) objects {
 	return objects{
-		premises: models.NewPremisesID(), device: models.NewID(), phone: models.NewID(), gateway: models.NewID(), upload: models.NewID(), service: "svc-missing",
+		premises: models.NewPremisesID(), device: models.NewID(), phone: models.NewID(), gateway: models.NewID(), relay: models.NewID(), upload: models.NewID(), service: "svc-missing",
 		registration: string(models.NewRegistrationID()), group: string(models.NewGroupID()), groupIP: like.groupIP,
 		webhook: string(models.NewWebhookID()),
 	}
@@ -45,6 +46,7 @@ type house struct {
 	home
 	objects
 	cookie       string
+	node         relayNode // which has a key of its own and isn't the home's
 	registration map[models.Kind]string
 }
 
@@ -54,15 +56,19 @@ func (s *service) house(t testing.TB, name string) house {
 	h.cookie = s.user(t, h.home, strings.ToLower(name))
 	h.groupIP = s.source(t, h.home, "door")
 	upload := s.join(t, h.home, "door", h.groupIP, "")
-	status, body := s.post(t, h.phoneToken, `{"type":"Device","id":"%s","destination":true,"publicIPv4":"198.51.99.9","groupName":"door"}`, h.home.phone)
-	require.Equal(t, http.StatusOK, status, "%v", body)
-	h.registration = map[models.Kind]string{models.KindDevice: body["registrationId"].(string), models.KindService: upload, models.KindUser: upload, models.KindGateway: upload}
+	status, joined := s.post(t, h.phoneToken, `{"type":"Device","id":"%s","destination":true,"publicIPv4":"198.51.99.9","groupName":"door"}`, h.home.phone)
+	require.Equal(t, http.StatusOK, status, "%v", joined)
+	h.registration = map[models.Kind]string{models.KindDevice: joined["registrationId"].(string), models.KindService: upload, models.KindUser: upload, models.KindGateway: upload, models.KindRelay: upload}
 	r := s.do(t, http.MethodGet, "/v1/groups", "", "Cookie", h.cookie)
 	h.group = object(t, r)["groups"].([]any)[0].(map[string]any)["groupId"].(string)
 	h.objects.account, h.objects.premises, h.objects.phone, h.objects.gateway = h.home.account, h.home.premises, h.home.phone, h.home.gateway
 	created := s.do(t, http.MethodPost, "/v1/webhooks", matrixWebhook, "Authorization", "Bearer "+h.uploadToken)
 	require.Equal(t, http.StatusCreated, created.StatusCode)
 	h.webhook = object(t, created)["webhook"].(map[string]any)["webhookId"].(string)
+	h.node = s.relayNode(t, "relay-"+name)
+	h.relay = h.node.id
+	status, declared, _ := h.node.do(t, http.MethodPut, h.node.path(""), body("declareRelay", models.KindRelay, objects{}))
+	require.Equal(t, http.StatusOK, status, "%s", declared)
 	h.objects.upload, h.service = h.home.upload, models.ServiceID("svc-"+strings.ToLower(name))
 	return h
 }
@@ -107,7 +113,9 @@ func body(operation string, kind models.Kind, o objects) string {
 		return fmt.Sprintf(`{"type":"Device","id":"%s","destination":true,"publicIPv4":"198.51.99.9","groupName":"door"}`, o.phone)
 	case "declareGateway":
 		return declaration
-	case "reportConsents":
+	case "declareRelay":
+		return fmt.Sprintf(`{"tunnelKey":%q,"endpointIPv4":"96.114.20.1","endpointPort":51820,"uplinkIPv4":"96.114.20.1"}`, tunnelKey('a'))
+	case "reportConsents", "reportRelayConsents":
 		return fmt.Sprintf(`{"sequence":1,"consents":[{"registrationId":%q,"sender":%[1]q,"state":"live"}]}`, o.registration)
 	case "changePassword":
 		return fmt.Sprintf(`{"oldPassword":%q,"newPassword":"four other words it is"}`, goodPassword)
@@ -144,15 +152,18 @@ func TestMatrix(t *testing.T) {
 			for method, op := range item.Operations() {
 				rule := table[op.OperationID]
 				send := func(h house, kind models.Kind, o objects) *http.Response {
-					filled := strings.NewReplacer("{premisesId}", string(o.premises), "{deviceId}", o.device.String(), "{gatewayId}", o.gateway.String(), "{relayId}", o.gateway.String(),
+					filled := strings.NewReplacer("{premisesId}", string(o.premises), "{deviceId}", o.device.String(), "{gatewayId}", o.gateway.String(), "{relayId}", o.relay.String(),
 						"{serviceId}", string(o.service), "{registrationId}", o.registration, "{groupId}", o.group, "{webhookId}", o.webhook).Replace(path)
 					header := h.as(kind)
 					if strings.HasPrefix(op.OperationID, "listen") { // else it would be a stream, which has no end
 						header = append(header, "Accept", "application/json")
 					}
+					if kind == models.KindRelay {
+						return h.node.send(t, method, filled, body(op.OperationID, kind, o), header...)
+					}
 					return s.do(t, method, filled, body(op.OperationID, kind, o), header...)
 				}
-				for _, kind := range []models.Kind{"", models.KindDevice, models.KindGateway, models.KindUser, models.KindService} {
+				for _, kind := range []models.Kind{"", models.KindDevice, models.KindGateway, models.KindUser, models.KindService, models.KindRelay} {
 					t.Run(op.OperationID+"/"+string(kind), func(t *testing.T) {
 						switch {
 						case rule.Public:
@@ -201,12 +212,12 @@ func TestMatrix(t *testing.T) {
 							return
 						}
 						assert.Less(t, r.StatusCode, 300, "%s", answer)
-						for _, secret := range []string{string(other.objects.account), string(other.objects.premises), other.objects.phone.String(), other.group, other.webhook} {
+						for _, secret := range []string{other.relay.String(), string(other.objects.account), string(other.objects.premises), other.objects.phone.String(), other.group, other.webhook} {
 							assert.NotContains(t, answer, secret)
 						}
 					})
 				}
 			}
 		}
-	})
+	}, "--public-url", "") // relays sign the address that they call
 }

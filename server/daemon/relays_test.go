@@ -26,7 +26,7 @@ type relayNode struct {
 	s      *service
 }
 
-func (s *service) relayNode(t *testing.T, name string) relayNode {
+func (s *service) relayNode(t testing.TB, name string) relayNode {
 	t.Helper()
 	created, err := s.admin.CreateRelayWithResponse(t.Context(), nil, adminapi.RelayRequest{Name: name})
 	require.NoError(t, err)
@@ -38,10 +38,17 @@ func (s *service) relayNode(t *testing.T, name string) relayNode {
 	return relayNode{created.JSON200.RelayID, &http.Client{Transport: c.Transport()}, s}
 }
 
-func (r relayNode) do(t *testing.T, method, path, body string, header ...string) (int, string, http.Header) {
+// send sends a request whose answer the caller reads.
+func (r relayNode) send(t testing.TB, method, path, body string, header ...string) *http.Response {
 	t.Helper()
 	answer, err := r.client.Do(r.s.request(t, method, path, body, header...))
 	require.NoError(t, err)
+	return answer
+}
+
+func (r relayNode) do(t testing.TB, method, path, body string, header ...string) (int, string, http.Header) {
+	t.Helper()
+	answer := r.send(t, method, path, body, header...)
 	defer answer.Body.Close()
 	b, err := io.ReadAll(answer.Body)
 	require.NoError(t, err)
@@ -58,7 +65,10 @@ func tunnelKey(c byte) string {
 // what it is assigned, and another's relay looks like none.
 func TestRelayOverHTTP(t *testing.T) {
 	t.Parallel()
-	s := start(t, settings(t, dataDir(t), "--public-url", ""))
+	each(t, relayOverHTTP, "--public-url", "")
+}
+
+func relayOverHTTP(t *testing.T, s *service) {
 	h := s.house(t, "Relayed")
 	a, b := s.relayNode(t, "relay-a"), s.relayNode(t, "relay-b")
 	for i, r := range []relayNode{a, b} {
