@@ -18,6 +18,7 @@ import (
 	cilium "github.com/cilium/ebpf"
 	"github.com/stretchr/testify/require"
 
+	"github.com/groupcast/groupcast/e2e/netlab"
 	"github.com/groupcast/groupcast/gateway-agent/duplicator"
 	"github.com/groupcast/groupcast/gateway-agent/duplicator/ebpf"
 	"github.com/groupcast/groupcast/gateway-agent/lan"
@@ -99,17 +100,22 @@ func nftDup(l *lab, n int) func() {
 // process runs a copier that says "ready" and ends with its standard input.
 func (l *lab) process(cmd *exec.Cmd, golang bool) (stop func()) {
 	l.t.Helper()
+	return l.processAt(cmd, golang, l.Gateway, 1)
+}
+
+func (l *lab) processAt(cmd *exec.Cmd, golang bool, at *netlab.Namespace, cpu int) (stop func()) {
+	l.t.Helper()
 	in, err := cmd.StdinPipe()
 	require.NoError(l.t, err)
 	out, err := cmd.StdoutPipe()
 	require.NoError(l.t, err)
 	cmd.Stderr = os.Stderr
-	l.Gateway.Start(cmd)
+	at.Start(cmd)
 	line, err := bufio.NewReader(out).ReadString('\n')
 	require.NoError(l.t, err, "%s did not get ready", cmd.Path)
 	require.Equal(l.t, "ready\n", line)
 	time.Sleep(50 * time.Millisecond) // its threads are all there
-	l.placeProcess(cmd.Process.Pid, golang)
+	l.placeProcess(cmd.Process.Pid, golang, cpu)
 	return func() {
 		_ = in.Close()
 		if !golang {
@@ -130,15 +136,19 @@ type job struct {
 	Pins      string
 	Trigger   table.Trigger // by default the option
 	Consent   bool          // destinations are asked for it
+	Backend   string        // of a relay
+	Tunnel    *wireguard    // of a relay, or of a gateway
 }
 
-func (l *lab) child(j job) func() {
+func (l *lab) child(j job) func() { return l.childAt(j, l.Gateway, 1) }
+
+func (l *lab) childAt(j job, in *netlab.Namespace, cpu int) func() {
 	l.t.Helper()
 	text, err := json.Marshal(j)
 	require.NoError(l.t, err)
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), jobEnv+"="+string(text), "GOMAXPROCS=1")
-	return l.process(cmd, true)
+	return l.processAt(cmd, true, in, cpu)
 }
 
 func childMain(text string) error {
@@ -146,8 +156,13 @@ func childMain(text string) error {
 	if err := json.Unmarshal([]byte(text), &j); err != nil {
 		return err
 	}
-	if j.Kind == "naive" {
+	switch j.Kind {
+	case "naive":
 		return j.naive()
+	case "relay":
+		return j.relay()
+	case "wireguard":
+		return j.wireguard()
 	}
 	c := duplicator.Config{
 		GroupRange: models.AddrRange{First: netip.MustParseAddr("172.168.0.230"), Last: netip.MustParseAddr("172.168.0.254")},

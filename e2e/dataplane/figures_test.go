@@ -36,8 +36,10 @@ type run struct {
 	uneven bool
 	plain  bool // without the option
 	rate   int
-	checks bool // of the destinations, ten times as many as there would be
-	kernel bool // copies are made as datagrams arrive: many more would be on their way at a time than fit the CPU's cache
+	checks bool   // of the destinations, ten times as many as there would be
+	kernel bool   // copies are made as datagrams arrive: many more would be on their way at a time than fit the CPU's cache
+	tunnel bool   // datagrams come as they do from the tunnel
+	iface  string // where they are handed over; by default to the LAN
 }
 
 const pace = 10_000 // datagrams per second, for delays
@@ -57,6 +59,16 @@ var runs = [][]run{
 		{name: "socket_8_device", copy: bySocket, n: 8},
 		{name: "socket_8_again", copy: bySocket, n: 8},
 		{name: "socket_8_consent", copy: asking("socket"), n: 8, checks: true},
+	},
+	{
+		{name: "relay_sendto_8", copy: sendtoLoop, n: 8},
+		{name: "relay_ebpf_8", copy: fed(relaying("ebpf")), n: 8, tunnel: true, kernel: true},
+		{name: "relay_socket_8", copy: fed(relaying("socket")), n: 8, tunnel: true},
+	},
+	{
+		{name: "wireguard_forward_1", copy: behindWireGuard("forward"), n: 1, plain: true, iface: wireguardHome},
+		{name: "wireguard_ebpf_8", copy: behindWireGuard("ebpf"), n: 8, tunnel: true, iface: wireguardHome},
+		{name: "wireguard_socket_8", copy: behindWireGuard("socket"), n: 8, tunnel: true, iface: wireguardHome},
 	},
 	{
 		{name: "naive_go_8", copy: naiveGo, n: 8},
@@ -92,11 +104,11 @@ var runs = [][]run{
 
 func (l *lab) measure(r run, seconds float64) measurement {
 	l.t.Helper()
-	w := load{to: group, copies: r.n, window: 256, rate: r.rate, uneven: r.uneven, plain: r.plain, stamp: r.rate > 0, checks: r.checks, seconds: seconds}
+	w := load{to: group, copies: r.n, window: 256, rate: r.rate, uneven: r.uneven, plain: r.plain, stamp: r.rate > 0, checks: r.checks, seconds: seconds, tunnel: r.tunnel, iface: r.iface}
 	if r.kernel {
 		w.window = min(max(1024/r.n, 2), 256)
 	}
-	if r.name == "forward_1" {
+	if r.name == "forward_1" || r.name == "wireguard_forward_1" {
 		w.to = receiver(0)
 	}
 	at, iface, direction := l.WAN, "ext0", ebpf.AttachTCXIngress
@@ -113,7 +125,7 @@ func TestDataPlaneBenchmarkRuns(t *testing.T) {
 	netlab.Require(t)
 	l := newLab(t, false)
 	for _, r := range slices.Concat(runs...) {
-		if r.name != "sendto_8_driver" && r.n <= 8 && !needs(r) {
+		if r.name != "sendto_8_driver" && r.name != "relay_sendto_8" && r.n <= 8 && !needs(r) { // as sendto_8
 			m := l.measure(r, 0.02)
 			for end := time.Now().Add(20 * time.Second); m.all == 0 && time.Now().Before(end); { // without real time it may not get a turn
 				m = l.measure(r, 0.1)
@@ -200,6 +212,10 @@ func BenchmarkDataPlaneFigures(b *testing.B) {
 			fmt.Printf("dataplane beside consent_cost_%s: the same without consent, twice: %.3f\n", of[0], noise)
 		}
 	}
+	figure("relay_8_ebpf", faster("relay_ebpf_8", "relay_sendto_8"), "sendto_loop", ">=", 2.5)
+	figure("relay_8_socket", faster("relay_socket_8", "relay_sendto_8"), "sendto_loop", ">=", 4)
+	figure("relay_8_ebpf_tunnel", faster("wireguard_ebpf_8", "wireguard_forward_1"), "wireguard_forwarding", ">=", 2)
+	figure("relay_8_socket_tunnel", faster("wireguard_socket_8", "wireguard_forward_1"), "wireguard_forwarding", ">=", 2)
 	delay := func(m measurement) float64 { return m.delay }
 	figure("dataplane_delay_ebpf", ratio(results["ebpf_8_paced"], results["sendto_8_paced"], delay), "sendto_loop", "<=", 1)
 	figure("dataplane_delay_socket", ratio(results["socket_8_paced"], results["sendto_8_paced"], delay), "sendto_loop", "<=", 1)

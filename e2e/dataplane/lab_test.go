@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"net"
 	"os"
@@ -170,9 +171,9 @@ func (l *lab) place(tid, cpu, priority int) {
 	}
 }
 
-// placeProcess puts all threads of a process on the CPU under test, but for the one that only watches Go's scheduler: its timers would
+// placeProcess puts all threads of a process on a CPU, but for the one that only watches Go's scheduler: its timers would
 // interrupt what is measured.
-func (l *lab) placeProcess(pid int, golang bool) {
+func (l *lab) placeProcess(pid int, golang bool, cpu int) {
 	l.t.Helper()
 	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 	require.NoError(l.t, err)
@@ -187,7 +188,7 @@ func (l *lab) placeProcess(pid int, golang bool) {
 		if golang && i == 1 {
 			continue
 		}
-		l.place(tid, 1, copyPriority)
+		l.place(tid, cpu, copyPriority)
 	}
 }
 
@@ -321,6 +322,8 @@ type load struct {
 	stamp   bool
 	checks  bool // of destinations, between the datagrams
 	seconds float64
+	tunnel  bool   // in IPv6, as in the tunnel
+	iface   string // a device without an Ethernet header; by default cam0, which has one
 }
 
 // measurement is what came of it.
@@ -347,8 +350,14 @@ func (l *lab) generate(w load) measurement {
 			require.NoError(l.t, l.delays.Put(i, uint64(0)))
 		}
 	}
-	cmd := exec.Command(filepath.Join(l.programs, "generator"), "cam0", l.lan.String(), l.cam.String(), camera, w.to, strconv.Itoa(w.copies),
-		strconv.Itoa(w.window), strconv.Itoa(w.rate), fmt.Sprint(w.seconds), number(w.uneven), number(w.stamp), number(l.realtime), number(!w.plain), "0")
+	form := 0
+	for bit, set := range []bool{!w.plain, w.tunnel, w.iface != ""} {
+		if set {
+			form |= 1 << bit
+		}
+	}
+	cmd := exec.Command(filepath.Join(l.programs, "generator"), cmp.Or(w.iface, "cam0"), l.lan.String(), l.cam.String(), camera, w.to, strconv.Itoa(w.copies),
+		strconv.Itoa(w.window), strconv.Itoa(w.rate), fmt.Sprint(w.seconds), number(w.uneven), number(w.stamp), number(l.realtime), strconv.Itoa(form), "0")
 	if w.checks {
 		cmd.Args[len(cmd.Args)-1] = strconv.Itoa(checksPerSecond)
 		cmd.Args = append(cmd.Args, l.checks(w.copies)...)

@@ -139,9 +139,7 @@ func (a *Agent) openNetwork(key tunnel.PrivateKey, asking *consents) place {
 	c := a.config
 	n := &network{
 		key: key, port: c.Relay.Endpoint.Port(), remember: a.remember, log: a.log,
-		config: duplicator.Config{
-			Uplink: c.Gateway.Uplink, CopyOptions: c.CopyOptions, DestinationRate: c.DestinationRate, Heard: asking.hear, MaxStale: sync.MaxStaleLimit, Log: a.log,
-		},
+		copier: func(inside duplicator.Inside) (duplicator.Network, error) { return openRelay(c, inside, asking, a.log) },
 	}
 	a.closers = append(a.closers, n.close)
 	return n
@@ -157,9 +155,7 @@ func (a *Agent) openHome(key tunnel.PrivateKey, asking *consents) (place, error)
 	if err != nil {
 		return nil, err
 	}
-	if err := giveUpTracing(); err != nil {
-		a.log.Warn("CAP_PERFMON is needed no more, but could not be given up", "err", err)
-	}
+	loaded(a.log)
 	copier, gate := admit(c, backend, a.log)
 	a.gate = gate
 	a.closers = append(a.closers, copier.Close)

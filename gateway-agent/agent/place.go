@@ -193,7 +193,7 @@ func (w *forwarding) close() error {
 
 // network is a relay: it copies what comes out of the tunnels.
 type network struct {
-	config   duplicator.Config
+	copier   func(duplicator.Inside) (duplicator.Network, error) // opens what copies behind a tunnel
 	key      tunnel.PrivateKey
 	port     uint16
 	remember *tunnelState
@@ -205,7 +205,7 @@ type network struct {
 
 type relayEnds struct {
 	tunnel *tunnel.Tunnel
-	relay  *duplicator.Relay
+	relay  duplicator.Network
 }
 
 var errNoAddress = errors.New("the server has not said yet what this relay's address in the tunnels is")
@@ -293,7 +293,7 @@ func (n *network) open() error {
 	if err != nil {
 		return err
 	}
-	r, err := duplicator.OpenRelay(n.config, t)
+	r, err := n.copier(t)
 	if err != nil {
 		return errors.Join(err, t.Close())
 	}

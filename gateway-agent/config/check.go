@@ -104,8 +104,8 @@ func (c Config) checkRelay(fault func(key, format string, args ...any)) {
 	if c.UplinkRate != 0 {
 		fault("uplink-rate", "a relay's copies can't be limited together: leave it out, or limit each destination by destination-rate")
 	}
-	if c.Backend == BackendEBPF {
-		fault("backend", "a relay copies by sockets: leave it out")
+	if c.Backend == BackendEBPF && c.DestinationRate != 0 {
+		fault("backend", "with destination-rate a relay copies by sockets: leave one of them out")
 	}
 }
 

@@ -7,7 +7,7 @@
 //   SIZES     0: 1200 bytes each; 1: one byte more than the last, so that no two can be segments of one
 //   STAMP     1: the payload ends with the time that it was sent (CLOCK_MONOTONIC, ns) and has no checksum
 //   PRIORITY  1: real time
-//   OPTION    1: with option 0x88
+//   OPTION    the sum of 1: with option 0x88; 2: in IPv6, as in the tunnel between a gateway and its relay; 4: without an Ethernet header
 //   CHECKS    of the FRAMEs, in hexadecimal digits, so many are sent a second between the datagrams, one after the other
 // File descriptor 3 is a BPF array that can be mapped, whose element 0 counts the copies that arrived.
 #define _GNU_SOURCE
@@ -28,7 +28,7 @@
 
 #define BATCH 64
 #define PAYLOAD 1200
-#define HEADERS (14 + 28 + 8) // at most
+#define HEADERS (14 + 40 + 28 + 8) // at most
 #define PAUSE 0.15 // seconds of warming up
 
 static volatile uint64_t turns __attribute__((aligned(128)));
@@ -82,11 +82,19 @@ static void put16(uint8_t *b, uint32_t v)
 // frame builds a datagram and gives its length.
 static int frame(uint8_t *f, char **a, int payload, int checksum, int option)
 {
-	int header = option ? 28 : 20;
-	uint8_t *ip = f + 14, *udp = ip + header;
+	int header = option & 1 ? 28 : 20, outer = option & 2 ? 40 : 0;
+	uint8_t *ip = f + 14 + outer, *udp = ip + header;
 	memcpy(f, ether_aton(a[1]), 6);
 	memcpy(f + 6, ether_aton(a[2]), 6);
-	put16(f + 12, ETH_P_IP);
+	put16(f + 12, outer ? ETH_P_IPV6 : ETH_P_IP);
+	if (outer) {
+		f[14] = 0x60;
+		put16(f + 18, header + 8 + payload);
+		f[20] = 4;
+		f[21] = 64;
+		inet_pton(AF_INET6, "fd12:3456:789a::1", f + 22);
+		inet_pton(AF_INET6, "fd12:3456:789a:1::1", f + 38);
+	}
 	ip[0] = 0x40 | header / 4;
 	put16(ip + 2, header + 8 + payload);
 	ip[6] = 0x40;
@@ -94,7 +102,7 @@ static int frame(uint8_t *f, char **a, int payload, int checksum, int option)
 	ip[9] = 17;
 	inet_pton(AF_INET, a[3], ip + 12);
 	inet_pton(AF_INET, a[4], ip + 16);
-	if (option) {
+	if (option & 1) {
 		ip[20] = 0x88;
 		ip[21] = 6;
 		memcpy(ip + 22, ip + 12, 4);
@@ -107,7 +115,7 @@ static int frame(uint8_t *f, char **a, int payload, int checksum, int option)
 		udp[8 + i] = i * 7;
 	uint16_t check = ~sum(udp, 8 + payload, sum(ip + 12, 8, 17 + 8 + payload));
 	put16(udp + 6, !checksum ? 0 : check ? check : 0xffff);
-	return 14 + header + 8 + payload;
+	return 14 + outer + header + 8 + payload;
 }
 
 // bytes reads hexadecimal digits and gives how many bytes they are.
@@ -157,6 +165,10 @@ int main(int argc, char **argv)
 		if (i < BATCH) {
 			parts[i].iov_base = frames[i];
 			parts[i].iov_len = frame(frames[i], a, sizes ? PAYLOAD - BATCH + 1 + i : PAYLOAD, !stamp, atoi(a[12]));
+			if (atoi(a[12]) & 4) {
+				parts[i].iov_base = frames[i] + 14;
+				parts[i].iov_len -= 14;
+			}
 		} else {
 			parts[i] = parts[i - BATCH];
 		}

@@ -239,19 +239,33 @@ func (r *Relay) removeAllBut(stay map[place]bool) error {
 }
 
 func (r *Relay) tidy() error {
-	r.answers(r.count, nil)
+	var of map[netip.Addr]map[*table.Group]bool // the groups that have a destination there
+	r.answers(func(to netip.AddrPort, a answer) {
+		if of == nil {
+			of = r.groupsOf()
+		}
+		for g := range of[to.Addr()] {
+			r.answered(g, to, a)
+		}
+	}, nil)
 	return r.hops.ask()
 }
 
-// count counts an answer of the network, as at home.
-func (r *Relay) count(to netip.AddrPort, a answer) {
+func (r *Relay) groupsOf() map[netip.Addr]map[*table.Group]bool {
+	of := map[netip.Addr]map[*table.Group]bool{}
 	for at := range r.groups {
-		if s := r.homes[at.premises]; s != nil {
-			if g, ok := s.Group(at.group); ok {
-				r.answered(g, to, a)
+		g, ok := r.homes[at.premises].Group(at.group)
+		if !ok {
+			continue
+		}
+		for _, d := range g.Destinations {
+			if of[d.Addr] == nil {
+				of[d.Addr] = map[*table.Group]bool{}
 			}
+			of[d.Addr][g] = true
 		}
 	}
+	return of
 }
 
 // Counters implements duplicator.Network.

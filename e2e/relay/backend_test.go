@@ -1,0 +1,48 @@
+package relay
+
+import (
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/groupcast/groupcast/e2e/netlab"
+	"github.com/groupcast/groupcast/e2e/scripted"
+	"github.com/groupcast/groupcast/openapi/api"
+)
+
+// A relay takes the kernel where it can, and says so; where it can't or shall not, sockets.
+func TestRelayAgentChoosesItsBackend(t *testing.T) {
+	for name, c := range map[string]struct {
+		args []string
+		says string
+	}{
+		"the kernel by default":   {nil, "copying in the kernel\" backend=ebpf why=\"this host can run it\" tunnel=gcrelay"},
+		"sockets if it is told":   {[]string{"--backend", "socket"}, "copying by sockets\" backend=socket why=\"it is the configured backend\""},
+		"sockets for fixed rates": {[]string{"--destination-rate", "50M"}, "copying by sockets\" backend=socket why=\"the kernel path is not available: destination-rate"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			netlab.Require(t)
+			l := newNetwork(t, netlab.New(t, "relay"), 1)
+			h, r := l.homes[0], l.receiver(netlab.Upload)
+			service := scripted.NewRelay(api.RelayInformation{
+				RelayID: relayID, Epoch: "e", Revision: "1", MaxStaleSeconds: 900, Groups: []api.GatewayGroup{apiGroup(0, netlab.Upload)},
+				Premises: []api.RelayPremises{{PremisesID: "p_0", GatewayID: gatewayID, TunnelKey: h.key.Public(), TunnelAddress: h.inside}},
+			}, relayInside, token)
+			relay := newNode(t, l.relayNS, service.Handler(), append([]string{
+				"--mode", "relay", "--relay-id", relayID.String(), "--tunnel-endpoint", relayAddr + ":51820", "--uplink-address", relayAddr,
+			}, c.args...)...)
+			relay.publicKey(l)
+			l.relayKey = l.loadKey(filepath.Join(relay.dir, "state", "tunnel.key"))
+			l.until("the relay holds it", func() bool { return service.Cursor() == "e.1" })
+			h.start()
+			require.NoError(t, h.forward.Apply(h.groups(netlab.Upload), relayInside))
+			h.send(datagram(1, cameraAddr, payload(1, 700)))
+			require.Equal(t, string(payload(1, 700)), r.next())
+			l.until("counted", func() bool { g := relay.status().Groups; return len(g) == 1 && g[0].Received == 1 })
+			relay.kill()
+			require.Contains(t, relay.log.String(), c.says)
+		})
+	}
+}
