@@ -54,6 +54,7 @@ func newArena() (*arena, error) {
 		m.SetIovlen(1)
 	}
 	a.flight.build()
+	a.flight.ring, _ = openRing()
 	return a, nil
 }
 
@@ -71,7 +72,12 @@ func (a *arena) receive(fd, most int) (int, error) {
 
 func (a *arena) ancillary(i int) []byte { return a.control[i][:a.in[i].Controllen] }
 
-func (a *arena) free() { _ = unix.Munmap(a.slots) }
+func (a *arena) free() {
+	_ = unix.Munmap(a.slots)
+	if a.flight.ring != nil {
+		a.flight.ring.free()
+	}
+}
 
 // manyMessages calls recvmmsg or sendmmsg, neither of which waits: so it needn't tell Go's scheduler.
 func manyMessages(call uintptr, fd int, m []message, flags uintptr) (int, error) {

@@ -26,6 +26,7 @@ func (l *listener) copy(v packet.Verdict, camera packet.Datagram, f *flight, now
 	}
 	s.used = now
 	perByte := PerByte(l.owner.config.DestinationRate)
+	together := f.together[:0]
 	for _, o := range s.outlets {
 		if !o.destination.Serves(v.Source, now) {
 			o.counters.stale.Add(uint64(f.datagrams))
@@ -33,20 +34,57 @@ func (l *listener) copy(v packet.Verdict, camera packet.Datagram, f *flight, now
 		}
 		n := f.within(&o.counters.pace, now, perByte)
 		o.counters.overRate.Add(uint64(f.datagrams - n))
-		o.send(s, camera, f, n, now)
+		if n == 0 || !o.prepare(s, camera, n, now) {
+			continue
+		}
+		if f.ring == nil || f.datagrams > 1 || len(s.outlets) < worthRing {
+			o.send(f, n, now, nil)
+			continue
+		}
+		if together = append(together, o); len(together) == cap(together) {
+			f.sendTogether(together, now)
+			together = together[:0]
+		}
+	}
+	if len(together) > 0 {
+		f.sendTogether(together, now)
 	}
 }
 
-// send sends copies of the first n datagrams to one destination, or counts why it could not. It never queues: what there is no room for is dropped.
-func (o *outlet) send(s *stream, camera packet.Datagram, f *flight, n int, now time.Time) {
+// worthRing is the number of destinations from which on a datagram alone is sent to all of them by one system call: for two it takes as long as two calls.
+const worthRing = 3
+
+// sendTogether sends a datagram alone to each of some destinations that are prepared.
+func (f *flight) sendTogether(outlets []*outlet, now time.Time) {
+	for i, result := range f.ring.send(outlets, &f.buffers[0]) {
+		switch o := outlets[i]; {
+		case result >= 0:
+			o.countSent(1, uint32(result))
+		case result == notTried, result == -int32(unix.EINTR):
+			o.send(f, 1, now, nil)
+		default:
+			o.send(f, 1, now, unix.Errno(-result))
+		}
+	}
+	clear(outlets) // whose destination left shouldn't stay in memory
+}
+
+// prepare tells whether copies of n datagrams can be sent to one destination, or counts why they can't.
+func (o *outlet) prepare(s *stream, camera packet.Datagram, n int, now time.Time) bool {
 	if !o.ready(s, camera, now) {
 		o.counters.noSocket.Add(uint64(n))
-		return
+		return false
 	}
 	if err := o.setHops(camera.TTL - 1); err != nil {
 		o.count(err, n)
-		return
+		return false
 	}
+	return true
+}
+
+// send sends copies of the first n datagrams to one destination that is prepared, or counts why it could not. It never queues: what there is no room for is
+// dropped. An answer is what the kernel has said already to a first try.
+func (o *outlet) send(f *flight, n int, now time.Time, answer error) {
 	if o.segmentable < math.MaxInt && now.After(o.segmentAgain) && o.segments {
 		o.segmentable = math.MaxInt
 	}
@@ -55,7 +93,8 @@ func (o *outlet) send(s *stream, camera packet.Datagram, f *flight, n int, now t
 		if n < f.datagrams {
 			messages = f.singles[i:n]
 		}
-		sent, err := o.put(messages)
+		sent, err := o.put(messages, answer)
+		answer = nil
 		for j := range messages[:sent] {
 			i += messages[j].parts()
 		}
@@ -79,11 +118,14 @@ func (o *outlet) send(s *stream, camera packet.Datagram, f *flight, n int, now t
 	}
 }
 
-// put sends messages until one can't be sent, and gives how many were sent and why the next one was not.
-func (o *outlet) put(messages []message) (sent int, err error) {
+// put sends messages until one can't be sent, and gives how many were sent and why the next one was not. The kernel may have answered to a first try already.
+func (o *outlet) put(messages []message, answered error) (sent int, err error) {
 	var answer error
 	for sent < len(messages) {
-		n, err := sendMessages(o.fd, messages[sent:])
+		n, err := 0, answered
+		if answered = nil; err == nil {
+			n, err = sendMessages(o.fd, messages[sent:])
+		}
 		if err != nil {
 			if answer == nil && (errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EMSGSIZE)) {
 				// Perhaps the network's answer to an earlier copy; then this one has not been sent yet.
@@ -100,9 +142,7 @@ func (o *outlet) put(messages []message) (sent int, err error) {
 			answer = nil
 		}
 		for i := range messages[sent : sent+n] {
-			m := &messages[sent+i]
-			o.counters.packets.Add(uint64(m.parts()))
-			o.counters.bytes.Add(uint64(m.length))
+			o.countSent(messages[sent+i].parts(), messages[sent+i].length)
 		}
 		sent += n
 	}
@@ -129,6 +169,11 @@ func isFull(err error) bool { return errors.Is(err, unix.EAGAIN) || errors.Is(er
 
 func isUnreachable(err error) bool {
 	return errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.ENETDOWN)
+}
+
+func (o *outlet) countSent(datagrams int, bytes uint32) {
+	o.counters.packets.Add(uint64(datagrams))
+	o.counters.bytes.Add(uint64(bytes))
 }
 
 func (o *outlet) count(err error, datagrams int) { o.counters.count(err, uint64(datagrams)) }

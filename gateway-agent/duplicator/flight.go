@@ -30,6 +30,9 @@ type flight struct {
 	runOf    [batchSize]int // the datagram's run
 	segments [batchSize][]byte
 	closed   bool // the last run takes no more datagrams
+
+	ring     *ring             // nil if there is none
+	together [ringSize]*outlet // those that get the datagram by it
 }
 
 // build connects what stays the same for every flight.

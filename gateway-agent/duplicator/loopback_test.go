@@ -27,6 +27,12 @@ func TestMain(m *testing.M) {
 	if os.Getenv(agentEnv) != "" {
 		os.Exit(agentProcess())
 	}
+	if os.Getenv(noRingEnv) != "" {
+		if err := forbidRing(); err != nil {
+			fmt.Println("forbid io_uring:", err)
+			os.Exit(1)
+		}
+	}
 	netlab.WaitTogether()
 	goleak.VerifyTestMain(m)
 }
@@ -526,25 +532,43 @@ func TestADatagramGoesToTheOldSetOrTheNewOne(t *testing.T) {
 
 // A receiver that is away answers with "port unreachable". That costs neither the others nor itself once it is back.
 func TestARefusedPortCostsNothing(t *testing.T) {
-	d, cam := open(t, config()), newCamera(t)
-	live, away := listenSomewhere(t, 11), listenSomewhere(t, 12)
-	gone := away.at()
-	away.Close()
-	apply(t, d, snapshot(group(firstGroup, destination("away", gone), live.destination("live"))))
-	for i := range 100 {
-		cam.send(firstGroup, fmt.Sprint(i))
-		live.expect(fmt.Sprint(i))
-	}
-	if c := d.Counters().Destinations["away"]; c.Drops[duplicator.DropRefused] == 0 {
-		t.Errorf("no refusal was counted: %+v", c)
-	}
-	back := listen(t, gone)
-	for i := range 10 {
-		cam.send(firstGroup, fmt.Sprint("again ", i))
-		back.expect(fmt.Sprint("again ", i))
-		live.expect(fmt.Sprint("again ", i))
+	for _, lives := range []int{1, worthRing - 1} { // one send after the other, and all together
+		t.Run(fmt.Sprint(lives), func(t *testing.T) {
+			d, cam := open(t, config()), newCamera(t)
+			away := listenSomewhere(t, 12)
+			gone := away.at()
+			away.Close()
+			destinations := []table.Destination{destination("away", gone)}
+			var live []receiver
+			for i := range lives {
+				live = append(live, listenSomewhere(t, 11))
+				destinations = append(destinations, live[i].destination(fmt.Sprint("live ", i)))
+			}
+			apply(t, d, snapshot(group(firstGroup, destinations...)))
+			send := func(payload string, to []receiver) {
+				cam.send(firstGroup, payload)
+				for _, r := range to {
+					r.expect(payload)
+				}
+			}
+			for i := range 100 {
+				send(fmt.Sprint(i), live)
+			}
+			settle(t, d, firstGroup)
+			// Each refusal but the last is heard by the next copy, which leaves nevertheless.
+			if c := d.Counters().Destinations["away"]; c.Packets != 100 || c.Drops[duplicator.DropRefused] != 99 || len(c.Drops) != 1 {
+				t.Errorf("100 copies, 99 refusals heard: %+v", c)
+			}
+			live = append(live, listen(t, gone))
+			for i := range 10 {
+				send(fmt.Sprint("again ", i), live)
+			}
+		})
 	}
 }
+
+// worthRing is the number of destinations from which on a datagram alone leaves for all of them together.
+const worthRing = 3
 
 func TestAnUplinkAddressThatIsMissingIsCountedAndTriedAgain(t *testing.T) {
 	c := config()
