@@ -77,10 +77,17 @@ func DecodeRelay(raw []byte, relay models.ID) (*Information, error) {
 	if err != nil {
 		return nil, err
 	}
+	serves := map[models.PremisesID]models.ID{}
 	for _, p := range said.Premises {
+		serves[p.PremisesID] = p.GatewayID
 		info.Premises = append(info.Premises, models.RelayPremises{
 			PremisesID: p.PremisesID, GatewayID: p.GatewayID, TunnelKey: p.TunnelKey, TunnelAddress: p.TunnelAddress,
 		})
+	}
+	for i := range info.Groups {
+		if g := &info.Groups[i]; g.GatewayID == 0 { // of a service that doesn't say it yet, and knows of no tunnels but gateways'
+			g.GatewayID = serves[g.PremisesID]
+		}
 	}
 	if err := table.CheckRelay(info.GroupInformation, relay, info.Premises); err != nil {
 		return nil, err
@@ -130,8 +137,12 @@ func parse(said api.GroupInformation, raw []byte) (*Information, error) {
 }
 
 func convert(g api.GatewayGroup) (models.GatewayGroup, error) {
+	var gateway models.ID // 0 in a gateway's own information
+	if g.GatewayID != nil {
+		gateway = *g.GatewayID
+	}
 	out := models.GatewayGroup{Group: models.Group{
-		ID: g.GroupID, PremisesID: g.PremisesID, Name: g.GroupName, IP: g.GroupIP, Generation: int64(g.Generation), State: int(g.State),
+		ID: g.GroupID, GatewayID: gateway, PremisesID: g.PremisesID, Name: g.GroupName, IP: g.GroupIP, Generation: int64(g.Generation), State: int(g.State),
 	}}
 	for _, s := range g.GroupSources {
 		source := models.GatewaySource{RegistrationID: s.RegistrationID, Name: s.SourceName, IPv4: s.SourceIPv4, Trigger: s.Trigger}
