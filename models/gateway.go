@@ -73,6 +73,13 @@ type Gateway struct {
 // Declared tells whether the gateway has said anything yet.
 func (g Gateway) Declared() bool { return g.LANPrefix.IsValid() }
 
+// CameraRange is what the group IPs of a camera are of that ends its tunnel itself. They mean something within its tunnel only, so every such camera has the same;
+// the range is one that no home has (RFC 2544).
+var CameraRange = AddrRange{First: netip.AddrFrom4([4]byte{198, 18, 0, 230}), Last: netip.AddrFrom4([4]byte{198, 18, 0, 254})}
+
+// IsCamera tells whether it is no gateway but a camera that ends its tunnel itself: its LAN is the camera alone, and it has neither LANAddr nor Uplink.
+func (g Gateway) IsCamera() bool { return g.LANPrefix.IsSingleIP() }
+
 // Hosts is the range of addresses that a host of the LAN may have: all but the network and the broadcast address.
 func (g Gateway) Hosts() AddrRange { return Hosts(g.LANPrefix) }
 

@@ -94,8 +94,12 @@ type Member struct {
 type GroupInformation struct {
 	GatewayID ID // 0 for a relay's
 	RelayID   ID `json:",omitzero"` // 0 for a gateway's
-	Epoch     string
-	Revision  int64
+	// Camera tells that GatewayID is a camera that ends its tunnel itself: it hears of its relay, and of no group.
+	Camera bool `json:",omitzero"`
+	// Needed tells a camera that any of its groups has a destination.
+	Needed   bool `json:",omitzero"`
+	Epoch    string
+	Revision int64
 	// MaxStale is how long the gateway copies by it without hearing from the service, whole seconds.
 	MaxStale time.Duration
 	// NotBefore withdraws the gateway's tokens that were issued before it; the zero time withdraws none. It is for the service alone.

@@ -27,7 +27,7 @@ func (p *program) camera() *cobra.Command {
 	var sourcePort uint16
 	var noOption bool
 	var waitFor int
-	var logFile string
+	var logFile, keyFile string
 	cmd := p.command("camera [FILE]", "Register as a source and send a stream to the group IP", cobra.MaximumNArgs(1),
 		func(ctx context.Context, c *client.ClientWithResponses, args []string) (err error) {
 			request, err := m.request(false)
@@ -53,6 +53,11 @@ func (p *program) camera() *cobra.Command {
 			config.Lease = lease.New(c, request, config.SendLog.Note, config.Log)
 			config.Private = netip.AddrPortFrom(m.private.Unmap(), sourcePort)
 			config.Option = !noOption
+			if keyFile != "" {
+				if config.Tunnel, err = camera.OpenTunnel(c, request.ID, keyFile, config.Private, config.Option, config.Log); err != nil {
+					return err
+				}
+			}
 			config.Joined = func(answer api.RegistrationAnswer) {
 				p.tellJoined("source", answer)
 			}
@@ -72,7 +77,10 @@ paces either), seven packets to a datagram. Or it is a local UDP stream (--relay
 datagram out, byte for byte.
 
 Each datagram carries the IP option that asks for copies, which needs CAP_NET_RAW. With --no-option it doesn't; then the gateway
-copies only if the account holder set this camera's trigger to "source".`
+copies only if the account holder set this camera's trigger to "source".
+
+In a premises without a gateway the camera ends a tunnel to a relay itself (--tunnel), if the account holder has the premises copied
+in the network. That needs CAP_NET_ADMIN and CAP_NET_RAW. Nothing is sent while no relay copies or nobody wants copies.`
 	m.kind = models.MemberDevice // services are never sources
 	m.flags(cmd)
 	f := cmd.Flags()
@@ -80,6 +88,7 @@ copies only if the account holder set this camera's trigger to "source".`
 	f.Uint16Var(&config.MediaPort, "port", 5004, "UDP `PORT` of the group IP to send to")
 	f.Uint16Var(&sourcePort, "source-port", 0, "UDP `PORT` to send from (default: a free one)")
 	f.IntVar(&waitFor, "wait-for", 0, "begin to stream only when so many (`N`) destinations are in the group; what comes in before is dropped")
+	f.StringVar(&keyFile, "tunnel", "", "send through a WireGuard tunnel to a relay; its key is in this `FILE`, which is made if there is none")
 	f.BoolVar(&noOption, "no-option", false, "send without the IP option")
 	f.Int64Var(&config.Pace.Bitrate, "bitrate", 0, "send so many `BITS` of transport stream per second")
 	f.BoolVar(&config.Pace.RTP, "rtp", false, "send the transport stream in RTP")
@@ -134,4 +143,7 @@ func (p *program) tellSent(s camera.Summary) {
 		return
 	}
 	fmt.Fprintf(p.err, "sent %d datagrams, %d failed\n", s.Sent, s.Failed)
+	if s.Dropped > 0 {
+		fmt.Fprintf(p.err, "%d more went nowhere: nobody copied then\n", s.Dropped)
+	}
 }

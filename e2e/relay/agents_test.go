@@ -117,8 +117,9 @@ func (n *node) publicKey(l *lab) models.TunnelKey {
 }
 
 func apiGroup(n int, to ...string) api.GatewayGroup {
+	gateway := gatewayID + models.ID(n)
 	g := api.GatewayGroup{
-		GroupID: models.GroupID(fmt.Sprintf("g_%d", n)), PremisesID: models.PremisesID(fmt.Sprintf("p_%d", n)), GroupName: "groupcast1", GroupIP: groupIP, Generation: 1,
+		GroupID: models.GroupID(fmt.Sprintf("g_%d", n)), GatewayID: &gateway, PremisesID: models.PremisesID(fmt.Sprintf("p_%d", n)), GroupName: "groupcast1", GroupIP: groupIP, Generation: 1,
 		GroupSources: []api.GroupSource{{
 			RegistrationID: models.RegistrationID(fmt.Sprintf("r_camera%d", n)), SourceName: "camera1", SourceIPv4: cameraAddr,
 			SourceIPv6: nullable.NewNullNullable[netip.Addr](), Trigger: models.TriggerOption,

@@ -40,7 +40,7 @@ func manyHomes(revision, homes, busy int) api.RelayInformation {
 		binary.BigEndian.PutUint64(key[:], uint64(n+1)) //nolint:gosec // it is small
 		info.Groups = append(info.Groups, apiGroup(n, to...))
 		info.Premises = append(info.Premises, api.RelayPremises{
-			PremisesID: models.PremisesID(fmt.Sprintf("p_%d", n)), GatewayID: models.ID(n + 1), TunnelKey: key, TunnelAddress: inside(0, n+1),
+			PremisesID: models.PremisesID(fmt.Sprintf("p_%d", n)), GatewayID: gatewayID + models.ID(n), TunnelKey: key, TunnelAddress: inside(0, n+1),
 		})
 	}
 	return info

@@ -112,8 +112,12 @@ func parseGroup(said api.GatewayGroup, i int) (models.GatewayGroup, error) {
 }
 
 func convert(g api.GatewayGroup) (models.GatewayGroup, error) {
+	var gateway models.ID // 0 in a gateway's own information
+	if g.GatewayID != nil {
+		gateway = *g.GatewayID
+	}
 	out := models.GatewayGroup{Group: models.Group{
-		ID: g.GroupID, PremisesID: g.PremisesID, Name: g.GroupName, IP: g.GroupIP, Generation: int64(g.Generation), State: int(g.State),
+		ID: g.GroupID, GatewayID: gateway, PremisesID: g.PremisesID, Name: g.GroupName, IP: g.GroupIP, Generation: int64(g.Generation), State: int(g.State),
 	}}
 	for _, s := range g.GroupSources {
 		source := models.GatewaySource{RegistrationID: s.RegistrationID, Name: s.SourceName, IPv4: s.SourceIPv4, Trigger: s.Trigger}

@@ -19,8 +19,9 @@ const relay = models.ID(731298765432109876)
 
 // relayGroup is one with a source, and destinations with those names.
 func relayGroup(n int, source string, destinations ...string) api.GatewayGroup {
+	gateway := models.ID(n + 1)
 	g := api.GatewayGroup{
-		GroupID: models.GroupID(fmt.Sprintf("g_%d", n)), PremisesID: models.PremisesID(fmt.Sprintf("p_%d", n)), GroupName: "groupcast1",
+		GroupID: models.GroupID(fmt.Sprintf("g_%d", n)), GatewayID: &gateway, PremisesID: models.PremisesID(fmt.Sprintf("p_%d", n)), GroupName: "groupcast1",
 		GroupIP: netip.MustParseAddr("172.16.0.233"), Generation: 1, GroupDestinations: []api.GroupDestination{},
 		GroupSources: []api.GroupSource{{
 			RegistrationID: models.RegistrationID(fmt.Sprintf("r_%d", n)), SourceName: source, SourceIPv4: netip.MustParseAddr("172.16.0.5"),

@@ -58,6 +58,9 @@ func CheckRelay(info models.GroupInformation, relay models.ID, homes []models.Re
 		}
 	}
 	for i, g := range info.Groups {
+		if g.GatewayID == 0 {
+			return fmt.Errorf("groups[%d] has no gatewayId: nobody knows which tunnel its datagrams come through", i)
+		}
 		if err := checkGroup(g, host, seen); err != nil {
 			return fmt.Errorf("groups[%d]: %w", i, err)
 		}
@@ -76,7 +79,7 @@ func checkGroup(g models.GatewayGroup, inRange func(netip.Addr) bool, seen uniqu
 		return fmt.Errorf("groupIP %s is outside the declared range", g.IP)
 	case g.Generation < 1:
 		return fmt.Errorf("generation %d is not positive", g.Generation)
-	case !seen.add("group", string(g.ID)), !seen.add("name", of+g.Name), !seen.add("IP", of+g.IP.String()):
+	case !seen.add("group", string(g.ID)), !seen.add("name", of+g.Name), !seen.add("IP", of+g.GatewayID.String()+"/"+g.IP.String()):
 		return fmt.Errorf("groupId, groupName or groupIP stands twice")
 	}
 	for i, s := range g.Sources {

@@ -1,6 +1,7 @@
 package table
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
@@ -65,7 +66,7 @@ func schema() *memdb.DBSchema {
 	return s
 }
 
-// ipIndex orders groups by premises, which at a gateway is one, and by group IP, as numbers.
+// ipIndex orders groups by premises, which at a gateway is one, by whose tunnel they come through, and by group IP, as numbers.
 type ipIndex struct{}
 
 func (ipIndex) FromObject(o any) (bool, []byte, error) {
@@ -74,7 +75,8 @@ func (ipIndex) FromObject(o any) (bool, []byte, error) {
 		return false, nil, fmt.Errorf("%T is not a group", o)
 	}
 	ip := g.IP.As16()
-	return true, append(append([]byte(g.PremisesID), 0), ip[:]...), nil
+	key := binary.BigEndian.AppendUint64(append([]byte(g.PremisesID), 0), uint64(g.GatewayID))
+	return true, append(key, ip[:]...), nil
 }
 
 func (ipIndex) FromArgs(...any) ([]byte, error) {

@@ -45,26 +45,31 @@ func Derive(v View, in Inputs) (*Snapshot, error) {
 	return s, nil
 }
 
-// DeriveRelay makes a relay's table: a snapshot of each home, by its address in the tunnel. It is Derive, but for the key of the table that
-// begins with the premises: every home has the same few group IPs.
+// DeriveRelay makes a relay's table: a snapshot of each gateway, by its address in the tunnel. It is Derive, but for the key of the table that
+// begins with the gateway: every home has the same few group IPs.
 func DeriveRelay(v View, in Inputs, homes []models.RelayPremises) (map[netip.Addr]*Snapshot, error) {
 	version, err := v.version()
 	if err != nil {
 		return nil, err
 	}
-	of := map[models.PremisesID]*Snapshot{}
+	type home struct {
+		premises models.PremisesID
+		gateway  models.ID
+	}
+	of := map[home]*Snapshot{}
 	all := map[netip.Addr]*Snapshot{}
 	for _, h := range homes {
-		if of[h.PremisesID] == nil {
-			of[h.PremisesID] = &Snapshot{Version: version, ValidUntil: in.ValidUntil, Groups: map[netip.Addr]*Group{}}
+		at := home{h.PremisesID, h.GatewayID}
+		if of[at] == nil {
+			of[at] = &Snapshot{Version: version, ValidUntil: in.ValidUntil, Groups: map[netip.Addr]*Group{}}
 		}
-		all[h.TunnelAddress] = of[h.PremisesID]
+		all[h.TunnelAddress] = of[at]
 	}
 	for row, err := range rows[*models.Group](v, tableGroups, byIP) {
 		if err != nil {
 			return nil, err
 		}
-		s := of[row.PremisesID]
+		s := of[home{row.PremisesID, row.GatewayID}]
 		if s == nil {
 			continue // no tunnel comes from there
 		}

@@ -697,8 +697,15 @@ type GatewayDeclaration struct {
 	UplinkIPv4 netip.Addr `json:"uplinkIPv4"`
 }
 
-// GatewayGroup defines model for GatewayGroup.
+// GatewayGroup A group with the addresses that it is copied by. Only a relay's has `gatewayId`: whose tunnel the group's datagrams come through, as `premises` names it; the relay copies nothing for
+// the group that came through another.
 type GatewayGroup struct {
+	// GatewayID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
+	// numbers hold. In a request body a JSON integer is accepted as well.
+	//
+	//
+	// Example: 664123086043511412
+	GatewayID         *DecimalID         `json:"gatewayId,omitempty"`
 	Generation        int32              `json:"generation"`
 	GroupDestinations []GroupDestination `json:"groupDestinations"`
 
@@ -1411,7 +1418,7 @@ type RelayInformation struct {
 	// MaxStaleSeconds After so many seconds without an answer of the service the relay stops copying.
 	MaxStaleSeconds int32 `json:"maxStaleSeconds"`
 
-	// Premises One entry for each gateway that it serves, sorted by premises and gateway; also for those without groups.
+	// Premises One entry for each gateway that it serves, sorted by premises and gateway; also for those without groups. A camera that ends its tunnel itself is a gateway here.
 	Premises []RelayPremises `json:"premises"`
 
 	// RelayID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
@@ -1656,10 +1663,72 @@ type TokenRequest struct {
 // (for cameras that can't set IP options; set by the account holder).
 type Trigger = models.Trigger
 
+// Tunnel defines model for Tunnel.
+type Tunnel struct {
+	// DeviceID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
+	// numbers hold. In a request body a JSON integer is accepted as well.
+	//
+	//
+	// Example: 664123086043511412
+	DeviceID DecimalID `json:"deviceId"`
+
+	// GroupRange What the camera's group IPs are of, first-last. They mean something within this tunnel only.
+	GroupRange string `json:"groupRange"`
+
+	// PrivateIPv4 Example: 172.168.0.5
+	PrivateIPv4 IPv4 `json:"privateIPv4"`
+
+	// TunnelAddress A node's IPv6 address within the tunnels, a /128 of the installation's own prefix (RFC 4193). It stays the node's.
+	//
+	//
+	// Example: fd6b:2c1e:94a7:0:9d3f:12ab:55c0:7e1d
+	TunnelAddress TunnelAddress `json:"tunnelAddress"`
+
+	// TunnelKey The public key of a node's WireGuard interface: 32 bytes as base64. A gateway that declares none isn't served by a relay: it copies at home.
+	TunnelKey TunnelKey `json:"tunnelKey"`
+}
+
 // TunnelAddress A node's IPv6 address within the tunnels, a /128 of the installation's own prefix (RFC 4193). It stays the node's.
 //
 // Example: fd6b:2c1e:94a7:0:9d3f:12ab:55c0:7e1d
 type TunnelAddress = netip.Addr
+
+// TunnelDeclaration defines model for TunnelDeclaration.
+type TunnelDeclaration struct {
+	// PrivateIPv4 The address that the camera's datagrams come from; it registers with the same.
+	PrivateIPv4 netip.Addr `json:"privateIPv4"`
+
+	// TunnelKey The public key of a node's WireGuard interface: 32 bytes as base64. A gateway that declares none isn't served by a relay: it copies at home.
+	TunnelKey TunnelKey `json:"tunnelKey"`
+}
+
+// TunnelInformation Where a camera's tunnel goes.
+type TunnelInformation struct {
+	// DeviceID A decimal number from 1 to 9223372036854775807 without leading zero, as a string: it exceeds what JavaScript's
+	// numbers hold. In a request body a JSON integer is accepted as well.
+	//
+	//
+	// Example: 664123086043511412
+	DeviceID DecimalID `json:"deviceId"`
+
+	// Epoch Changes when the database was restored; revisions of different epochs can't be compared.
+	Epoch string `json:"epoch"`
+
+	// Fanout Where copies are made, by the gateway (`home`) or by a relay of the operator (`network`).
+	Fanout Fanout `json:"fanout"`
+
+	// MaxStaleSeconds After so many seconds without an answer of the service the camera stops sending.
+	MaxStaleSeconds int32 `json:"maxStaleSeconds"`
+
+	// Needed Whether any of the camera's groups has a destination. While none has, nothing that it sends is copied, and a relay may not know its key.
+	Needed bool `json:"needed"`
+
+	// Relay The relay that copies for this gateway, or is about to. A gateway brings up a tunnel to it whose AllowedIPs are tunnelAddress alone.
+	Relay *GatewayRelay `json:"relay,omitempty"`
+
+	// Revision Rises each time something about this camera's groups or its relay changes.
+	Revision string `json:"revision"`
+}
 
 // TunnelKey The public key of a node's WireGuard interface: 32 bytes as base64. A gateway that declares none isn't served by a relay: it copies at home.
 type TunnelKey = models.TunnelKey
@@ -1844,6 +1913,21 @@ type ListDevicesParams struct {
 	PageToken *PageToken `form:"pageToken,omitempty" json:"pageToken,omitempty"`
 }
 
+// GetTunnelInformationParams defines parameters for GetTunnelInformation.
+type GetTunnelInformationParams struct {
+	// Index The same cursor as If-None-Match, without quotes. If both are sent, If-None-Match wins.
+	Index *string `form:"index,omitempty" json:"index,omitempty"`
+
+	// Wait Seconds to wait for a change; absent means 0, a plain poll.
+	Wait *int32 `form:"wait,omitempty" json:"wait,omitempty"`
+
+	// IfNoneMatch The ETag of the information the camera has, in quotes.
+	IfNoneMatch *string `json:"If-None-Match,omitempty"`
+
+	// Prefer RFC 7240 `wait=N` means the same as the query parameter wait.
+	Prefer *string `json:"Prefer,omitempty"`
+}
+
 // ListenParams defines parameters for Listen.
 type ListenParams struct {
 	// LastEventID The same, for clients that can't set the header, and for generated ones. If both are sent, the header wins.
@@ -1990,6 +2074,9 @@ type SignUpJSONRequestBody = SignUpRequest
 
 // ChangeDeviceJSONRequestBody defines body for ChangeDevice for application/json ContentType.
 type ChangeDeviceJSONRequestBody = DeviceChange
+
+// DeclareTunnelJSONRequestBody defines body for DeclareTunnel for application/json ContentType.
+type DeclareTunnelJSONRequestBody = TunnelDeclaration
 
 // DeclareGatewayJSONRequestBody defines body for DeclareGateway for application/json ContentType.
 type DeclareGatewayJSONRequestBody = GatewayDeclaration

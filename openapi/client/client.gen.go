@@ -361,6 +361,38 @@ type ClientInterface interface {
 	// Corresponds with PATCH /v1/devices/{deviceId} (the `ChangeDevice` operationId).
 	ChangeDevice(ctx context.Context, deviceID DeviceID, body ChangeDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// GetTunnelInformation Fetch or long-poll where a camera's tunnel goes
+	//
+	// Which relay a camera that declared a tunnel sends to. Cursor, waiting, acknowledgement and `Groupcast-Resync` are those of a gateway's group information; it rises with each change of the camera's
+	// groups, of which it names no member. A camera that wasn't answered for `maxStaleSeconds` stops sending.
+	//
+	// Corresponds with GET /v1/devices/{deviceId}/tunnel (the `GetTunnelInformation` operationId).
+	GetTunnelInformation(ctx context.Context, deviceID DeviceID, params *GetTunnelInformationParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeclareTunnelWithBody Declare that a camera ends its tunnel itself
+	//
+	// A camera in a premises without a gateway states the key of its WireGuard interface and the address that it sends from. From then on it may register as a source there: its
+	// group IPs are of a range of its own, which nobody else's groups are in, and its datagrams go unchanged, as IPv4 in IPv6, to the relay that the tunnel's information names. Without a
+	// relay nobody copies for it: the account holder has to set the premises' `fanout` to `network`. Putting the same again changes nothing. A gateway that declares itself in the premises takes the
+	// place of cameras that have no groups any more, and is refused while one has.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /v1/devices/{deviceId}/tunnel (the `DeclareTunnel` operationId).
+	DeclareTunnelWithBody(ctx context.Context, deviceID DeviceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeclareTunnel Declare that a camera ends its tunnel itself
+	//
+	// A camera in a premises without a gateway states the key of its WireGuard interface and the address that it sends from. From then on it may register as a source there: its
+	// group IPs are of a range of its own, which nobody else's groups are in, and its datagrams go unchanged, as IPv4 in IPv6, to the relay that the tunnel's information names. Without a
+	// relay nobody copies for it: the account holder has to set the premises' `fanout` to `network`. Putting the same again changes nothing. A gateway that declares itself in the premises takes the
+	// place of cameras that have no groups any more, and is refused while one has.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /v1/devices/{deviceId}/tunnel (the `DeclareTunnel` operationId).
+	DeclareTunnel(ctx context.Context, deviceID DeviceID, body DeclareTunnelJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// Listen Hear of all that one may hear
 	//
 	// As Server-Sent Events unless `Accept` asks for application/json alone, which is one long poll of at most `wait` seconds. It begins with how each group is now, of type `groupcast.group.state`; ids are opaque. Resume with the last
@@ -1300,6 +1332,68 @@ func (c *Client) ChangeDeviceWithBody(ctx context.Context, deviceID DeviceID, co
 // Corresponds with PATCH /v1/devices/{deviceId} (the `ChangeDevice` operationId).
 func (c *Client) ChangeDevice(ctx context.Context, deviceID DeviceID, body ChangeDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewChangeDeviceRequest(c.Server, deviceID, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetTunnelInformation Fetch or long-poll where a camera's tunnel goes
+//
+// Which relay a camera that declared a tunnel sends to. Cursor, waiting, acknowledgement and `Groupcast-Resync` are those of a gateway's group information; it rises with each change of the camera's
+// groups, of which it names no member. A camera that wasn't answered for `maxStaleSeconds` stops sending.
+//
+// Corresponds with GET /v1/devices/{deviceId}/tunnel (the `GetTunnelInformation` operationId).
+func (c *Client) GetTunnelInformation(ctx context.Context, deviceID DeviceID, params *GetTunnelInformationParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetTunnelInformationRequest(c.Server, deviceID, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeclareTunnelWithBody Declare that a camera ends its tunnel itself
+//
+// A camera in a premises without a gateway states the key of its WireGuard interface and the address that it sends from. From then on it may register as a source there: its
+// group IPs are of a range of its own, which nobody else's groups are in, and its datagrams go unchanged, as IPv4 in IPv6, to the relay that the tunnel's information names. Without a
+// relay nobody copies for it: the account holder has to set the premises' `fanout` to `network`. Putting the same again changes nothing. A gateway that declares itself in the premises takes the
+// place of cameras that have no groups any more, and is refused while one has.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /v1/devices/{deviceId}/tunnel (the `DeclareTunnel` operationId).
+func (c *Client) DeclareTunnelWithBody(ctx context.Context, deviceID DeviceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeclareTunnelRequestWithBody(c.Server, deviceID, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeclareTunnel Declare that a camera ends its tunnel itself
+//
+// A camera in a premises without a gateway states the key of its WireGuard interface and the address that it sends from. From then on it may register as a source there: its
+// group IPs are of a range of its own, which nobody else's groups are in, and its datagrams go unchanged, as IPv4 in IPv6, to the relay that the tunnel's information names. Without a
+// relay nobody copies for it: the account holder has to set the premises' `fanout` to `network`. Putting the same again changes nothing. A gateway that declares itself in the premises takes the
+// place of cameras that have no groups any more, and is refused while one has.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /v1/devices/{deviceId}/tunnel (the `DeclareTunnel` operationId).
+func (c *Client) DeclareTunnel(ctx context.Context, deviceID DeviceID, body DeclareTunnelJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeclareTunnelRequest(c.Server, deviceID, body)
 	if err != nil {
 		return nil, err
 	}
@@ -2944,6 +3038,152 @@ func NewChangeDeviceRequestWithBody(server string, deviceID DeviceID, contentTyp
 	}
 
 	req, err := http.NewRequest(http.MethodPatch, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewGetTunnelInformationRequest constructs an http.Request for the GetTunnelInformation method
+func NewGetTunnelInformationRequest(server string, deviceID DeviceID, params *GetTunnelInformationParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "deviceId", deviceID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "decimal-id"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/devices/%s/tunnel", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Index != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "index", *params.Index, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Wait != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "wait", *params.Wait, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfNoneMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-None-Match", *params.IfNoneMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-None-Match", headerParam0)
+		}
+
+		if params.Prefer != nil {
+			var headerParam1 string
+
+			headerParam1, err = runtime.StyleParamWithOptions("simple", false, "Prefer", *params.Prefer, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Prefer", headerParam1)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewDeclareTunnelRequest calls the generic DeclareTunnel builder with application/json body
+func NewDeclareTunnelRequest(server string, deviceID DeviceID, body DeclareTunnelJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewDeclareTunnelRequestWithBody(server, deviceID, "application/json", bodyReader)
+}
+
+// NewDeclareTunnelRequestWithBody constructs an http.Request for the DeclareTunnel method, with any body, and a specified content type
+func NewDeclareTunnelRequestWithBody(server string, deviceID DeviceID, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "deviceId", deviceID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "decimal-id"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/devices/%s/tunnel", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
 	if err != nil {
 		return nil, err
 	}
@@ -4809,6 +5049,40 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with PATCH /v1/devices/{deviceId} (the `ChangeDevice` operationId).
 	ChangeDeviceWithResponse(ctx context.Context, deviceID DeviceID, body ChangeDeviceJSONRequestBody, reqEditors ...RequestEditorFn) (*ChangeDeviceResponse, error)
 
+	// GetTunnelInformationWithResponse Fetch or long-poll where a camera's tunnel goes
+	//
+	// Which relay a camera that declared a tunnel sends to. Cursor, waiting, acknowledgement and `Groupcast-Resync` are those of a gateway's group information; it rises with each change of the camera's
+	// groups, of which it names no member. A camera that wasn't answered for `maxStaleSeconds` stops sending.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/devices/{deviceId}/tunnel (the `GetTunnelInformation` operationId).
+	GetTunnelInformationWithResponse(ctx context.Context, deviceID DeviceID, params *GetTunnelInformationParams, reqEditors ...RequestEditorFn) (*GetTunnelInformationResponse, error)
+
+	// DeclareTunnelWithBodyWithResponse Declare that a camera ends its tunnel itself
+	//
+	// A camera in a premises without a gateway states the key of its WireGuard interface and the address that it sends from. From then on it may register as a source there: its
+	// group IPs are of a range of its own, which nobody else's groups are in, and its datagrams go unchanged, as IPv4 in IPv6, to the relay that the tunnel's information names. Without a
+	// relay nobody copies for it: the account holder has to set the premises' `fanout` to `network`. Putting the same again changes nothing. A gateway that declares itself in the premises takes the
+	// place of cameras that have no groups any more, and is refused while one has.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/devices/{deviceId}/tunnel (the `DeclareTunnel` operationId).
+	DeclareTunnelWithBodyWithResponse(ctx context.Context, deviceID DeviceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DeclareTunnelResponse, error)
+
+	// DeclareTunnelWithResponse Declare that a camera ends its tunnel itself
+	//
+	// A camera in a premises without a gateway states the key of its WireGuard interface and the address that it sends from. From then on it may register as a source there: its
+	// group IPs are of a range of its own, which nobody else's groups are in, and its datagrams go unchanged, as IPv4 in IPv6, to the relay that the tunnel's information names. Without a
+	// relay nobody copies for it: the account holder has to set the premises' `fanout` to `network`. Putting the same again changes nothing. A gateway that declares itself in the premises takes the
+	// place of cameras that have no groups any more, and is refused while one has.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/devices/{deviceId}/tunnel (the `DeclareTunnel` operationId).
+	DeclareTunnelWithResponse(ctx context.Context, deviceID DeviceID, body DeclareTunnelJSONRequestBody, reqEditors ...RequestEditorFn) (*DeclareTunnelResponse, error)
+
 	// ListenWithResponse Hear of all that one may hear
 	//
 	// As Server-Sent Events unless `Accept` asks for application/json alone, which is one long poll of at most `wait` seconds. It begins with how each group is now, of type `groupcast.group.state`; ids are opaque. Resume with the last
@@ -6318,6 +6592,133 @@ func (r ChangeDeviceResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ChangeDeviceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetTunnelInformationResponse200Headers the declared response headers of an HTTP 200 response for GetTunnelInformation
+type GetTunnelInformationResponse200Headers struct {
+	ETag              string
+	GroupcastResync   *string
+	PreferenceApplied *string
+}
+
+// GetTunnelInformationResponse304Headers the declared response headers of an HTTP 304 response for GetTunnelInformation
+type GetTunnelInformationResponse304Headers struct {
+	ETag              string
+	PreferenceApplied *string
+}
+
+type GetTunnelInformationResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *TunnelInformation
+	// ApplicationProblemJSON4XX the response for an HTTP 4XX `application/problem+json` response
+	ApplicationProblemJSON4XX *Problem
+	// ApplicationProblemJSON5XX the response for an HTTP 5XX `application/problem+json` response
+	ApplicationProblemJSON5XX *Problem
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetTunnelInformationResponse200Headers
+	// Headers304 the parsed response headers for an HTTP 304 response
+	Headers304 *GetTunnelInformationResponse304Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetTunnelInformationResponse) GetJSON200() *TunnelInformation {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON4XX returns the response for an HTTP 4XX `application/problem+json` response
+func (r GetTunnelInformationResponse) GetApplicationProblemJSON4XX() *Problem {
+	return r.ApplicationProblemJSON4XX
+}
+
+// GetApplicationProblemJSON5XX returns the response for an HTTP 5XX `application/problem+json` response
+func (r GetTunnelInformationResponse) GetApplicationProblemJSON5XX() *Problem {
+	return r.ApplicationProblemJSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r GetTunnelInformationResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetTunnelInformationResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetTunnelInformationResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetTunnelInformationResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DeclareTunnelResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Tunnel
+	// ApplicationProblemJSON4XX the response for an HTTP 4XX `application/problem+json` response
+	ApplicationProblemJSON4XX *Problem
+	// ApplicationProblemJSON5XX the response for an HTTP 5XX `application/problem+json` response
+	ApplicationProblemJSON5XX *Problem
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r DeclareTunnelResponse) GetJSON200() *Tunnel {
+	return r.JSON200
+}
+
+// GetApplicationProblemJSON4XX returns the response for an HTTP 4XX `application/problem+json` response
+func (r DeclareTunnelResponse) GetApplicationProblemJSON4XX() *Problem {
+	return r.ApplicationProblemJSON4XX
+}
+
+// GetApplicationProblemJSON5XX returns the response for an HTTP 5XX `application/problem+json` response
+func (r DeclareTunnelResponse) GetApplicationProblemJSON5XX() *Problem {
+	return r.ApplicationProblemJSON5XX
+}
+
+// GetBody returns the raw response body bytes
+func (r DeclareTunnelResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeclareTunnelResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeclareTunnelResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeclareTunnelResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -8437,6 +8838,58 @@ func (c *ClientWithResponses) ChangeDeviceWithResponse(ctx context.Context, devi
 	return ParseChangeDeviceResponse(rsp)
 }
 
+// GetTunnelInformationWithResponse Fetch or long-poll where a camera's tunnel goes
+//
+// Which relay a camera that declared a tunnel sends to. Cursor, waiting, acknowledgement and `Groupcast-Resync` are those of a gateway's group information; it rises with each change of the camera's
+// groups, of which it names no member. A camera that wasn't answered for `maxStaleSeconds` stops sending.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/devices/{deviceId}/tunnel (the `GetTunnelInformation` operationId).
+func (c *ClientWithResponses) GetTunnelInformationWithResponse(ctx context.Context, deviceID DeviceID, params *GetTunnelInformationParams, reqEditors ...RequestEditorFn) (*GetTunnelInformationResponse, error) {
+	rsp, err := c.GetTunnelInformation(ctx, deviceID, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetTunnelInformationResponse(rsp)
+}
+
+// DeclareTunnelWithBodyWithResponse Declare that a camera ends its tunnel itself
+//
+// A camera in a premises without a gateway states the key of its WireGuard interface and the address that it sends from. From then on it may register as a source there: its
+// group IPs are of a range of its own, which nobody else's groups are in, and its datagrams go unchanged, as IPv4 in IPv6, to the relay that the tunnel's information names. Without a
+// relay nobody copies for it: the account holder has to set the premises' `fanout` to `network`. Putting the same again changes nothing. A gateway that declares itself in the premises takes the
+// place of cameras that have no groups any more, and is refused while one has.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/devices/{deviceId}/tunnel (the `DeclareTunnel` operationId).
+func (c *ClientWithResponses) DeclareTunnelWithBodyWithResponse(ctx context.Context, deviceID DeviceID, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DeclareTunnelResponse, error) {
+	rsp, err := c.DeclareTunnelWithBody(ctx, deviceID, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeclareTunnelResponse(rsp)
+}
+
+// DeclareTunnelWithResponse Declare that a camera ends its tunnel itself
+//
+// A camera in a premises without a gateway states the key of its WireGuard interface and the address that it sends from. From then on it may register as a source there: its
+// group IPs are of a range of its own, which nobody else's groups are in, and its datagrams go unchanged, as IPv4 in IPv6, to the relay that the tunnel's information names. Without a
+// relay nobody copies for it: the account holder has to set the premises' `fanout` to `network`. Putting the same again changes nothing. A gateway that declares itself in the premises takes the
+// place of cameras that have no groups any more, and is refused while one has.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/devices/{deviceId}/tunnel (the `DeclareTunnel` operationId).
+func (c *ClientWithResponses) DeclareTunnelWithResponse(ctx context.Context, deviceID DeviceID, body DeclareTunnelJSONRequestBody, reqEditors ...RequestEditorFn) (*DeclareTunnelResponse, error) {
+	rsp, err := c.DeclareTunnel(ctx, deviceID, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeclareTunnelResponse(rsp)
+}
+
 // ListenWithResponse Hear of all that one may hear
 //
 // As Server-Sent Events unless `Accept` asks for application/json alone, which is one long poll of at most `wait` seconds. It begins with how each group is now, of type `groupcast.group.state`; ids are opaque. Resume with the last
@@ -9912,6 +10365,133 @@ func ParseChangeDeviceResponse(rsp *http.Response) (*ChangeDeviceResponse, error
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest Device
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON5XX = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetTunnelInformationResponse parses an HTTP response from a GetTunnelInformationWithResponse call
+func ParseGetTunnelInformationResponse(rsp *http.Response) (*GetTunnelInformationResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetTunnelInformationResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest TunnelInformation
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case rsp.StatusCode == 304:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 4:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON4XX = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode/100 == 5:
+		var dest Problem
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationProblemJSON5XX = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetTunnelInformationResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Groupcast-Resync"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Groupcast-Resync", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.GroupcastResync = &value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = &value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 304:
+		var headers GetTunnelInformationResponse304Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Preference-Applied"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Preference-Applied", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.PreferenceApplied = &value
+		}
+		response.Headers304 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseDeclareTunnelResponse parses an HTTP response from a DeclareTunnelWithResponse call
+func ParseDeclareTunnelResponse(rsp *http.Response) (*DeclareTunnelResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeclareTunnelResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Tunnel
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

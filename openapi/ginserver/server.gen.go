@@ -80,6 +80,12 @@ type ServerInterface interface {
 	// ChangeDevice Rename a device or change its trigger
 	// (PATCH /v1/devices/{deviceId})
 	ChangeDevice(c *gin.Context, deviceID DeviceID)
+	// GetTunnelInformation Fetch or long-poll where a camera's tunnel goes
+	// (GET /v1/devices/{deviceId}/tunnel)
+	GetTunnelInformation(c *gin.Context, deviceID DeviceID, params GetTunnelInformationParams)
+	// DeclareTunnel Declare that a camera ends its tunnel itself
+	// (PUT /v1/devices/{deviceId}/tunnel)
+	DeclareTunnel(c *gin.Context, deviceID DeviceID)
 	// Listen Hear of all that one may hear
 	// (GET /v1/events)
 	Listen(c *gin.Context, params ListenParams)
@@ -686,6 +692,115 @@ func (siw *ServerInterfaceWrapper) ChangeDevice(c *gin.Context) {
 	}
 
 	siw.Handler.ChangeDevice(c, deviceID)
+}
+
+// GetTunnelInformation operation middleware
+func (siw *ServerInterfaceWrapper) GetTunnelInformation(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "deviceId" -------------
+	var deviceID DeviceID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "deviceId", c.Param("deviceId"), &deviceID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "decimal-id", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter deviceId: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetTunnelInformationParams
+
+	// ------------- Optional query parameter "index" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "index", c.Request.URL.Query(), &params.Index, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter index: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	// ------------- Optional query parameter "wait" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "wait", c.Request.URL.Query(), &params.Wait, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter wait: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	headers := c.Request.Header
+
+	// ------------- Optional header parameter "If-None-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-None-Match")]; found {
+		var IfNoneMatch string
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for If-None-Match, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-None-Match", valueList[0], &IfNoneMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter If-None-Match: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.IfNoneMatch = &IfNoneMatch
+
+	}
+
+	// ------------- Optional header parameter "Prefer" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Prefer")]; found {
+		var Prefer string
+		n := len(valueList)
+		if n != 1 {
+			siw.ErrorHandler(c, fmt.Errorf("Expected one value for Prefer, got %d", n), http.StatusBadRequest)
+			return
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Prefer", valueList[0], &Prefer, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter Prefer: %w", err), http.StatusBadRequest)
+			return
+		}
+
+		params.Prefer = &Prefer
+
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.GetTunnelInformation(c, deviceID, params)
+}
+
+// DeclareTunnel operation middleware
+func (siw *ServerInterfaceWrapper) DeclareTunnel(c *gin.Context) {
+
+	var err error
+	_ = err
+
+	// ------------- Path parameter "deviceId" -------------
+	var deviceID DeviceID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "deviceId", c.Param("deviceId"), &deviceID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "decimal-id", ValueIsUnescaped: true})
+	if err != nil {
+		siw.ErrorHandler(c, fmt.Errorf("Invalid format for parameter deviceId: %w", err), http.StatusBadRequest)
+		return
+	}
+
+	for _, middleware := range siw.HandlerMiddlewares {
+		middleware(c)
+		if c.IsAborted() {
+			return
+		}
+	}
+
+	siw.Handler.DeclareTunnel(c, deviceID)
 }
 
 // Listen operation middleware
@@ -1723,6 +1838,8 @@ func RegisterHandlersWithOptions(router gin.IRouter, si ServerInterface, options
 	router.DELETE(options.BaseURL+"/v1/devices/:deviceId", wrapper.RemoveDevice)
 	router.GET(options.BaseURL+"/v1/devices/:deviceId", wrapper.GetDevice)
 	router.PATCH(options.BaseURL+"/v1/devices/:deviceId", wrapper.ChangeDevice)
+	router.GET(options.BaseURL+"/v1/devices/:deviceId/tunnel", wrapper.GetTunnelInformation)
+	router.PUT(options.BaseURL+"/v1/devices/:deviceId/tunnel", wrapper.DeclareTunnel)
 	router.GET(options.BaseURL+"/v1/events", wrapper.Listen)
 	router.GET(options.BaseURL+"/v1/gateways/:gatewayId", wrapper.GetGateway)
 	router.PUT(options.BaseURL+"/v1/gateways/:gatewayId", wrapper.DeclareGateway)
@@ -2878,6 +2995,154 @@ type ChangeDevice5XXApplicationProblemPlusJSONResponse struct {
 }
 
 func (response ChangeDevice5XXApplicationProblemPlusJSONResponse) VisitChangeDeviceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTunnelInformationRequestObject struct {
+	DeviceID DeviceID `json:"deviceId"`
+	Params   GetTunnelInformationParams
+}
+
+type GetTunnelInformationResponseObject interface {
+	VisitGetTunnelInformationResponse(w http.ResponseWriter) error
+}
+
+type GetTunnelInformation200ResponseHeaders struct {
+	ETag              string
+	GroupcastResync   *string
+	PreferenceApplied *string
+}
+
+type GetTunnelInformation200JSONResponse struct {
+	Body    TunnelInformation
+	Headers GetTunnelInformation200ResponseHeaders
+}
+
+func (response GetTunnelInformation200JSONResponse) VisitGetTunnelInformationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	if response.Headers.GroupcastResync != nil {
+		w.Header().Set("Groupcast-Resync", fmt.Sprint(*response.Headers.GroupcastResync))
+	}
+	if response.Headers.PreferenceApplied != nil {
+		w.Header().Set("Preference-Applied", fmt.Sprint(*response.Headers.PreferenceApplied))
+	}
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTunnelInformation304ResponseHeaders struct {
+	ETag              string
+	PreferenceApplied *string
+}
+
+type GetTunnelInformation304Response struct {
+	Headers GetTunnelInformation304ResponseHeaders
+}
+
+func (response GetTunnelInformation304Response) VisitGetTunnelInformationResponse(w http.ResponseWriter) error {
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	if response.Headers.PreferenceApplied != nil {
+		w.Header().Set("Preference-Applied", fmt.Sprint(*response.Headers.PreferenceApplied))
+	}
+	w.WriteHeader(304)
+	return nil
+}
+
+type GetTunnelInformation4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetTunnelInformation4XXApplicationProblemPlusJSONResponse) VisitGetTunnelInformationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTunnelInformation5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetTunnelInformation5XXApplicationProblemPlusJSONResponse) VisitGetTunnelInformationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeclareTunnelRequestObject struct {
+	DeviceID DeviceID `json:"deviceId"`
+	Body     *DeclareTunnelJSONRequestBody
+}
+
+type DeclareTunnelResponseObject interface {
+	VisitDeclareTunnelResponse(w http.ResponseWriter) error
+}
+
+type DeclareTunnel200JSONResponse Tunnel
+
+func (response DeclareTunnel200JSONResponse) VisitDeclareTunnelResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeclareTunnel4XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeclareTunnel4XXApplicationProblemPlusJSONResponse) VisitDeclareTunnelResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeclareTunnel5XXApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeclareTunnel5XXApplicationProblemPlusJSONResponse) VisitDeclareTunnelResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -4761,6 +5026,12 @@ type StrictServerInterface interface {
 	// ChangeDevice Rename a device or change its trigger
 	// (PATCH /v1/devices/{deviceId})
 	ChangeDevice(ctx context.Context, request ChangeDeviceRequestObject) (ChangeDeviceResponseObject, error)
+	// GetTunnelInformation Fetch or long-poll where a camera's tunnel goes
+	// (GET /v1/devices/{deviceId}/tunnel)
+	GetTunnelInformation(ctx context.Context, request GetTunnelInformationRequestObject) (GetTunnelInformationResponseObject, error)
+	// DeclareTunnel Declare that a camera ends its tunnel itself
+	// (PUT /v1/devices/{deviceId}/tunnel)
+	DeclareTunnel(ctx context.Context, request DeclareTunnelRequestObject) (DeclareTunnelResponseObject, error)
 	// Listen Hear of all that one may hear
 	// (GET /v1/events)
 	Listen(ctx context.Context, request ListenRequestObject) (ListenResponseObject, error)
@@ -5564,6 +5835,77 @@ func (sh *strictHandler) ChangeDevice(ctx *gin.Context, deviceID DeviceID) {
 		sh.options.HandlerErrorFunc(ctx, err)
 	} else if validResponse, ok := response.(ChangeDeviceResponseObject); ok {
 		if err := validResponse.VisitChangeDeviceResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// GetTunnelInformation operation middleware
+func (sh *strictHandler) GetTunnelInformation(ctx *gin.Context, deviceID DeviceID, params GetTunnelInformationParams) {
+	var request GetTunnelInformationRequestObject
+
+	request.DeviceID = deviceID
+	request.Params = params
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetTunnelInformation(ctx, request.(GetTunnelInformationRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetTunnelInformation")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(GetTunnelInformationResponseObject); ok {
+		if err := validResponse.VisitGetTunnelInformationResponse(ctx.Writer); err != nil {
+			sh.options.ResponseErrorHandlerFunc(ctx, err)
+		}
+	} else if response != nil {
+		sh.options.ResponseErrorHandlerFunc(ctx, fmt.Errorf("unexpected response type: %T", response))
+	}
+}
+
+// DeclareTunnel operation middleware
+func (sh *strictHandler) DeclareTunnel(ctx *gin.Context, deviceID DeviceID) {
+	var request DeclareTunnelRequestObject
+
+	request.DeviceID = deviceID
+
+	var body DeclareTunnelJSONRequestBody
+	var err error
+	// A request validator built on kin-openapi's openapi3filter with
+	// KeepValidatedValue leaves the value it validated on the body. Bind
+	// that value, matching member names exactly, so the handler receives
+	// what was validated instead of a second, case-insensitive decode.
+	if vb, ok := ctx.Request.Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+		err = ctx.ShouldBindJSON(&body)
+	} else if binding.Validator != nil {
+		// ShouldBindJSON runs the struct validator after decoding; keep that.
+		err = binding.Validator.ValidateStruct(&body)
+	}
+	if err != nil {
+		sh.options.RequestErrorHandlerFunc(ctx, err)
+		return
+	}
+	request.Body = &body
+
+	handler := func(ctx *gin.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeclareTunnel(ctx, request.(DeclareTunnelRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeclareTunnel")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		sh.options.HandlerErrorFunc(ctx, err)
+	} else if validResponse, ok := response.(DeclareTunnelResponseObject); ok {
+		if err := validResponse.VisitDeclareTunnelResponse(ctx.Writer); err != nil {
 			sh.options.ResponseErrorHandlerFunc(ctx, err)
 		}
 	} else if response != nil {

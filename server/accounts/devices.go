@@ -190,7 +190,7 @@ func (s *Service) DeleteDevice(ctx context.Context, account models.AccountID, id
 		if err = registrations.EndOwned(ctx, tx, store.Owner{Device: id}); err != nil {
 			return err
 		}
-		if d.Type == models.DeviceGateway {
+		if d.Type == models.DeviceGateway || d.Type == models.DeviceCamera { // which may have ended its tunnel itself
 			if err := deleteGateway(ctx, tx, id); err != nil {
 				return err
 			}

@@ -49,11 +49,14 @@ func New(st *store.Store, opts Options) *Service {
 	return &Service{store: st, opts: opts}
 }
 
-// Serving chooses, among the gateways of a premises, the one whose LAN holds a source's address. Declare sees to it that there
-// is at most one. CodeNoGateway and CodeWrongLAN say what is missing.
-func Serving(gateways []models.Gateway, source netip.Addr) (models.Gateway, error) {
+// Serving chooses, among the gateways of a premises, the one whose LAN holds the address of a source, which is a device. Declare sees to it that there
+// is at most one. A camera's own tunnel is for that camera alone. CodeNoGateway and CodeWrongLAN say what is missing.
+func Serving(gateways []models.Gateway, device models.ID, source netip.Addr) (models.Gateway, error) {
 	declared := 0
 	for _, g := range gateways {
+		if g.IsCamera() && g.ID != device {
+			continue
+		}
 		if g.Declared() {
 			declared++
 		}
@@ -63,10 +66,11 @@ func Serving(gateways []models.Gateway, source netip.Addr) (models.Gateway, erro
 	}
 	if declared == 0 {
 		return models.Gateway{}, models.Errorf(models.CodeNoGateway,
-			"This premises has no gateway that declared its LAN. Start the gateway agent there and register again.")
+			"This premises has no gateway that declared its LAN. Start the gateway agent there, or let the camera declare a tunnel of its own, and register again.")
 	}
 	return models.Gateway{}, models.Errorf(models.CodeWrongLAN,
-		"privateIPv4 %s is in the LAN of no gateway of this premises. Send the camera's address in the LAN that a gateway serves.", source)
+		"privateIPv4 %s is in the LAN of no gateway of this premises. Send the camera's address in the LAN that a gateway serves, or the one that it declared its "+
+			"own tunnel with.", source)
 }
 
 var errUnchanged = errors.New("the declaration is the one that is there")
@@ -83,6 +87,9 @@ func (s *Service) Declare(ctx context.Context, p models.Principal, d Declaration
 	}
 	declared.AccountID, declared.PremisesID = p.AccountID, p.PremisesID
 	err = s.store.Write(ctx, func(tx *store.Tx) error { return s.declare(ctx, tx, declared) })
+	if s.store.IsDuplicate(err) {
+		err = keyTaken()
+	}
 	if err != nil && !errors.Is(err, errUnchanged) {
 		return models.Gateway{}, models.Pool{}, err
 	}
@@ -100,6 +107,9 @@ func (s *Service) declare(ctx context.Context, tx *store.Tx, declared models.Gat
 		return models.NotFound()
 	}
 	if err := s.checkSpace(declared.Range, premises); err != nil {
+		return err
+	}
+	if err := replaceCameras(tx, declared.PremisesID); err != nil {
 		return err
 	}
 	old, found, err := tx.LockGateway(declared.ID)

@@ -137,7 +137,7 @@ func (s *Service) Information(ctx context.Context, ids []models.ID) (map[models.
 func fanout(read store.Information, info *models.GroupInformation) {
 	info.Fanout = models.FanoutHome
 	served := read.Relay.ID != 0
-	if !read.Network || !served && !read.Halted {
+	if !read.Network || !served && !read.Halted && !read.Camera { // for a camera nobody copies at home
 		return
 	}
 	info.Fanout, info.TunnelAddress = models.FanoutNetwork, read.Gateway.TunnelAddress
@@ -151,7 +151,11 @@ func (s *Service) informationOf(read store.Information) models.GroupInformation 
 		GatewayID: read.Gateway.ID, Epoch: read.Epoch, Revision: read.Gateway.Revision, MaxStale: read.MaxStale, NotBefore: read.NotBefore,
 		Groups: []models.GatewayGroup{},
 	}
-	fanout(read, &info)
+	if fanout(read, &info); read.Camera {
+		info.Camera = true // the members of its groups are none of its business
+		info.Needed = slices.ContainsFunc(read.Rows, func(r store.InformationRow) bool { return r.Member.Key.Role == models.RoleDestination })
+		return info
+	}
 	slices.SortFunc(read.Rows, func(a, b store.InformationRow) int {
 		if c := a.Group.IP.Compare(b.Group.IP); c != 0 {
 			return c

@@ -27,6 +27,17 @@ func (h handlers) DeclareGateway(ctx context.Context, r ginserver.DeclareGateway
 	return ginserver.DeclareGateway200JSONResponse(h.gateway(g, pool)), nil
 }
 
+func (h handlers) DeclareTunnel(ctx context.Context, r ginserver.DeclareTunnelRequestObject) (ginserver.DeclareTunnelResponseObject, error) {
+	ctx, p := caller(ctx)
+	g, err := h.Gateways.DeclareTunnel(ctx, p, gateways.Tunnel{DeviceID: r.DeviceID, TunnelKey: r.Body.TunnelKey, PrivateIPv4: r.Body.PrivateIPv4})
+	if err != nil {
+		return nil, err
+	}
+	return ginserver.DeclareTunnel200JSONResponse(api.Tunnel{
+		DeviceID: g.ID, TunnelKey: g.TunnelKey, PrivateIPv4: g.LANPrefix.Addr(), TunnelAddress: g.TunnelAddress, GroupRange: g.Range.String(),
+	}), nil
+}
+
 func (h handlers) GetGateway(ctx context.Context, r ginserver.GetGatewayRequestObject) (ginserver.GetGatewayResponseObject, error) {
 	ctx, p := caller(ctx)
 	g, pool, err := h.Gateways.Get(ctx, p, r.GatewayID)

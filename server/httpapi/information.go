@@ -46,8 +46,22 @@ func (h handlers) GetRelayInformation(ctx context.Context, r ginserver.GetRelayI
 	return a, nil
 }
 
-// polled is an answer to a poll of either.
+// GetTunnelInformation answers the poll of a camera that ends its tunnel itself.
+func (h handlers) GetTunnelInformation(ctx context.Context, r ginserver.GetTunnelInformationRequestObject) (ginserver.GetTunnelInformationResponseObject, error) {
+	of, p := caller(ctx)
+	if err := h.Gateways.HasTunnel(of, p, r.DeviceID); err != nil {
+		return nil, err
+	}
+	a, err := h.poll(ctx, longpoll.Request{Gateway: r.DeviceID}, api.GetGroupInformationParams(r.Params), longpoll.MaxWait)
+	if err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+// polled is an answer to a poll of any of them.
 type polled interface {
+	ginserver.GetTunnelInformationResponseObject
 	ginserver.GetGroupInformationResponseObject
 	ginserver.GetRelayInformationResponseObject
 }
@@ -141,6 +155,9 @@ type leftAlone struct{}
 // VisitGetGroupInformationResponse writes nothing.
 func (leftAlone) VisitGetGroupInformationResponse(http.ResponseWriter) error { return nil }
 
+// VisitGetTunnelInformationResponse writes nothing.
+func (leftAlone) VisitGetTunnelInformationResponse(http.ResponseWriter) error { return nil }
+
 // VisitGetRelayInformationResponse writes nothing.
 func (leftAlone) VisitGetRelayInformationResponse(http.ResponseWriter) error { return nil }
 
@@ -176,6 +193,11 @@ func preferredWait(prefer string) (time.Duration, bool) {
 type pollAnswer struct {
 	longpoll.Answer
 	applied string
+}
+
+// VisitGetTunnelInformationResponse writes the same for a camera.
+func (a pollAnswer) VisitGetTunnelInformationResponse(w http.ResponseWriter) error {
+	return a.VisitGetGroupInformationResponse(w)
 }
 
 // VisitGetRelayInformationResponse writes the same for a relay.
@@ -219,18 +241,18 @@ func RenderInformation(i models.GroupInformation) ([]byte, error) {
 			RelayID: i.RelayID, Epoch: i.Epoch, Revision: revision, MaxStaleSeconds: maxStale, Premises: []api.RelayPremises{}, Groups: []api.GatewayGroup{},
 		})
 	}
+	if i.Camera {
+		return json.Marshal(api.TunnelInformation{
+			DeviceID: i.GatewayID, Epoch: i.Epoch, Revision: revision, MaxStaleSeconds: maxStale, Fanout: i.Fanout, Needed: i.Needed, Relay: gatewayRelay(i),
+		})
+	}
 	info := api.GroupInformation{
 		GatewayID: i.GatewayID, Epoch: i.Epoch, Revision: revision, MaxStaleSeconds: maxStale, Groups: convert(i.Groups, gatewayGroup),
 	}
 	if i.Fanout != models.FanoutHome { // which is what absence means
 		info.Fanout = &i.Fanout
 	}
-	if r := i.Relay; r != nil {
-		info.Relay = &api.GatewayRelay{
-			RelayID: r.Relay.ID, TunnelKey: r.Relay.TunnelKey, EndpointIPv4: r.Relay.Endpoint.Addr(), EndpointPort: int32(r.Relay.Endpoint.Port()),
-			TunnelAddress: r.Relay.TunnelAddress, OwnTunnelAddress: i.TunnelAddress, Forwarding: r.Forwarding,
-		}
-	}
+	info.Relay = gatewayRelay(i)
 	return json.Marshal(info)
 }
 
@@ -280,7 +302,7 @@ func renderRelay(i models.GroupInformation, frame api.RelayInformation) ([]byte,
 // writeHome writes the elements of the two lists that a home has.
 func writeHome(h *models.RelayHome) (w models.WrittenHome, err error) {
 	if w.Gateways, err = elements(convert(h.Gateways, relayPremises)); err == nil {
-		w.Groups, err = elements(convert(h.Groups, gatewayGroup))
+		w.Groups, err = elements(convert(h.Groups, relayGroup))
 	}
 	return w, err
 }
@@ -292,6 +314,25 @@ func elements[T any](all []T) ([]byte, error) {
 		return nil, err
 	}
 	return bytes.TrimSuffix(bytes.TrimPrefix(text, []byte("[")), []byte("]")), nil
+}
+
+// gatewayRelay is nil if there is none.
+func gatewayRelay(i models.GroupInformation) *api.GatewayRelay {
+	r := i.Relay
+	if r == nil {
+		return nil
+	}
+	return &api.GatewayRelay{
+		RelayID: r.Relay.ID, TunnelKey: r.Relay.TunnelKey, EndpointIPv4: r.Relay.Endpoint.Addr(), EndpointPort: int32(r.Relay.Endpoint.Port()),
+		TunnelAddress: r.Relay.TunnelAddress, OwnTunnelAddress: i.TunnelAddress, Forwarding: r.Forwarding,
+	}
+}
+
+// relayGroup tells whose tunnel a group's datagrams come through, too.
+func relayGroup(g models.GatewayGroup) api.GatewayGroup {
+	to := gatewayGroup(g)
+	to.GatewayID = &g.GatewayID
+	return to
 }
 
 func relayPremises(p models.RelayPremises) api.RelayPremises {

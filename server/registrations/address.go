@@ -82,7 +82,7 @@ func (s *Service) checkTarget(g models.Gateway, at netip.Addr, m member) error {
 
 // checkSource refuses a source that its gateway can't have as a neighbour.
 func checkSource(g models.Gateway, m member) error {
-	if !g.IsHost(m.registration.PrivateIPv4) {
+	if !g.IsCamera() && !g.IsHost(m.registration.PrivateIPv4) {
 		return models.Errorf(models.CodeBadAddress, "privateIPv4 is %s, which is the gateway itself, a group IP of its range %s, or the "+
 			"LAN's network or broadcast address. Send the address that the camera sends from.", m.registration.PrivateIPv4, g.Range)
 	}

@@ -185,7 +185,7 @@ func (s *Service) lockOfSource(tx *store.Tx, m member, byName store.GroupMatch) 
 	if err != nil {
 		return v, err
 	}
-	serving, err := gateways.Serving(candidates, private)
+	serving, err := gateways.Serving(candidates, m.registration.OwnerDevice, private)
 	if err != nil {
 		return v, err
 	}

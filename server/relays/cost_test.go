@@ -87,7 +87,7 @@ func homes(tb testing.TB, db *storetest.DB, n int) {
 		"INSERT INTO premises (id, account_id, name, created_at) " + with + "SELECT 'p' || i, 'a', 'home', 1 FROM n",
 		"INSERT INTO devices (id, account_id, premises_id, type, name, created_at) " + with + "SELECT 100000 + i, 'a', 'p' || i, 'gateway', 'gateway', 1 FROM n",
 		"INSERT INTO gateways (id, account_id, premises_id, lan_prefix, lan_addr, uplink, range_first, range_last, tunnel_key, tunnel_address) " + with +
-			"SELECT 100000 + i, 'a', 'p' || i, '172.16.0.0/24', '172.16.0.1', '96.114.14.1', '172.16.0.233', '172.16.0.254', 'mFQaPXo0yDlA9Q4Av2pm7r0y1sS0n0p0y9m1mX3Zq0A=', 'fd00::' || (i / 1000) || ':' || (i % 1000) FROM n",
+			"SELECT 100000 + i, 'a', 'p' || i, '172.16.0.0/24', '172.16.0.1', '96.114.14.1', '172.16.0.233', '172.16.0.254', 'mFQaPXo0yDlA9Q4Av2pm7r0y1sS0n0p0y9m1' || (100000 + i) || 'A=', 'fd00::' || (i / 1000) || ':' || (i % 1000) FROM n",
 		"INSERT INTO groups (id, account_id, premises_id, gateway_id, name, ip, generation, created_at) " + with + "SELECT 'g' || i, 'a', 'p' || i, 100000 + i, 'g', '172.16.0.233', 1, 1 FROM n",
 	} {
 		db.Exec(tb, s)

@@ -121,6 +121,12 @@ func (tx *Tx) SetDeclaration(g models.Gateway) error {
 	return err
 }
 
+// EndTunnel takes back what a camera without groups declared. Its addresses stay, because a generation never starts again.
+func (tx *Tx) EndTunnel(id models.ID) error {
+	_, err := tx.exec("UPDATE gateways SET lan_prefix = '', range_first = '', range_last = '', tunnel_key = '' WHERE id = ?", int64(id))
+	return err
+}
+
 // DeleteGateway removes a gateway without groups, and its addresses.
 func (tx *Tx) DeleteGateway(id models.ID) error {
 	for _, statement := range []string{

@@ -244,6 +244,8 @@ type Information struct {
 	MaxStale time.Duration
 	// NotBefore withdraws the gateway's tokens that were issued before it; the zero time withdraws none.
 	NotBefore time.Time
+	// Camera tells that it is no gateway but a camera that ends its tunnel itself.
+	Camera bool
 	// Network tells that the account holder wants copies to be made in the network and the gateway has a tunnel; Relay is the one that does or is about
 	// to, without an id if there is none.
 	Network    bool
@@ -273,18 +275,19 @@ func informationOf(tx *Tx, ids []models.ID) ([]Information, error) {
 		epoch              string
 		maxStale           time.Duration
 		notBefore          time.Time
+		camera             bool
 		relay              scannedRelay
 		network            bool
 		forwarding, halted bool
 		InformationRow
 	}
 	rows, err := list(tx, func(r row) (v whole, err error) {
-		fields := append(gatewayFields(&v.gateway), &v.epoch, secsColumn{&v.maxStale}, timeColumn{&v.notBefore}, &v.network, &v.forwarding, &v.halted,
+		fields := append(gatewayFields(&v.gateway), &v.epoch, secsColumn{&v.maxStale}, timeColumn{&v.notBefore}, &v.camera, &v.network, &v.forwarding, &v.halted,
 			&v.relay.ID, tunnelKeyColumn{&v.relay.TunnelKey}, addrColumn{&v.relay.endpoint}, &v.relay.port, addrColumn{&v.relay.TunnelAddress})
 		fields = append(append(append(fields, groupFields(&v.Group)...), registrationFields(&v.Member)...), &v.Trigger)
 		err = r.Scan(fields...)
 		return v, err
-	}, "SELECT "+gatewayColumns+`, i.epoch, i.max_stale_seconds, own.not_before,
+	}, "SELECT "+gatewayColumns+`, i.epoch, i.max_stale_seconds, own.not_before, own.type = 'camera',
 		ra.premises_id IS NOT NULL, coalesce(ra.forwarding, false), coalesce(ra.halted, false),
 		coalesce(rl.id, 0), rl.tunnel_key, rl.endpoint_ipv4, coalesce(rl.endpoint_port, 0), rl.tunnel_address, `+groupColumns+", "+registrationColumns+`, coalesce(d.trigger, '')
 		FROM gateways JOIN devices own ON own.id = gateways.id CROSS JOIN installation i
@@ -301,7 +304,7 @@ func informationOf(tx *Tx, ids []models.ID) ([]Information, error) {
 	for _, v := range rows {
 		i := known[v.gateway.ID]
 		i.Gateway, i.Epoch, i.MaxStale, i.NotBefore, i.Rows = v.gateway, v.epoch, v.maxStale, v.notBefore, append(i.Rows, v.InformationRow)
-		i.Network, i.Forwarding, i.Halted, i.Relay = v.network, v.forwarding, v.halted, v.relay.relay()
+		i.Camera, i.Network, i.Forwarding, i.Halted, i.Relay = v.camera, v.network, v.forwarding, v.halted, v.relay.relay()
 		known[v.gateway.ID] = i
 	}
 	all := make([]Information, len(ids))

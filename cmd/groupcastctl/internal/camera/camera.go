@@ -24,6 +24,8 @@ type Config struct {
 	Private netip.AddrPort
 	// MediaPort is the UDP port of the group IP that the stream goes to.
 	MediaPort uint16
+	// Tunnel, if it isn't nil, takes the datagrams instead of the LAN, with Private and Option that it was opened with.
+	Tunnel *Tunnel
 	// Option asks for copies by the IP option; without it the gateway has to trigger on the source.
 	Option bool
 	// Relay is where a local UDP stream comes in. If it isn't set, Stream is sent.
@@ -44,13 +46,18 @@ type Config struct {
 type Summary struct {
 	Sent   uint64 `json:"sent"`
 	Failed uint64 `json:"failed"`
+	// Dropped went nowhere because no relay copied, or nobody wanted copies.
+	Dropped uint64 `json:"dropped,omitempty"`
 }
 
 // Run registers, sends until the stream ends or ctx is done, and leaves. All sockets are open before it registers. The leave may
 // take until leaveBy is done.
 func Run(ctx, leaveBy context.Context, c Config) (Summary, error) {
-	sender, err := OpenSender(c.Private, c.Option, c.SendLog, c.Log)
-	if err != nil {
+	var sender *Sender
+	var err error
+	if c.Tunnel != nil {
+		sender = &Sender{tunnel: c.Tunnel, log: c.SendLog, errors: c.Log}
+	} else if sender, err = OpenSender(c.Private, c.Option, c.SendLog, c.Log); err != nil {
 		return Summary{}, err
 	}
 	defer sender.Close()
@@ -83,6 +90,11 @@ func Run(ctx, leaveBy context.Context, c Config) (Summary, error) {
 		sender.Aim(netip.AddrPortFrom(answer.GroupIP, c.MediaPort))
 		c.Joined(answer)
 	}
+	if c.Tunnel != nil {
+		if err := c.Tunnel.Declare(ctx); err != nil {
+			return Summary{}, err
+		}
+	}
 	answer, err := c.Lease.Join(ctx)
 	if err != nil {
 		return Summary{}, err
@@ -91,6 +103,15 @@ func Run(ctx, leaveBy context.Context, c Config) (Summary, error) {
 
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
+	if c.Tunnel != nil {
+		followed := make(chan struct{})
+		defer func() { <-followed }()
+		defer stop()
+		go func() {
+			defer close(followed)
+			c.Tunnel.Follow(ctx)
+		}()
+	}
 	kept, ended := make(chan struct{}), make(chan error, 2)
 	go func() {
 		defer close(kept)
@@ -107,6 +128,12 @@ func Run(ctx, leaveBy context.Context, c Config) (Summary, error) {
 				ended <- err
 				return
 			}
+			if c.Tunnel != nil { // they are there, so that there will be a way
+				select {
+				case <-c.Tunnel.found:
+				case <-ctx.Done():
+				}
+			}
 		}
 		close(begin)
 	}()
@@ -120,5 +147,5 @@ func Run(ctx, leaveBy context.Context, c Config) (Summary, error) {
 	stop()
 	<-kept
 	_, leaveErr := c.Lease.Leave(leaveBy)
-	return Summary{Sent: sender.sent.Load(), Failed: sender.failed.Load()}, errors.Join(err, leaveErr)
+	return Summary{Sent: sender.sent.Load(), Failed: sender.failed.Load(), Dropped: sender.dropped.Load()}, errors.Join(err, leaveErr)
 }

@@ -23,12 +23,15 @@ var ErrNoOption = errors.New("this user may not set the IP option 0x88 that asks
 
 // Sender sends datagrams to the group IP from the address that the camera registered.
 type Sender struct {
-	conn   *net.UDPConn
+	conn   *net.UDPConn // nil if tunnel is there
+	tunnel *Tunnel
 	target atomic.Pointer[netip.AddrPort]
 	log    *datagramlog.Log
 	errors *slog.Logger
 	sent   atomic.Uint64
 	failed atomic.Uint64
+	// dropped went nowhere, because nobody copied.
+	dropped atomic.Uint64
 
 	reception rtp.Reception // of the one goroutine that sends
 }
@@ -82,7 +85,11 @@ func (s *Sender) Send(datagram []byte) {
 	if target == nil {
 		return
 	}
-	if _, err := s.conn.WriteToUDPAddrPort(datagram, *target); err != nil {
+	switch err := s.write(datagram, *target); {
+	case errors.Is(err, errNoWay):
+		s.dropped.Add(1)
+		return
+	case err != nil:
 		if failed := s.failed.Add(1); failed&(failed-1) == 0 {
 			s.errors.Error("a datagram could not be sent", "error", err, "failed", failed)
 		}
@@ -94,5 +101,18 @@ func (s *Sender) Send(datagram []byte) {
 	s.log.Datagram(now, datagram, sequence, isRTP)
 }
 
+func (s *Sender) write(datagram []byte, target netip.AddrPort) error {
+	if s.tunnel != nil {
+		return s.tunnel.send(datagram, target)
+	}
+	_, err := s.conn.WriteToUDPAddrPort(datagram, target)
+	return err
+}
+
 // Close frees the socket.
-func (s *Sender) Close() error { return s.conn.Close() }
+func (s *Sender) Close() error {
+	if s.conn == nil {
+		return nil
+	}
+	return s.conn.Close()
+}
