@@ -48,6 +48,7 @@ type Relay struct {
 
 	mu       sync.Mutex // one Apply or Close at a time, and counters
 	counters map[string]*groupCounters
+	own      map[netip.Addr]bool // this host's addresses at the last Apply
 	closed   bool
 }
 
@@ -121,7 +122,7 @@ func (r *Relay) Apply(snapshots map[netip.Addr]*table.Snapshot) error {
 	groups, present := map[string]bool{}, map[string]bool{}
 	var errs []error
 	for at, s := range snapshots {
-		p, err := newPlan(s, now, r.core.config, refusals)
+		p, err := r.plan(before[at], s, now, refusals)
 		errs = append(errs, err)
 		next[at] = p
 		old := before[at]
@@ -140,8 +141,21 @@ func (r *Relay) Apply(snapshots map[netip.Addr]*table.Snapshot) error {
 	maps.DeleteFunc(r.counters, func(id string, _ *groupCounters) bool { return !groups[id] })
 	r.core.counters.keepThose(present, now)
 	r.premises.Store(&next)
+	r.own = refusals.own
 	r.wake()
 	return errors.Join(errs...)
+}
+
+// plan is that of a home. One that has the same snapshot as before keeps it: most changes are about one home of thousands.
+func (r *Relay) plan(before *plan, s *table.Snapshot, now time.Time, refused refusals) (*plan, error) {
+	if before != nil && before.of == s && maps.Equal(r.own, refused.own) {
+		return before, nil
+	}
+	p, err := newPlan(s, now, r.core.config, refused)
+	if err == nil {
+		p.of = s
+	}
+	return p, err
 }
 
 // RelayCounters is what a relay copied and what it didn't. Numbers only rise while their group is in force.
