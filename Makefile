@@ -140,8 +140,12 @@ bench-events: ## How long events are on their way, how many there may be, and ho
 bench-dataplane: ## What a copy costs, beside other ways of copying; as root, with gcc, and nft if it's there (docs/benchmarks.md)
 	@BENCH_FIGURES=1 AGENT_TAGS='$(AGENT_TAGS)' go test -timeout 30m -run '^$$' -bench '^BenchmarkDataPlaneFigures$$' -benchtime 1x ./e2e/dataplane | grep -E '^(figure|dataplane|FAIL|---|    )'
 
+.PHONY: bench-relay
+bench-relay: ## What 10,000 homes cost a relay that idles; as root (docs/benchmarks.md)
+	@BENCH_FIGURES=1 go test -timeout 30m -run '^$$' -bench '^BenchmarkRelayFigures$$' -benchtime 1x ./e2e/relay | grep -E '^(figure|beside|FAIL|---|    )'
+
 .PHONY: bench
-bench: bench-identity bench-registrations bench-events bench-dataplane ## All figures
+bench: bench-identity bench-registrations bench-events bench-dataplane bench-relay ## All figures
 
 .PHONY: history
 history: ## Longer histories of concurrent clients for the checker, and programs with bugs that it has to find (2 minutes)

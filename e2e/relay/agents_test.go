@@ -55,11 +55,17 @@ type node struct {
 	in   *netlab.Namespace
 	dir  string
 	args []string
+	as   func(dir string, command []string) []string // nil: as the test's own user
 	cmd  *exec.Cmd
-	log  *bytes.Buffer
+	log  *scripted.Log
 }
 
 func newNode(t testing.TB, in *netlab.Namespace, service http.Handler, args ...string) *node {
+	t.Helper()
+	return newNodeAs(t, in, nil, service, args...)
+}
+
+func newNodeAs(t testing.TB, in *netlab.Namespace, as func(dir string, command []string) []string, service http.Handler, args ...string) *node {
 	t.Helper()
 	var listener net.Listener
 	var err error
@@ -72,7 +78,7 @@ func newNode(t testing.TB, in *netlab.Namespace, service http.Handler, args ...s
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "token"), []byte(token), 0o600))
-	n := &node{t: t, in: in, dir: dir, args: append([]string{
+	n := &node{t: t, in: in, dir: dir, as: as, args: append([]string{
 		"run", "--server", "http://" + listener.Addr().String(), "--credential", filepath.Join(dir, "token"), "--state-dir", filepath.Join(dir, "state"),
 		"--metrics-listen", "", "--log-level", "debug", "--allow-without-consent",
 	}, args...)}
@@ -89,7 +95,11 @@ func (n *node) start() {
 	n.t.Helper()
 	path, err := program()
 	require.NoError(n.t, err)
-	n.cmd, n.log = exec.Command(path, n.args...), &bytes.Buffer{}
+	command := append([]string{path}, n.args...)
+	if n.as != nil {
+		command = n.as(n.dir, command)
+	}
+	n.cmd, n.log = exec.Command(command[0], command[1:]...), &scripted.Log{}
 	n.cmd.Stderr = n.log
 	n.in.Start(n.cmd)
 	n.t.Cleanup(n.kill)

@@ -27,6 +27,8 @@ const (
 	// waitingChecks is how many datagrams may wait for the goroutine that judges them; the others are lost, as on the way.
 	waitingChecks = 256
 	checksAtOnce  = 64
+	// atMostOneIn so much time is spent on looking through all consents.
+	atMostOneIn = 20
 )
 
 // heardCheck is a datagram that came to a reserved port.
@@ -53,6 +55,7 @@ type consents struct {
 	mapping   mapping.Machine
 	found     atomic.Pointer[sync.Service] // as the poller found it last
 	service   *sync.Service                // of that, what is in force; nil: not known yet
+	elsewhere bool                         // the service is, and what is in force was made before
 	own       map[netip.Addr]bool          // addresses of this host, and the broadcast addresses of its networks
 
 	resumed map[consent.Key]consent.Lease // what the last agent left, until somebody is wanted
@@ -103,7 +106,7 @@ func (k *consents) settleService(now time.Time) {
 	if found == nil || found == k.service {
 		return
 	}
-	k.service, k.settle = found, now // the leases in force are looked at again
+	k.service, k.settle, k.elsewhere = found, now, true // the leases in force are looked at again
 	k.machine.Avoid(found.Endpoints)
 	if !k.behindNAT {
 		return
@@ -207,8 +210,28 @@ func (k *consents) resume(now time.Time, store *state.Store) {
 
 // inputs are the leases and ports as they are now, which are in force from here on.
 func (k *consents) inputs(now time.Time, in table.Inputs) table.Inputs {
-	k.applied, k.settle = k.machine.Counters(), time.Time{}
-	in.Ports, in.Leases, in.Unasked = k.ports.Of(), k.machine.Leases(now), k.unasked
+	k.machine.Moved()
+	k.elsewhere = false
+	in.Ports, in.Leases = k.ports.Of(), k.machine.Leases(now)
+	return k.common(in)
+}
+
+// moved are the inputs for those groups only whose leases have changed since inputs or moved was asked; no map: something has changed that may concern any.
+func (k *consents) moved(now time.Time, in table.Inputs) (groups map[string]bool, _ table.Inputs) {
+	if k.elsewhere {
+		return nil, in
+	}
+	groups = k.machine.Moved()
+	leases, senders := k.machine.LeasesOf(now, groups)
+	in.Leases, in.Ports = leases, map[string]uint16{}
+	for s := range senders {
+		in.Ports[s.Source] = k.ports.Port(s)
+	}
+	return groups, k.common(in)
+}
+
+func (k *consents) common(in table.Inputs) table.Inputs {
+	k.applied, k.settle, in.Unasked = k.machine.Counters(), time.Time{}, k.unasked
 	if k.service != nil {
 		in.Avoided = k.service.Endpoints
 	}
@@ -251,7 +274,8 @@ func (k *consents) tick(now time.Time) {
 	if soon.Before(next) {
 		next = soon
 	}
-	k.due.Reset(min(max(next.Sub(now), 10*time.Millisecond), time.Second))
+	least := max(10*time.Millisecond, atMostOneIn*time.Since(now)) // with tens of thousands of checks something is always due
+	k.due.Reset(min(max(next.Sub(now), least), time.Second))
 }
 
 // changed tells whether the leases in force have to be replaced now: at once if somebody came, went or moved, soon if they were only prolonged.

@@ -33,7 +33,8 @@ type forwarder struct {
 	place    place
 	consents *consents
 	reporter *reporter
-	watched  time.Time // when consents were last shown to others
+	watched  time.Time     // when consents were last shown to others
+	watching time.Duration // how long that took
 	uptime   func() time.Duration
 
 	answers chan delivered
@@ -64,7 +65,8 @@ func (h hearing) over(now time.Time, up time.Duration) bool {
 
 // view is what others may read of a forwarder.
 type view struct {
-	tables     effective
+	tables     effective // nil: nothing is in force
+	cursor     string    // of what is in force
 	heard      hearing
 	forwarding bool
 	fault      string
@@ -266,13 +268,13 @@ func (f *forwarder) inputs() table.Inputs {
 func (f *forwarder) follow() {
 	now := time.Now()
 	changed := f.forwarding && f.consents.changed(now)
-	if changed || now.Sub(f.watched) >= watchEvery {
+	if pause := max(watchEvery, atMostOneIn*f.watching); now.Sub(f.watched) >= pause || changed && pause == watchEvery {
 		defer f.watch(now)
 	}
 	if !changed {
 		return
 	}
-	tables, err := f.place.follow(f.db.Read(), f.inputs(), f.held)
+	tables, err := f.place.follow(f.db.Read(), f.consents, table.Inputs{ValidUntil: f.heard.until()}, f.held)
 	switch {
 	case errors.Is(err, duplicator.ErrNotApplied), tables == nil:
 		f.log.Warn("a change of who consents could not be put into force; trying again with the next one", "err", err)
@@ -290,6 +292,7 @@ func (f *forwarder) watch(now time.Time) {
 	seen := *f.view.Load()
 	seen.members, seen.mapped, seen.checks = f.members(), f.consents.mapped(now), f.consents.machine.Counters()
 	f.view.Store(&seen)
+	f.watching = time.Since(now)
 }
 
 // members are the destinations of the group information and how each stands: as with the service, of several senders the worst counts.
@@ -335,5 +338,9 @@ func (f *forwarder) settle(tables effective, err error) {
 		f.log.Info("everything is in force again")
 	}
 	f.fault = fault
-	f.view.Store(&view{tables, f.heard, f.forwarding, fault, f.members(), f.consents.mapped(time.Now()), f.consents.machine.Counters(), f.kept})
+	cursor := ""
+	if tables != nil {
+		cursor = f.held.Cursor()
+	}
+	f.view.Store(&view{tables, cursor, f.heard, f.forwarding, fault, f.members(), f.consents.mapped(time.Now()), f.consents.machine.Counters(), f.kept})
 }

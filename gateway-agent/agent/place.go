@@ -23,8 +23,8 @@ type place interface {
 	// put derives the effective table from what is held and puts it into force. An error that wraps duplicator.ErrNotApplied leaves what was in force
 	// before; with any other the rest is in force.
 	put(v table.View, in table.Inputs, held *sync.Information) (effective, error)
-	// follow is put after a change of who consents, which nothing else hangs on.
-	follow(v table.View, in table.Inputs, held *sync.Information) (effective, error)
+	// follow is put after a change of who consents, which nothing else hangs on. The inputs lack consents and ports.
+	follow(v table.View, k *consents, in table.Inputs, held *sync.Information) (effective, error)
 	// stop ends all copying and forwarding.
 	stop() error
 	// counts may be asked on any goroutine, and so may status, which is nil without a tunnel.
@@ -48,15 +48,19 @@ type home struct {
 const drainTime = 200 * time.Millisecond
 
 func (h *home) put(v table.View, in table.Inputs, held *sync.Information) (effective, error) {
-	s, err := h.follow(v, in, held)
+	s, err := h.copy(v, in, held)
 	if errors.Is(err, duplicator.ErrNotApplied) || s == nil {
 		return s, err
 	}
 	return s, errors.Join(err, h.guard.Apply(s[0]))
 }
 
-// follow has one of the two stop before the other begins.
-func (h *home) follow(v table.View, in table.Inputs, held *sync.Information) (effective, error) {
+func (h *home) follow(v table.View, k *consents, in table.Inputs, held *sync.Information) (effective, error) {
+	return h.copy(v, k.inputs(time.Now(), in), held)
+}
+
+// copy has one of the two stop before the other begins.
+func (h *home) copy(v table.View, in table.Inputs, held *sync.Information) (effective, error) {
 	s, err := table.Derive(v, in)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", duplicator.ErrNotApplied, err)
@@ -198,6 +202,9 @@ type network struct {
 	port     uint16
 	remember *tunnelState
 	peers    map[models.TunnelKey]tunnel.Peer // in the tunnel
+	homes    map[netip.Addr]*table.Snapshot   // in force
+	of       map[string][]netip.Addr          // which of them a group is in, by its id
+	tables   effective                        // each once
 	log      *slog.Logger
 
 	ends atomic.Pointer[relayEnds]
@@ -214,18 +221,72 @@ func (n *network) put(v table.View, in table.Inputs, held *sync.Information) (ef
 	if err := n.open(); err != nil {
 		return nil, fmt.Errorf("%w: %w", duplicator.ErrNotApplied, err)
 	}
+	busy := needed(held)
+	homes, err := table.DeriveRelay(v, in, slices.DeleteFunc(slices.Clone(held.Premises), func(p models.RelayPremises) bool { return !busy[p.PremisesID] }))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", duplicator.ErrNotApplied, err)
+	}
+	tables, of := effective{}, map[string][]netip.Addr{}
+	seen := map[*table.Snapshot]bool{}
+	for at, h := range homes {
+		for _, g := range h.Groups {
+			of[g.ID] = append(of[g.ID], at)
+		}
+		if !seen[h] {
+			seen[h] = true
+			tables = append(tables, h)
+		}
+	}
 	// Who comes can't send before the table has it.
-	s, err := n.follow(v, in, held)
-	if s == nil {
+	if err = n.ends.Load().relay.Apply(homes); errors.Is(err, duplicator.ErrNotApplied) {
 		return nil, err
 	}
-	return s, errors.Join(err, n.connect(held))
+	n.homes, n.of, n.tables = homes, of, tables
+	return tables, errors.Join(err, n.connect(held, busy))
+}
+
+// follow derives the groups only whose consents have changed.
+func (n *network) follow(v table.View, k *consents, in table.Inputs, held *sync.Information) (effective, error) {
+	groups, some := k.moved(time.Now(), in)
+	if groups == nil {
+		return n.put(v, k.inputs(time.Now(), in), held)
+	}
+	in = some
+	next := map[*table.Snapshot]*table.Snapshot{}
+	for id := range groups {
+		g, ok, err := table.DeriveGroup(v, in, id)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", duplicator.ErrNotApplied, err)
+		}
+		if !ok {
+			continue // the server ended it, and that is not in force yet
+		}
+		for _, at := range n.of[id] {
+			before := n.homes[at]
+			if next[before] == nil {
+				next[before] = &table.Snapshot{Version: before.Version, ValidUntil: before.ValidUntil, Groups: maps.Clone(before.Groups)}
+			}
+			next[before].Groups[g.IP] = g
+		}
+	}
+	for at, h := range n.homes {
+		if s := next[h]; s != nil {
+			n.homes[at] = s
+		}
+	}
+	n.tables = slices.Clone(n.tables) // others read the one of before
+	for i, h := range n.tables {
+		if s := next[h]; s != nil {
+			n.tables[i] = s
+		}
+	}
+	return n.tables, n.ends.Load().relay.Apply(n.homes)
 }
 
 // connect has a peer for each home that is needed. Of the others it keeps where they were last, and speaks to them at once when they are needed again: their gateways
 // may not have heard that they were not.
-func (n *network) connect(held *sync.Information) error {
-	busy, next := needed(held), map[models.TunnelKey]tunnel.Peer{}
+func (n *network) connect(held *sync.Information, busy map[models.PremisesID]bool) error {
+	next := map[models.TunnelKey]tunnel.Peer{}
 	keys := make(map[models.TunnelKey]bool, len(held.Premises))
 	for _, p := range held.Premises {
 		keys[p.TunnelKey] = true
@@ -254,23 +315,8 @@ func (n *network) connect(held *sync.Information) error {
 	return nil
 }
 
-func (n *network) follow(v table.View, in table.Inputs, held *sync.Information) (effective, error) {
-	homes, err := table.DeriveRelay(v, in, held.Premises)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", duplicator.ErrNotApplied, err)
-	}
-	s := effective{}
-	seen := map[*table.Snapshot]bool{}
-	for _, h := range homes {
-		if !seen[h] {
-			seen[h] = true
-			s = append(s, h)
-		}
-	}
-	return s, n.ends.Load().relay.Apply(homes)
-}
-
 func (n *network) stop() error {
+	n.homes, n.of, n.tables = nil, nil, nil
 	if e := n.ends.Load(); e != nil {
 		return e.relay.Apply(nil)
 	}

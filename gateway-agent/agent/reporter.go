@@ -51,7 +51,11 @@ type reporter struct {
 	sequence      int32 // the newest that the server took; -1: not known
 	knownSenders  map[string]api.ReportedSender
 	knownConsents map[consent.Key]standing
+	reported      map[reportedConsent]consent.Key // in the report that next gave
 }
+
+// reportedConsent is how a report names a consent.
+type reportedConsent struct{ destination, sender models.RegistrationID }
 
 func newReporter(post func(context.Context, api.ConsentReport) (api.ConsentReportAnswer, error), log *slog.Logger) *reporter {
 	return &reporter{
@@ -91,6 +95,7 @@ func (r *reporter) next() (report api.ConsentReport, urgent bool) {
 	maps.DeleteFunc(r.knownConsents, func(k consent.Key, _ standing) bool { _, ok := r.consents[k]; return !ok })
 	var senders []api.ReportedSender
 	var consents []api.ReportedConsent
+	r.reported = map[reportedConsent]consent.Key{}
 	for id, s := range r.senders {
 		if before, ok := r.knownSenders[id]; len(senders) < sendersAtOnce && (!ok || !equal(before, s)) {
 			senders = append(senders, s)
@@ -116,6 +121,7 @@ func (r *reporter) next() (report api.ConsentReport, urgent bool) {
 			}
 		}
 		consents = append(consents, c)
+		r.reported[reportedConsent{c.RegistrationID, c.Sender}] = key
 	}
 	if len(senders) > 0 {
 		report.Senders = &senders
@@ -217,10 +223,9 @@ func (r *reporter) tell(ctx context.Context, report api.ConsentReport) error {
 	}
 	if report.Consents != nil {
 		for _, c := range *report.Consents {
-			for key, s := range r.consents {
-				if key.Destination == string(c.RegistrationID) && key.Source == string(c.Sender) && told(c, s) {
-					r.knownConsents[key] = s
-				}
+			key := r.reported[reportedConsent{c.RegistrationID, c.Sender}]
+			if s, ok := r.consents[key]; ok && told(c, s) {
+				r.knownConsents[key] = s
 			}
 		}
 	}

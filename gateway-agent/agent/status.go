@@ -102,11 +102,11 @@ func (a *Agent) status() Status {
 		s.LastSuccessSeconds = now.Sub(v.heard.at).Seconds()
 	}
 	s.Tunnel = a.place.status()
-	if len(v.tables) == 0 {
+	if v.tables == nil {
 		return s
 	}
 	s.Checks = v.checks
-	s.Cursor, s.KeptCursor = v.tables[0].Version, v.kept
+	s.Cursor, s.KeptCursor = v.cursor, v.kept
 	s.ValidForSeconds = max(v.heard.until().Sub(now).Seconds(), 0)
 	for _, g := range v.tables.groups() {
 		ip, count := g.IP, counters.of(g)

@@ -123,6 +123,8 @@ type Machine struct {
 	permit   func(netip.Addr) bool
 	avoided  []netip.AddrPort
 	checks   map[Key]*check
+	groups   map[string][]*check // the same, by group
+	moved    map[string]bool     // groups whose leases have changed since Moved
 	ufrags   map[ufrag]*check
 	asked    map[consentcheck.ID]asked
 	slots    map[slotKey]*slot
@@ -183,7 +185,7 @@ type question struct {
 // New makes a machine that wants nobody. Permit tells whether a host with that address may get media at all.
 func New(permit func(netip.Addr) bool) *Machine {
 	return &Machine{
-		permit: permit, checks: map[Key]*check{}, ufrags: map[ufrag]*check{},
+		permit: permit, checks: map[Key]*check{}, groups: map[string][]*check{}, moved: map[string]bool{}, ufrags: map[ufrag]*check{},
 		asked: map[consentcheck.ID]asked{}, slots: map[slotKey]*slot{}, probes: map[string]*probes{},
 	}
 }
@@ -201,7 +203,7 @@ func (m *Machine) Avoid(places []netip.AddrPort) {
 // Want replaces what is wanted. Who stays keeps its consent, as long as it may be where it is.
 func (m *Machine) Want(now time.Time, all []Wanted) {
 	before, budgets := m.checks, map[string]*probes{}
-	m.checks, m.ufrags = map[Key]*check{}, map[ufrag]*check{}
+	m.checks, m.groups, m.ufrags = make(map[Key]*check, len(all)), map[string][]*check{}, make(map[ufrag]*check, len(all))
 	for _, w := range all {
 		w.Addr = w.Addr.Unmap()
 		budget := m.probes[w.Destination]
@@ -224,6 +226,7 @@ func (m *Machine) Want(now time.Time, all []Wanted) {
 			}
 		}
 		m.checks[w.Key], m.ufrags[ufrag{w.Sender, w.Credential.Ufrag}] = c, c
+		m.groups[w.Group] = append(m.groups[w.Group], c)
 	}
 	m.probes = budgets
 	for id, a := range m.asked {
@@ -248,7 +251,7 @@ func (m *Machine) Resume(now time.Time, leases map[Key]Lease) {
 
 // end ends a lease that was in force.
 func (m *Machine) end(c *check) {
-	c.lease = Lease{}
+	c.lease, m.moved[c.Group] = Lease{}, true
 	m.counters.Expired++
 }
 
@@ -406,10 +409,11 @@ func (m *Machine) answered(now time.Time, s Sender, from netip.AddrPort, message
 			return nil
 		}
 		m.counters.Renewed++
-		c.lease.Until = now.Add(c.life())
+		c.lease.Until, m.moved[c.Group] = now.Add(c.life()), true
 		return nil
 	}
 	m.counters.Validated++
+	m.moved[c.Group] = true
 	c.lease, c.lived, c.renewAt = Lease{from, now.Add(c.life())}, true, now.Add(spread(c.every()))
 	c.probes.sent, c.backOff = 0, firstProbe
 	key := slotKey{c.Key, from}
@@ -494,6 +498,27 @@ func (m *Machine) Leases(now time.Time) map[Key]Lease {
 		}
 	}
 	return leases
+}
+
+// LeasesOf gives those of these groups, and all senders that somebody is wanted at there.
+func (m *Machine) LeasesOf(now time.Time, groups map[string]bool) (leases map[Key]Lease, senders map[Sender]bool) {
+	leases, senders = map[Key]Lease{}, map[Sender]bool{}
+	for g := range groups {
+		for _, c := range m.groups[g] {
+			senders[c.Sender] = true
+			if c.lease.At.IsValid() && now.Before(c.lease.Until) {
+				leases[c.Key] = c.lease
+			}
+		}
+	}
+	return leases, senders
+}
+
+// Moved gives the groups in which a lease began, was prolonged or ended since it was asked last, otherwise than by Want and Resume.
+func (m *Machine) Moved() map[string]bool {
+	moved := m.moved
+	m.moved = map[string]bool{}
+	return moved
 }
 
 // States gives how each destination stands at each sender.

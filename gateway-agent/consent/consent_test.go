@@ -581,3 +581,25 @@ func FuzzMachine(f *testing.F) {
 		}
 	})
 }
+
+// What is asked for some groups only is what is so among all, and which those are is told once.
+func TestTheLeasesOfAGroupAreThoseAmongAll(t *testing.T) {
+	elsewhere := Wanted{Key: Key{Sender{"g2", "camera2"}, "tablet"}, Credential: secret, Addr: away.Addr()}
+	w := newWorld(t, learned(), elsewhere)
+	assert.Empty(t, w.Moved())
+	w.consents(home)
+	assert.Equal(t, map[string]bool{"g1": true}, w.Moved())
+	assert.Empty(t, w.Moved())
+	leases, senders := w.LeasesOf(w.now, map[string]bool{"g1": true, "g3": true})
+	assert.Equal(t, w.Leases(w.now), leases)
+	assert.Len(t, leases, 1)
+	assert.Equal(t, map[Sender]bool{camera: true}, senders)
+	leases, senders = w.LeasesOf(w.now, map[string]bool{"g2": true})
+	assert.Empty(t, leases)
+	assert.Equal(t, map[Sender]bool{elsewhere.Sender: true}, senders)
+
+	w.pass(Life+time.Second, func(Packet) {})
+	assert.Equal(t, map[string]bool{"g1": true}, w.Moved(), "it ended")
+	leases, _ = w.LeasesOf(w.now, map[string]bool{"g1": true})
+	assert.Empty(t, leases)
+}

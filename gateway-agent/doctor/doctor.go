@@ -53,6 +53,7 @@ func Examine(ctx context.Context, c config.Config, o Options) []Finding {
 	if c.Mode == config.ModeRelay {
 		e.uplink()
 		e.tunnel()
+		e.firewall(ctx)
 		e.receiveBuffer()
 		e.stateDir()
 		return e.findings

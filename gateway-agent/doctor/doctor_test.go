@@ -213,6 +213,28 @@ func TestWhatIsWrongIsFound(t *testing.T) {
 			h.config.BPFDir, h.config.Backend = filepath.Join(h.root, "bpf"), config.BackendEBPF
 		}, "ebpf", doctor.Fail, "the configured ebpf backend can't run"},
 		"no CAP_NET_ADMIN": {func(h *host) { h.dropCapabilities(unix.CAP_NET_ADMIN) }, "CAP_NET_ADMIN", doctor.Fail, "doesn't have it"},
+		"no tunnel without CAP_NET_RAW": {func(h *host) {
+			h.config.Tunnel = true
+			h.dropCapabilities(unix.CAP_NET_RAW)
+		}, "tunnel", doctor.Warn, "CAP_NET_RAW is missing"},
+		"no tunnel without CAP_NET_ADMIN": {func(h *host) {
+			h.config.Tunnel = true
+			h.dropCapabilities(unix.CAP_NET_ADMIN)
+		}, "tunnel", doctor.Warn, "CAP_NET_ADMIN is missing"},
+		"no tunnel without IPv6": {func(h *host) {
+			h.config.Tunnel = true
+			h.Gateway.Sysctl("net.ipv6.conf.default.disable_ipv6", "1")
+		}, "tunnel", doctor.Warn, "turned off for new interfaces"},
+		"no relay without CAP_NET_RAW": {func(h *host) {
+			h.relay("203.0.113.1")
+			h.dropCapabilities(unix.CAP_NET_RAW)
+		}, "tunnel", doctor.Fail, "CAP_NET_RAW is missing"},
+		"a relay's address is another's": {func(h *host) { h.relay("203.0.113.77") }, "tunnel-endpoint", doctor.Warn, "is no address of this host"},
+		"a relay's address is its own":   {func(h *host) { h.relay("203.0.113.1") }, "tunnel-endpoint", doctor.OK, "is an address of this host"},
+		"the firewall drops the tunnel": {func(h *host) {
+			h.relay("203.0.113.1")
+			h.nft("add table ip f; add chain ip f pre { type filter hook prerouting priority 0; policy accept; }; add rule ip f pre udp dport 51820 drop")
+		}, "firewall", doctor.Warn, "a rule in ip f pre drops"},
 		"any port without CAP_BPF": {func(h *host) {
 			h.config.MediaPorts, h.config.AnyPort = nil, true
 			h.dropCapabilities(unix.CAP_BPF, unix.CAP_SYS_ADMIN)
@@ -273,6 +295,12 @@ func (h *host) down(iface string) {
 func (h *host) nft(commands string) {
 	h.t.Helper()
 	h.Gateway.Run("nft", strings.ReplaceAll(commands, "; add", "\nadd"))
+}
+
+// relay makes it a relay whose tunnel is at that address.
+func (h *host) relay(endpoint string) {
+	h.config.Mode = config.ModeRelay
+	h.config.Relay.Endpoint = netip.AddrPortFrom(netip.MustParseAddr(endpoint), 51820)
 }
 
 func (h *host) rpFilter(value string) {

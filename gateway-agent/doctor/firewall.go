@@ -8,12 +8,17 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/groupcast/groupcast/gateway-agent/config"
 )
 
-// firewall looks for what keeps cameras from the agent in the ruleset as nft prints it. It knows plain rules only; whether sets, maps or jumps
+// firewall looks for what keeps cameras from the agent, or gateways from a relay, in the ruleset as nft prints it. It knows plain rules only; whether sets, maps or jumps
 // decide otherwise it doesn't follow, so it warns and never fails.
 func (e *examination) firewall(ctx context.Context) {
-	if e.config.AnyPort {
+	ports, whose, from := e.config.MediaPorts, "cameras send", e.iface
+	if e.config.Mode == config.ModeRelay {
+		ports, whose, from = []uint16{e.config.Relay.Endpoint.Port()}, "gateways send", "anywhere"
+	} else if e.config.AnyPort {
 		e.ok("firewall", "not looked at: media-ports is any, and rules are understood for single ports only")
 		return
 	}
@@ -29,16 +34,16 @@ func (e *examination) firewall(ctx context.Context) {
 		e.warn("firewall", "run this as root", "nft doesn't list the rules: %v", err)
 		return
 	}
-	found, err := drops(out, e.config.MediaPorts)
+	found, err := drops(out, ports)
 	if err != nil {
 		e.warn("firewall", "look at the rules yourself: nft list ruleset", "%v", err)
 		return
 	}
 	for _, what := range found {
-		e.warn("firewall", fmt.Sprintf("accept UDP to port %s from %s before it", joined(e.config.MediaPorts), e.iface), "%s", what)
+		e.warn("firewall", fmt.Sprintf("accept UDP to port %s from %s before it", joined(ports), from), "%s", what)
 	}
 	if len(found) == 0 {
-		e.ok("firewall", "no plain rule of nft drops what cameras send")
+		e.ok("firewall", "no plain rule of nft drops what %s", whose)
 	}
 }
 

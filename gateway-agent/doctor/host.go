@@ -98,9 +98,9 @@ func (e *examination) capabilities() {
 		}
 	}
 	if has(capNetRaw) {
-		e.ok("CAP_NET_RAW", "this process has it; the agent needs it for nothing")
+		e.ok("CAP_NET_RAW", "this process has it; the agent needs it for the tunnel only")
 	} else {
-		e.ok("CAP_NET_RAW", "the agent doesn't need it; a camera that runs on this host needs it to set option 0x88")
+		e.ok("CAP_NET_RAW", "only the tunnel needs it, and a camera that runs on this host to set option 0x88")
 	}
 	for _, port := range e.config.MediaPorts {
 		if port < 1024 && !has(capNetBindService) {

@@ -13,6 +13,7 @@ import (
 type plan struct {
 	*table.Snapshot
 	refused map[refusal]string
+	of      *table.Snapshot // that it is the plan of, in a relay
 }
 
 type refusal struct{ group, destination string }

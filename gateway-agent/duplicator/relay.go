@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"sync"
@@ -60,6 +61,7 @@ type Relay struct {
 	mu       sync.Mutex // one Apply or Close at a time, and counters
 	counters map[string]*groupCounters
 	departed map[string]time.Time // since when a group of counters isn't in force
+	own      map[netip.Addr]bool  // this host's addresses at the last Apply
 	closed   bool
 }
 
@@ -134,7 +136,7 @@ func (r *Relay) Apply(snapshots map[netip.Addr]*table.Snapshot) error {
 	groups, present := map[string]bool{}, map[string]bool{}
 	var errs []error
 	for at, s := range snapshots {
-		p, err := newPlan(s, now, r.core.config, refusals)
+		p, err := r.plan(before[at], s, now, refusals)
 		errs = append(errs, err)
 		next[at] = p
 		old := before[at]
@@ -163,6 +165,7 @@ func (r *Relay) Apply(snapshots map[netip.Addr]*table.Snapshot) error {
 	}
 	r.core.counters.keepThose(present, now)
 	r.premises.Store(&next)
+	r.own = refusals.own
 	r.wake()
 	return errors.Join(errs...)
 }
@@ -178,6 +181,18 @@ func (r *Relay) InForce() map[netip.Addr]*table.Snapshot {
 		all[at] = p.Snapshot
 	}
 	return all
+}
+
+// plan is that of a home. One that has the same snapshot as before keeps it: most changes are about one home of thousands.
+func (r *Relay) plan(before *plan, s *table.Snapshot, now time.Time, refused refusals) (*plan, error) {
+	if before != nil && before.of == s && maps.Equal(r.own, refused.own) {
+		return before, nil
+	}
+	p, err := newPlan(s, now, r.core.config, refused)
+	if err == nil {
+		p.of = s
+	}
+	return p, err
 }
 
 // RelayCounters is what a relay copied and what it didn't. Numbers only rise; those of what left are kept for ten minutes.

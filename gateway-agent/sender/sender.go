@@ -35,7 +35,8 @@ type Ports struct {
 	log      *slog.Logger
 	mu       sync.Mutex // of who changes reserved, or reads it on another goroutine
 	reserved map[consent.Sender]*reservation
-	saved    map[string]uint16 // what the file has, by name
+	owners   map[uint16]consent.Sender // of the reserved
+	saved    map[string]uint16         // what the file has, by name
 }
 
 // reservation is one port, at the uplink's address and, if the host has IPv6, at all of those.
@@ -54,7 +55,7 @@ func (p *Ports) Within(r Range) { p.within = r }
 
 // Open reads which ports the last agent had; none is reserved before Keep.
 func Open(uplink netip.Addr, file string, heard Heard, log *slog.Logger) *Ports {
-	p := &Ports{uplink: uplink, file: file, heard: heard, log: log, reserved: map[consent.Sender]*reservation{}, saved: map[string]uint16{}}
+	p := &Ports{uplink: uplink, file: file, heard: heard, log: log, reserved: map[consent.Sender]*reservation{}, owners: map[uint16]consent.Sender{}, saved: map[string]uint16{}}
 	if b, err := os.ReadFile(file); err == nil && json.Unmarshal(b, &p.saved) != nil {
 		p.saved = map[string]uint16{} // receivers hear of the new ones
 	}
@@ -74,8 +75,7 @@ func (p *Ports) Keep(senders []consent.Sender) error {
 	changed := false
 	for s, r := range p.reserved {
 		if !wanted[s] {
-			r.close()
-			delete(p.reserved, s)
+			p.release(s, r)
 			changed = true
 		}
 	}
@@ -89,7 +89,7 @@ func (p *Ports) Keep(senders []consent.Sender) error {
 			errs = append(errs, fmt.Errorf("reserve a port for the copies of source %s: %w", s.Source, err))
 			continue
 		}
-		p.reserved[s] = r
+		p.reserved[s], p.owners[r.port] = r, s
 		changed = changed || p.saved[name(s)] != r.port
 	}
 	if changed {
@@ -125,14 +125,18 @@ func (p *Ports) Of() map[string]uint16 {
 	return all
 }
 
+// Port gives that of a sender, 0 if it has none.
+func (p *Ports) Port(s consent.Sender) uint16 {
+	if r := p.reserved[s]; r != nil {
+		return r.port
+	}
+	return 0
+}
+
 // At gives whose port it is.
 func (p *Ports) At(port uint16) (consent.Sender, bool) {
-	for s, r := range p.reserved {
-		if r.port == port {
-			return s, true
-		}
-	}
-	return consent.Sender{}, false
+	s, ok := p.owners[port]
+	return s, ok
 }
 
 // IPv6 tells whether a sender's port is reserved there, too.
@@ -184,10 +188,15 @@ func (p *Ports) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for s, r := range p.reserved {
-		r.close()
-		delete(p.reserved, s)
+		p.release(s, r)
 	}
 	return nil
+}
+
+func (p *Ports) release(s consent.Sender, r *reservation) {
+	r.close()
+	delete(p.reserved, s)
+	delete(p.owners, r.port)
 }
 
 var errAllTaken = errors.New("all of sender-ports are taken: give more")

@@ -82,6 +82,18 @@ func DeriveRelay(v View, in Inputs, homes []models.RelayPremises) (map[netip.Add
 	return all, nil
 }
 
+// DeriveGroup makes one group of Derive's or DeriveRelay's, if the table has it. Of the inputs it needs those about this group.
+func DeriveGroup(v View, in Inputs, id string) (g *Group, ok bool, err error) {
+	for row, err := range rows[*models.Group](v, tableGroups, byID, id) {
+		if err != nil {
+			return nil, false, err
+		}
+		g, err = deriveGroup(v, row, in)
+		return g, err == nil, err
+	}
+	return nil, false, nil
+}
+
 func deriveGroup(v View, row *models.Group, in Inputs) (*Group, error) {
 	g := &Group{ID: string(row.ID), Name: row.Name, IP: row.IP.Unmap(), Generation: row.Generation}
 	for member, err := range rows[*source](v, tableSources, byGroup, string(row.ID)) {

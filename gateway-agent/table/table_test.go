@@ -334,3 +334,28 @@ func TestOneMembersOddAddressDoesNotStopTheHome(t *testing.T) {
 	info.Groups[0].Destinations[2].IPv4 = netip.MustParseAddr("127.0.0.1")     // the duplicator refuses these alone
 	assert.NoError(t, table.Check(info, gateway))
 }
+
+func TestOneGroupIsDerivedAsAmongAll(t *testing.T) {
+	info := worked()
+	db, err := table.Open()
+	require.NoError(t, err)
+	require.NoError(t, db.Replace(info))
+	in := table.Inputs{ValidUntil: time.Unix(1e9, 0), Unasked: true, Ports: map[string]uint16{}}
+	for _, g := range info.Groups {
+		for _, s := range g.Sources {
+			in.Ports[string(s.RegistrationID)] = 40001
+		}
+	}
+	all, err := table.Derive(db.Read(), in)
+	require.NoError(t, err)
+	require.NotEmpty(t, all.Groups)
+	for _, want := range all.Groups {
+		g, ok, err := table.DeriveGroup(db.Read(), in, want.ID)
+		require.NoError(t, err)
+		require.True(t, ok)
+		assert.Equal(t, want, g)
+	}
+	_, ok, err := table.DeriveGroup(db.Read(), in, "g_none")
+	require.NoError(t, err)
+	assert.False(t, ok)
+}

@@ -44,6 +44,11 @@ func openKernel(c Config) (backend, error) {
 		return nil, fmt.Errorf("make the interface %s: %w", c.Name, err)
 	}
 	k := &kernel{name: c.Name}
+	// While it is down, so that nothing gets through before. With WireGuard in user space nothing of the host's is needed for that.
+	if err := inward(c.Name, c.Address); err != nil {
+		c.Log.Warn("the kernel's WireGuard is not used: slower, but as safe", "why", err)
+		return nil, errors.Join(errNoKernel, k.close())
+	}
 	var err error
 	if k.client, err = wgctrl.New(); err == nil {
 		key, port := wgtypes.Key(c.Key.bytes()), int(c.Port)
@@ -97,6 +102,7 @@ func (k *kernel) close() error {
 	}
 	if l, err := netlink.LinkByName(k.name); err == nil {
 		errs = append(errs, netlink.LinkDel(l))
+		_ = outward(k.name) // without nft there is nothing
 	}
 	return errors.Join(errs...)
 }

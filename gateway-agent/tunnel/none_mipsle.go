@@ -9,5 +9,17 @@ func openKernel(Config) (backend, error) { return nil, errNoKernel }
 
 func openUser(Config) (backend, error) { return nil, errNoKernel }
 
+// Lack is something that this process needs for a tunnel and hasn't got.
+type Lack struct {
+	What string
+	Why  error
+	Do   string
+}
+
 // Possible tells why this process can't have a tunnel.
 func Possible() error { return errNoKernel }
+
+// Lacks gives why this process can't have a tunnel.
+func Lacks(bool) []Lack {
+	return []Lack{{"WireGuard", errNoKernel, "take another build, if this router has room for it"}}
+}

@@ -30,6 +30,8 @@ func openUser(c Config) (backend, error) {
 	switch {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ENODEV), err != nil && strings.Contains(err.Error(), "does not exist"):
 		return nil, fmt.Errorf("%w: load the kernel's module tun or wireguard", err)
+	case errors.Is(err, unix.EACCES):
+		return nil, fmt.Errorf("%w: let the agent's user open /dev/net/tun (mode 0666, as udev has it), or load the kernel's module wireguard", err)
 	case errors.Is(err, unix.EBUSY):
 		return nil, fmt.Errorf("%w: another program has the interface %s: does another agent run here?", err, c.Name)
 	case err != nil:
