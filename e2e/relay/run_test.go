@@ -62,9 +62,16 @@ func TestRelayRun(t *testing.T) {
 
 	r.until("every home copies", func(h *runHome) bool { return h.from == h.uplink })
 	r.mark()
-	r.change(`{"fanout":"network","onRelayLoss":"stop"}`)
+	r.change(`{"fanout":"network","onRelayLoss":"stop"}`, r.holders...)
 	r.until("relays copy for every home", func(h *runHome) bool { return slices.Contains(r.relayAddrs, h.from) })
 	r.pauses("from home to network", mayPause)
+
+	r.mark()
+	r.change(`{"fanout":"home"}`, r.holders...)
+	r.until("every home copies again", func(h *runHome) bool { return h.from == h.uplink })
+	r.pauses("from network to home", mayPause)
+	r.change(`{"fanout":"network"}`, r.holders...)
+	r.until("relays copy again", func(h *runHome) bool { return slices.Contains(r.relayAddrs, h.from) })
 
 	served := r.served()
 	require.Len(t, served, 2, "both relays have premises: %v", served)
@@ -73,10 +80,19 @@ func TestRelayRun(t *testing.T) {
 	r.until("the other relay copies for every home", func(h *runHome) bool { return h.from == r.relayAddrs[1] })
 	r.pauses(fmt.Sprintf("relay killed, %d of %d premises moved", served[r.relayAddrs[0]], len(r.homes)), mayStandStill)
 
-	r.mark()
-	r.change(`{"fanout":"home"}`)
-	r.until("every home copies again", func(h *runHome) bool { return h.from == h.uplink })
-	r.pauses("from network to home", mayPause)
+	// With no relay left each account holder's decision counts.
+	r.change(`{"onRelayLoss":"home"}`, r.holders[1])
+	r.relays[1].Kill()
+	atHome := func(h *runHome) bool { return h.from == h.uplink }
+	stopped := func(h *runHome) bool { return h.n%len(r.holders) == 0 }
+	r.until("homes copy whose account holder wants that", func(h *runHome) bool { return stopped(h) || atHome(h) })
+	r.mu.Lock()
+	for _, h := range r.homes {
+		require.False(t, stopped(h) && atHome(h), "home %d copies against its account holder's decision", h.n)
+	}
+	r.mu.Unlock()
+	r.change(`{"fanout":"home"}`, r.holders...)
+	r.until("every home copies again", atHome)
 	r.crossedOnce()
 }
 
@@ -403,10 +419,10 @@ func (r *run) login(i int) {
 	r.holders[i].cookie = in.Cookies()[0].Name + "=" + in.Cookies()[0].Value
 }
 
-// change is the account holders' decision about all homes.
-func (r *run) change(body string) {
+// change is the decision of account holders about all their homes.
+func (r *run) change(body string, holders ...holder) {
 	r.t.Helper()
-	for _, h := range r.holders {
+	for _, h := range holders {
 		for _, p := range h.premises {
 			require.Equal(r.t, http.StatusOK, r.do(http.MethodPatch, "/v1/premises/"+string(p), body, h.cookie).StatusCode)
 		}
