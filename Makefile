@@ -172,6 +172,10 @@ soak: ## 10^8 datagrams, 10^5 swaps, 10^4 joins and leaves per backend (SOAK_DAT
 random-run: ## A camera, a stranger, members, restarts and outages for DURATION (1h), judged packet by packet; needs root (SEED=n repeats one)
 	go test -count=1 -timeout 0 -v -run '^TestRandomisedRun$$' ./e2e -randomised.duration=$(or $(DURATION),1h) -randomised.seed=$(or $(SEED),0)
 
+.PHONY: relay-run
+relay-run: ## PREMISES (200) homes with one group IP, two relays, one killed under load, and every packet judged; needs root, and 6 GB of memory
+	go test -count=1 -timeout 30m -v -run '^TestRelayRun$$' ./e2e/relay -relay.premises=$(or $(PREMISES),200) -relay.every=$(or $(EVERY),500ms) $(if $(JUDGED),-relay.judged) | grep -E '^(relay run|---|ok|FAIL|    run_test)'
+
 .PHONY: interop
 interop: ## Clients generated from the contract, in Go and TypeScript, against a running service; needs node 20
 	@.ci/interop

@@ -198,6 +198,12 @@ func (n *Namespace) HardwareAddr(iface string) net.HardwareAddr {
 	return n.link(iface).Attrs().HardwareAddr
 }
 
+// Index gives an interface's number.
+func (n *Namespace) Index(iface string) int {
+	n.t.Helper()
+	return n.link(iface).Attrs().Index
+}
+
 // ListenUDP opens a UDP socket inside the namespace, with a receive buffer that holds a whole test.
 func (n *Namespace) ListenUDP(local string) *net.UDPConn {
 	n.t.Helper()

@@ -10,13 +10,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/oapi-codegen/nullable"
 	"github.com/stretchr/testify/require"
 
+	"github.com/groupcast/groupcast/e2e/harness"
 	"github.com/groupcast/groupcast/e2e/netlab"
 	"github.com/groupcast/groupcast/e2e/scripted"
 	"github.com/groupcast/groupcast/gateway-agent/agent"
@@ -29,25 +29,6 @@ const (
 	relayID   = models.ID(731298765432109876)
 	gatewayID = models.ID(812345678901234567)
 )
-
-// built is where program left what it built; TestMain removes it.
-var built string
-
-// program builds the agent once.
-var program = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "gcrelay-")
-	if err != nil {
-		return "", err
-	}
-	built = dir
-	path := filepath.Join(dir, "gateway-agent")
-	cmd := exec.Command("go", "build", "-o", path, "../../cmd/gateway-agent")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("%w: %s", err, out)
-	}
-	return path, nil
-})
 
 // node is a running agent and the service it asks, in a namespace of their own.
 type node struct {
@@ -93,9 +74,7 @@ func newNodeAs(t testing.TB, in *netlab.Namespace, as func(dir string, command [
 
 func (n *node) start() {
 	n.t.Helper()
-	path, err := program()
-	require.NoError(n.t, err)
-	command := append([]string{path}, n.args...)
+	command := append([]string{harness.Bin(n.t, "gateway-agent")}, n.args...)
 	if n.as != nil {
 		command = n.as(n.dir, command)
 	}
@@ -214,9 +193,11 @@ func TestRelayAgents(t *testing.T) {
 			return bytes.Contains(b, []byte("198.18.1.1:"))
 		})
 		relay.kill()
+		killed := time.Now()
 		relay.start()
 		arrives("copies again")
 		require.Equal(t, relayAddr, from)
+		require.True(t, l.spokeFirst(killed), "the relay waited for the gateway to notice")
 	})
 	t.Run("a gateway that is killed resumes by itself", func(t *testing.T) {
 		gateway.kill()

@@ -15,6 +15,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/groupcast/groupcast/e2e/harness"
 	"github.com/groupcast/groupcast/e2e/netlab"
 	"github.com/groupcast/groupcast/gateway-agent/duplicator"
 	"github.com/groupcast/groupcast/gateway-agent/table"
@@ -25,9 +26,7 @@ import (
 func TestMain(m *testing.M) {
 	netlab.WaitTogether()
 	code := m.Run()
-	if built != "" {
-		_ = os.RemoveAll(built)
-	}
+	harness.RemoveBuilt()
 	os.Exit(code)
 }
 
@@ -59,6 +58,7 @@ type lab struct {
 	relayKey tunnel.PrivateKey
 	tunnel   *tunnel.Tunnel
 	relay    *duplicator.Relay
+	uplink   *netlab.Capture // the relay's
 	homes    []*home
 }
 
@@ -93,6 +93,7 @@ func newNetwork(t *testing.T, relay *netlab.Namespace, homes int) *lab {
 	l.relayNS.Address("wan0", relayAddr+"/30")
 	l.internet.Address("relay0", "198.18.0.2/30")
 	l.relayNS.Route("0.0.0.0/0", "198.18.0.2")
+	l.uplink = l.internet.Capture("relay0")
 	l.relayKey = l.newKey()
 	for n := range homes {
 		l.homes = append(l.homes, l.newHome(n))
@@ -130,6 +131,20 @@ func (l *lab) newHome(n int) *home {
 	h.camera.Neighbour("cam0", groupIP.String(), h.gateway.HardwareAddr("lan0"))
 	h.uplink = l.internet.Capture(fmt.Sprintf("home%d", n))
 	return h
+}
+
+// spokeFirst tells whether the relay began a handshake since then. It can't unless it knows where the peer is; else it waits to be spoken to, which takes WireGuard
+// at a gateway 15 seconds after the relay's end.
+func (l *lab) spokeFirst(since time.Time) bool {
+	const initiation = 1
+	for _, f := range l.uplink.Frames() {
+		if p := f.IPv4(); p != nil && !f.Outgoing && p[9] == 17 && f.At.After(since) {
+			if udp := p[int(p[0]&15)*4:]; len(udp) > 8 && udp[8] == initiation {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (l *lab) log() *slog.Logger { return slog.New(slog.NewTextHandler(testLog{l.t}, nil)) }

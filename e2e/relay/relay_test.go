@@ -268,9 +268,11 @@ func resumes(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, l.relay.Close())
 		require.NoError(t, l.tunnel.Close())
+		closed := time.Now()
 		l.startRelay()
 		require.NoError(t, l.tunnel.Apply([]tunnel.Peer{{Key: h.key.Public(), Address: h.inside, Endpoint: status[h.key.Public()].Endpoint}}))
 		l.apply(groups)
 		arrives("a datagram through the new relay")
+		require.True(t, l.spokeFirst(closed), "the relay waited for the gateway to notice")
 	})
 }

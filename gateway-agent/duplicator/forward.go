@@ -53,6 +53,16 @@ type way struct {
 
 // OpenForward forwards nothing until Apply. It needs CAP_NET_RAW.
 func OpenForward(c Config, lan string, inside Inside) (*Forward, error) {
+	f, err := openForward(c, lan, inside)
+	if err != nil {
+		return nil, err
+	}
+	go f.run()
+	return f, nil
+}
+
+// openForward opens one that doesn't run yet.
+func openForward(c Config, lan string, inside Inside) (*Forward, error) {
 	c, err := c.Complete()
 	if err != nil {
 		return nil, err
@@ -80,7 +90,6 @@ func OpenForward(c Config, lan string, inside Inside) (*Forward, error) {
 		m.SetIovlen(1)
 	}
 	f.to.Family = unix.AF_INET6
-	go f.run()
 	return f, nil
 }
 
