@@ -93,7 +93,7 @@ func TestRelayStops(t *testing.T) {
 	relayed("the relay copies")
 	require.Positive(t, copied(1, n))
 
-	t.Run("who left gets nothing more", func(t *testing.T) {
+	t.Run("who left gets nothing more", func(*testing.T) {
 		l.until("the other gets copies too", func() bool { p := send(); return thumbnail.tryNext() == p })
 		forRelay.Revision, forRelay.Groups = "3", []api.GatewayGroup{apiGroup(0, to[0])}
 		relayService.Set(forRelay)
@@ -130,8 +130,8 @@ func TestRelayStops(t *testing.T) {
 		}
 		require.Equal(t, crosses*many, crossed, "on the uplink")
 	}
-	t.Run("a home that loses the service", func(t *testing.T) { lose(gatewayEdge, gateway, 0) })
-	t.Run("a relay that loses the service", func(t *testing.T) { lose(relayEdge, relay, 1) })
+	t.Run("a home that loses the service", func(*testing.T) { lose(gatewayEdge, gateway, 0) })
+	t.Run("a relay that loses the service", func(*testing.T) { lose(relayEdge, relay, 1) })
 }
 
 // Consent holds in the network as at home: the relay sends nothing before the destination has proved to the relay that it wants it, and nothing when it has fallen
