@@ -41,7 +41,7 @@ const (
 	groupIP              = "127.31.0.233"
 	secondIP             = "127.31.0.235"
 	uplink               = "127.0.0.1"
-	soon                 = 5 * time.Second
+	soon                 = 15 * time.Second // longer than the pause after a poll that failed
 	patience             = 10 * time.Millisecond
 	quietness            = 150 * time.Millisecond
 	mediaCount           = 3
