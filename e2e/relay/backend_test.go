@@ -8,6 +8,7 @@ import (
 
 	"github.com/groupcast/groupcast/e2e/netlab"
 	"github.com/groupcast/groupcast/e2e/scripted"
+	"github.com/groupcast/groupcast/gateway-agent/duplicator"
 	"github.com/groupcast/groupcast/openapi/api"
 )
 
@@ -41,6 +42,13 @@ func TestRelayAgentChoosesItsBackend(t *testing.T) {
 			h.send(datagram(1, cameraAddr, payload(1, 700)))
 			require.Equal(t, string(payload(1, 700)), r.next())
 			l.until("counted", func() bool { g := relay.status().Groups; return len(g) == 1 && g[0].Received == 1 })
+			// What the network answers comes to the reserved port.
+			require.NoError(t, r.conn.Close())
+			l.until("that nobody listens is counted", func() bool {
+				h.send(datagram(2, cameraAddr, payload(2, 700)))
+				g := relay.status().Groups
+				return len(g) == 1 && len(g[0].Destinations) == 1 && g[0].Destinations[0].Drops[duplicator.DropRefused] > 0
+			})
 			relay.kill()
 			require.Contains(t, relay.log.String(), c.says)
 		})

@@ -282,6 +282,50 @@ func TestRelayBackendsKeepHomesApart(t *testing.T) {
 	})
 }
 
+// From when Apply returns nothing goes by the table before, however much is on its way.
+func TestRelayBackendsSwapUnderLoad(t *testing.T) {
+	withEachBackend(t, func(t *testing.T, backend string) {
+		l := newCopying(t, backend, 1)
+		h := l.homes[0]
+		l.receiver(netlab.Upload)
+		l.receiver(netlab.Thumbnail)
+		tables := []*table.Snapshot{l.groups(h, netlab.Upload), l.groups(h, netlab.Thumbnail)}
+		tables[1].Groups[groupIP].Destinations[0].ID = "r_other"
+		packets := func(id string) uint64 { return l.network.Counters().Destinations[id].Packets }
+		l.apply(map[*home]*table.Snapshot{h: tables[1]})
+
+		quit, done := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(done)
+			var some [][]byte
+			for i := range 32 {
+				some = append(some, datagram(uint16(i), cameraAddr, payload(i, 200)))
+			}
+			for {
+				select {
+				case <-quit:
+					return
+				default:
+					h.send(some...)
+				}
+			}
+		}()
+		stop := sync.OnceFunc(func() { close(quit); <-done })
+		defer stop()
+		for i := range 30 {
+			gone, here := "r_other", "r_0_0"
+			if i%2 == 1 {
+				gone, here = here, gone
+			}
+			l.applyRelay(map[netip.Addr]*table.Snapshot{h.inside: tables[i%2]})
+			left, before := packets(gone), packets(here)
+			l.until("copies go to the new one", func() bool { return packets(here) > before })
+			require.Equal(t, left, packets(gone), "%s got a copy after Apply %d had returned", gone, i)
+		}
+		stop()
+	})
+}
+
 // A table that is over copies nothing, though nobody takes it away; nor does a consent that is.
 func TestRelayBackendsGoSilentAlone(t *testing.T) {
 	withEachBackend(t, func(t *testing.T, backend string) {

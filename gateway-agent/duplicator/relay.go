@@ -50,6 +50,7 @@ type Relay struct {
 	flight   flight
 	fragment *packet.Reassembler
 	done     chan struct{}
+	batch    sync.Mutex // held while packets are copied by what is in force
 
 	// Those belong to run.
 	groups   map[groupKey]relayGroup
@@ -120,8 +121,16 @@ func OpenRelay(c Config, inside Inside) (*Relay, error) {
 	return r, nil
 }
 
-// Apply makes the snapshots, by the premises' tunnel addresses, those in force: all in one step. Errors are those of Duplicator.Apply.
+// Apply makes the snapshots, by the premises' tunnel addresses, those in force: all in one step. Errors are those of Duplicator.Apply. When it returns, nothing is copied by
+// what was in force before.
 func (r *Relay) Apply(snapshots map[netip.Addr]*table.Snapshot) error {
+	err := r.apply(snapshots)
+	r.batch.Lock() // whoever copies by the plans before is done; it may want mu for that
+	defer r.batch.Unlock()
+	return err
+}
+
+func (r *Relay) apply(snapshots map[netip.Addr]*table.Snapshot) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
@@ -270,6 +279,8 @@ func (r *Relay) run() {
 
 // copyBatch judges each packet of a batch by one set of plans, and has the datagrams copied if that is the verdict.
 func (r *Relay) copyBatch(n int, now time.Time) {
+	r.batch.Lock()
+	defer r.batch.Unlock()
 	all := *r.premises.Load()
 	r.waiting = r.waiting[:0]
 	for i := range n {
