@@ -59,8 +59,9 @@ func TestTunnelOverHTTP(t *testing.T) {
 	require.JSONEq(t, `"home"`, string(field(t, text(t, r), "fanout")))
 	require.Equal(t, http.StatusNotModified, s.do(t, http.MethodGet, path, "", append([]string{"If-None-Match", etag}, as...)...).StatusCode)
 	answers := make(chan *http.Response, 1)
+	waiting := s.request(t, http.MethodGet, path+"?wait=30", "", append([]string{"If-None-Match", etag}, as...)...)
 	go func() {
-		r, err := s.client.Do(s.request(t, http.MethodGet, path+"?wait=30", "", append([]string{"If-None-Match", etag}, as...)...))
+		r, err := s.client.Do(waiting)
 		if assert.NoError(t, err) {
 			answers <- r
 		}

@@ -113,7 +113,7 @@ func (t *Tunnel) Follow(ctx context.Context) {
 		info, err := t.poll(ctx, index)
 		if err == nil {
 			stale.Reset(time.Duration(info.MaxStaleSeconds) * time.Second)
-			if err = t.apply(info); err == nil {
+			if err = t.apply(ctx, info); err == nil {
 				index, retry = info.Epoch+"."+info.Revision, firstRetry
 				continue
 			}
@@ -156,7 +156,7 @@ func (t *Tunnel) poll(ctx context.Context, index string) (api.TunnelInformation,
 }
 
 // apply has datagrams go to the relay that copies, or nowhere.
-func (t *Tunnel) apply(info api.TunnelInformation) error {
+func (t *Tunnel) apply(ctx context.Context, info api.TunnelInformation) error {
 	r := info.Relay
 	switch {
 	case info.Fanout != models.FanoutNetwork:
@@ -195,7 +195,7 @@ func (t *Tunnel) apply(info api.TunnelInformation) error {
 		next.IPConn = before.IPConn
 	} else {
 		var err error
-		if next.IPConn, err = openInner(t.tunnel); err != nil {
+		if next.IPConn, err = openInner(ctx, t.tunnel); err != nil {
 			return err
 		}
 	}
@@ -206,13 +206,13 @@ func (t *Tunnel) apply(info api.TunnelInformation) error {
 }
 
 // openInner opens what sends IPv4 in IPv6 (protocol 4) in the tunnel and nowhere else.
-func openInner(t *tunnel.Tunnel) (*net.IPConn, error) {
+func openInner(ctx context.Context, t *tunnel.Tunnel) (*net.IPConn, error) {
 	bind := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var bound error
 		err := raw.Control(func(fd uintptr) { bound = unix.BindToDevice(int(fd), t.Interface()) })
 		return errors.Join(err, bound)
 	}}
-	conn, err := bind.ListenPacket(context.Background(), "ip6:4", t.Address().String())
+	conn, err := bind.ListenPacket(ctx, "ip6:4", t.Address().String())
 	if err != nil {
 		return nil, fmt.Errorf("open a raw socket in the tunnel: %w", err)
 	}
