@@ -8,8 +8,6 @@ package devicegrant
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"net/netip"
 	"strings"
@@ -23,6 +21,7 @@ import (
 	"github.com/groupcast/groupcast/server/dpop"
 	"github.com/groupcast/groupcast/server/enrolment"
 	"github.com/groupcast/groupcast/server/problem"
+	"github.com/groupcast/groupcast/server/secrets"
 	"github.com/groupcast/groupcast/server/store"
 )
 
@@ -111,10 +110,10 @@ func (s *Service) Begin(ctx context.Context, r Request) (Begun, error) {
 		return Begun{}, models.Errorf(models.CodeRateLimited, "Too many devices wait for an approval from there. Try again in a few minutes.").
 			With(problem.RetryAfter, 60)
 	}
-	code := deviceCode()
+	code := secrets.New()
 	for range 5 {
 		g.UserCode = userCode()
-		err = s.store.InsertDeviceGrant(ctx, hash(code), g, Life)
+		err = s.store.InsertDeviceGrant(ctx, secrets.Hash(code), g, Life)
 		if !s.store.IsDuplicate(err) {
 			break
 		}
@@ -266,7 +265,7 @@ func (s *Service) Redeem(ctx context.Context, deviceCode, clientID string, key d
 	var refusal error
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
 		r, refusal = Redeemed{}, nil
-		g, found, err := tx.PollDeviceGrant(hash(deviceCode))
+		g, found, err := tx.PollDeviceGrant(secrets.Hash(deviceCode))
 		switch {
 		case err != nil:
 			return err
@@ -278,7 +277,7 @@ func (s *Service) Redeem(ctx context.Context, deviceCode, clientID string, key d
 			return nil
 		case g.Status == models.GrantRefused:
 			refusal = models.Errorf(models.CodeAccessDenied, "The account holder refused.")
-			_, err := tx.DeleteDeviceGrant(hash(deviceCode))
+			_, err := tx.DeleteDeviceGrant(secrets.Hash(deviceCode))
 			return err
 		case g.Status == models.GrantPending && g.Early:
 			refusal = models.Errorf(models.CodeSlowDown, "Wait five seconds longer between two requests from now on.")
@@ -287,7 +286,7 @@ func (s *Service) Redeem(ctx context.Context, deviceCode, clientID string, key d
 			refusal = models.Errorf(models.CodeAuthorizationPending, "Nobody has decided yet. Ask again after the interval.")
 			return nil
 		}
-		if mine, err := tx.DeleteDeviceGrant(hash(deviceCode)); err != nil || !mine {
+		if mine, err := tx.DeleteDeviceGrant(secrets.Hash(deviceCode)); err != nil || !mine {
 			refusal = models.Errorf(models.CodeInvalidGrant, "The device code was used.")
 			return err
 		}
@@ -309,11 +308,11 @@ func (s *Service) Redeem(ctx context.Context, deviceCode, clientID string, key d
 
 // admit makes what was approved, and its refresh token.
 func (s *Service) admit(tx *store.Tx, g models.DeviceGrant, key dpop.Key, jwk string) (Redeemed, error) {
-	r := Redeemed{Scope: g.Scope, RefreshToken: deviceCode()}
+	r := Redeemed{Scope: g.Scope, RefreshToken: secrets.New()}
 	t := models.RefreshToken{JKT: key.Thumbprint, ClientID: g.ClientID, Scope: g.Scope, AccountID: g.AccountID}
 	if g.ClientID == ClientApp {
 		r.AccountID, r.UserID, t.UserID = g.AccountID, g.UserID, g.UserID
-		return r, tx.InsertRefreshToken(hash(r.RefreshToken), t, AppRefresh)
+		return r, tx.InsertRefreshToken(secrets.Hash(r.RefreshToken), t, AppRefresh)
 	}
 	replaces, err := known(tx, g, key)
 	if err != nil {
@@ -330,7 +329,7 @@ func (s *Service) admit(tx *store.Tx, g models.DeviceGrant, key dpop.Key, jwk st
 		return Redeemed{}, err
 	}
 	t.DeviceID = r.Device.ID
-	return r, tx.InsertRefreshToken(hash(r.RefreshToken), t, DeviceRefresh)
+	return r, tx.InsertRefreshToken(secrets.Hash(r.RefreshToken), t, DeviceRefresh)
 }
 
 // known finds the device that this key is of already, if the approval is for the very same place and kind: it lost its refresh token
@@ -383,15 +382,4 @@ func userCode() string {
 		}
 	}
 	return string(code)
-}
-
-func deviceCode() string {
-	var b [32]byte
-	_, _ = rand.Read(b[:]) // never fails: it ends the process instead
-	return base64.RawURLEncoding.EncodeToString(b[:])
-}
-
-func hash(s string) []byte {
-	sum := sha256.Sum256([]byte(s))
-	return sum[:]
 }

@@ -7,9 +7,6 @@ package enrolment
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/base64"
 	"time"
 
 	"github.com/groupcast/groupcast/models"
@@ -17,6 +14,7 @@ import (
 	"github.com/groupcast/groupcast/server/audit"
 	"github.com/groupcast/groupcast/server/dpop"
 	"github.com/groupcast/groupcast/server/relays"
+	"github.com/groupcast/groupcast/server/secrets"
 	"github.com/groupcast/groupcast/server/store"
 )
 
@@ -57,7 +55,7 @@ type NewTicket struct {
 // Create makes a ticket, which is shown once. account is the caller's; empty, for operators, lets every account's premises be named.
 // What is missing or another account's is CodeNotFound.
 func (s *Service) Create(ctx context.Context, account models.AccountID, n NewTicket) (ticket string, t models.Ticket, err error) {
-	ticket = secret()
+	ticket = secrets.New()
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
 		p, found, err := tx.Premises(n.PremisesID)
 		if err != nil {
@@ -83,7 +81,7 @@ func (s *Service) Create(ctx context.Context, account models.AccountID, n NewTic
 		if t.DeviceType == "" {
 			return models.Errorf(models.CodeBadRequest, "Say which deviceType the ticket is for.")
 		}
-		if t, err = tx.InsertTicket(hash(ticket), t, TicketLife); err != nil {
+		if t, err = tx.InsertTicket(secrets.Hash(ticket), t, TicketLife); err != nil {
 			return err
 		}
 		return audit.Note(ctx, tx, audit.Entry{Account: t.AccountID, Action: audit.TicketCreate, Object: audit.OfPremises(t.PremisesID)})
@@ -120,7 +118,7 @@ func (s *Service) Enrol(ctx context.Context, r Request) (Enrolled, error) {
 	var relay models.ID
 	err := s.store.Write(ctx, func(tx *store.Tx) error {
 		d, relay = models.Device{}, 0
-		t, found, err := tx.TakeTicket(hash(r.Ticket))
+		t, found, err := tx.TakeTicket(secrets.Hash(r.Ticket))
 		if err != nil {
 			return err
 		}
@@ -210,16 +208,4 @@ func (s *Service) Key(ctx context.Context, thumbprint string) (models.DeviceKey,
 func keyTaken() error {
 	return models.Errorf(models.CodeAlreadyExists, "This key belongs to a device that is enrolled already. Its owner has to remove that device first; or make "+
 		"a new key.")
-}
-
-// secret draws 256 random bits.
-func secret() string {
-	var b [32]byte
-	_, _ = rand.Read(b[:]) // never fails: it ends the process instead
-	return base64.RawURLEncoding.EncodeToString(b[:])
-}
-
-func hash(s string) []byte {
-	sum := sha256.Sum256([]byte(s))
-	return sum[:]
 }

@@ -2,7 +2,6 @@ package oauth
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
 	"errors"
@@ -19,6 +18,7 @@ import (
 	"github.com/groupcast/groupcast/server/devicegrant"
 	"github.com/groupcast/groupcast/server/dpop"
 	"github.com/groupcast/groupcast/server/enrolment"
+	"github.com/groupcast/groupcast/server/secrets"
 )
 
 const (
@@ -88,7 +88,7 @@ func (s *Service) bySecret(ctx context.Context, id, secret string) (client, erro
 	if err != nil {
 		return client{}, err
 	}
-	h := hash(secret)
+	h := secrets.Hash(secret)
 	good := 0
 	for _, c := range credentials {
 		good |= subtle.ConstantTimeCompare(c.SecretHash, h)
@@ -292,9 +292,4 @@ func parseKeySet(text []byte) ([]named, error) {
 		all = append(all, named{Key: k, kid: about.KID})
 	}
 	return all, nil
-}
-
-func hash(s string) []byte {
-	sum := sha256.Sum256([]byte(s))
-	return sum[:]
 }

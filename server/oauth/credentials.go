@@ -2,11 +2,10 @@ package oauth
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/base64"
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/audit"
+	"github.com/groupcast/groupcast/server/secrets"
 	"github.com/groupcast/groupcast/server/store"
 )
 
@@ -15,8 +14,8 @@ import (
 func (s *Service) CreateCredential(ctx context.Context, service models.ServiceID, name, jwks string) (c models.ServiceCredential, secret string, err error) {
 	c = models.ServiceCredential{ID: models.NewCredentialID(), ServiceID: service, Name: name, JWKS: jwks}
 	if jwks == "" {
-		secret = draw()
-		c.SecretHash = hash(secret)
+		secret = secrets.New()
+		c.SecretHash = secrets.Hash(secret)
 	} else if _, err := parseKeySet([]byte(jwks)); err != nil {
 		return c, "", models.Errorf(models.CodeBadRequest, "jwks can't be taken: %s.", err.Error())
 	}
@@ -58,11 +57,4 @@ func (s *Service) DeleteCredential(ctx context.Context, service models.ServiceID
 		}
 		return audit.Note(ctx, tx, audit.Entry{Action: audit.CredentialRemove, Object: audit.OfCredential(service, id)})
 	})
-}
-
-// draw gives 256 random bits.
-func draw() string {
-	var b [32]byte
-	_, _ = rand.Read(b[:]) // never fails: it ends the process instead
-	return base64.RawURLEncoding.EncodeToString(b[:])
 }

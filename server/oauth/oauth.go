@@ -20,6 +20,7 @@ import (
 	"github.com/groupcast/groupcast/server/dpop"
 	"github.com/groupcast/groupcast/server/enrolment"
 	"github.com/groupcast/groupcast/server/replay"
+	"github.com/groupcast/groupcast/server/secrets"
 	"github.com/groupcast/groupcast/server/store"
 	"github.com/groupcast/groupcast/server/tokens"
 )
@@ -264,7 +265,7 @@ func (s *Service) refresh(ctx context.Context, r Request, proof *dpop.Result) (A
 	if proof == nil {
 		return Answer{}, noProof()
 	}
-	h := hash(r.RefreshToken)
+	h := secrets.Hash(r.RefreshToken)
 	t, found, err := s.Store.RefreshToken(ctx, h)
 	if err != nil {
 		return Answer{}, err
@@ -469,7 +470,7 @@ func (s *Service) Revoke(ctx context.Context, r Revocation) error {
 		return s.Accounts.EndDeviceTokens(ctx, subject.Device)
 	}
 	return s.Store.Write(ctx, func(tx *store.Tx) error {
-		t, found, err := tx.DeleteRefreshToken(hash(r.Token), proof.Thumbprint)
+		t, found, err := tx.DeleteRefreshToken(secrets.Hash(r.Token), proof.Thumbprint)
 		if err != nil || !found {
 			return err
 		}

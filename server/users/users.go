@@ -5,9 +5,6 @@ package users
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"net/netip"
 	"strings"
@@ -18,6 +15,7 @@ import (
 	"github.com/groupcast/groupcast/server/audit"
 	"github.com/groupcast/groupcast/server/passwords"
 	"github.com/groupcast/groupcast/server/problem"
+	"github.com/groupcast/groupcast/server/secrets"
 	"github.com/groupcast/groupcast/server/store"
 	"github.com/groupcast/groupcast/server/tokens"
 )
@@ -83,7 +81,7 @@ func (s *Service) Create(ctx context.Context, n NewUser) (u models.User, err err
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
 		u = models.User{ID: models.NewUserID(), Name: canonical(n.Name), PasswordHash: encoded}
 		if n.Invitation != "" {
-			account, found, err := tx.TakeInvitation(digest(n.Invitation))
+			account, found, err := tx.TakeInvitation(secrets.Hash(n.Invitation))
 			if err != nil {
 				return err
 			}
@@ -112,9 +110,9 @@ func (s *Service) Create(ctx context.Context, n NewUser) (u models.User, err err
 
 // Invite makes an invitation, which is shown once: for a new account or, if one is named, for a further user of it.
 func (s *Service) Invite(ctx context.Context, account models.AccountID) (invitation string, err error) {
-	invitation = secret()
+	invitation = secrets.New()
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
-		if err := tx.InsertInvitation(digest(invitation), account, InvitationLife); err != nil {
+		if err := tx.InsertInvitation(secrets.Hash(invitation), account, InvitationLife); err != nil {
 			return err
 		}
 		e := audit.Entry{Account: account, Action: audit.InvitationCreate}
@@ -171,7 +169,7 @@ func (s *Service) LogIn(ctx context.Context, name, password string) (token strin
 			return "", models.User{}, err
 		}
 	}
-	token = secret()
+	token = secrets.New()
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
 		if again != "" {
 			if err := tx.Rehash(u.ID, u.PasswordHash, again); err != nil {
@@ -183,7 +181,7 @@ func (s *Service) LogIn(ctx context.Context, name, password string) (token strin
 				return err
 			}
 		}
-		if err := tx.InsertSession(digest(token), u.ID); err != nil {
+		if err := tx.InsertSession(secrets.Hash(token), u.ID); err != nil {
 			return err
 		}
 		return audit.Note(ctx, tx, audit.Entry{
@@ -195,7 +193,7 @@ func (s *Service) LogIn(ctx context.Context, name, password string) (token strin
 
 // Principal tells who has a session, with everything that users may be granted.
 func (s *Service) Principal(ctx context.Context, token string) (models.Principal, error) {
-	hash := digest(token)
+	hash := secrets.Hash(token)
 	v, found, err := s.store.Session(ctx, hash, Idle, Life)
 	if err != nil {
 		return models.Principal{}, err
@@ -403,15 +401,3 @@ func (s *Service) check(ctx context.Context, p models.Principal, password string
 
 // canonical is the one spelling of a user name.
 func canonical(name string) string { return strings.ToLower(name) }
-
-// secret draws 256 random bits.
-func secret() string {
-	var b [32]byte
-	_, _ = rand.Read(b[:]) // never fails: it ends the process instead
-	return base64.RawURLEncoding.EncodeToString(b[:])
-}
-
-func digest(s string) []byte {
-	sum := sha256.Sum256([]byte(s))
-	return sum[:]
-}
