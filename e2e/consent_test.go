@@ -450,8 +450,7 @@ func TestConsentIsLost(t *testing.T) {
 			for addr, port := range map[string]uint16{phoneAddr: 7000, sixAddr: 5004} {
 				last := h.traffic(addr, port).lastMedia
 				require.False(t, last.IsZero())
-				// A little more: what is on its way, and the kernel's deadlines are in 67 ms.
-				assert.Less(t, last.Sub(answered), models.ConsentExpires+time.Second, "media goes on for longer than the consent of %s", addr)
+				assert.Less(t, last.Sub(answered), models.ConsentExpires+heardLate, "media goes on for longer than the consent of %s", addr)
 			}
 			assert.Equal(t, stayed, h.traffic(phoneAddr, 5004).media, "the old port got media again")
 			assert.Equal(t, now, h.traffic(phoneAddr, 7000).media+h.traffic(sixAddr, 0).media, "media after the consent was lost")
@@ -664,14 +663,15 @@ func TestConsentNothingGoesRoundIt(t *testing.T) {
 			h.agent.Configure(t, func(o *harness.AgentOptions) { o.Unasked = false })
 			h.agent.Start(t)
 			h.until("it copies by what was kept", func() bool { s, err := agent.Ask(t.Context(), h.agent.StateDir()); return err == nil && s.Forwarding })
-			frames := h.wire.uplink.Frames()
-			since := trafficOf(frames, uploadAddr, 0).media
-			thumbnail, phone := trafficOf(frames, thumbnailAddr, 0).media, trafficOf(frames, phoneAddr, 0).media
-			h.until("the exempt service gets copies", func() bool { return h.traffic(uploadAddr, 0).media > since+100 })
-			frames = h.wire.uplink.Frames()
+			forwards := time.Now()
+			var frames []netlab.Frame
+			h.until("the exempt service gets copies", func() bool {
+				frames = slices.DeleteFunc(h.wire.uplink.Frames(), func(f netlab.Frame) bool { return f.At.Before(forwards) }) // by the kernel's time, not the capture's
+				return trafficOf(frames, uploadAddr, 0).media > 100
+			})
 			// Those that were on their way when it said that it forwards.
-			assert.LessOrEqual(t, trafficOf(frames, thumbnailAddr, 0).media, thumbnail+5, "a copy for somebody who didn't consent")
-			assert.LessOrEqual(t, trafficOf(frames, phoneAddr, 0).media, phone+5, "a copy for somebody who didn't consent")
+			assert.LessOrEqual(t, trafficOf(frames, thumbnailAddr, 0).media, 5, "a copy for somebody who didn't consent")
+			assert.LessOrEqual(t, trafficOf(frames, phoneAddr, 0).media, 5, "a copy for somebody who didn't consent")
 			assert.Contains(t, h.agent.Log(), `level=WARN msg="a destination gets copies unasked: the operator exempts it"`)
 			assert.Equal(t, 1, strings.Count(h.agent.Log(), "the operator exempts it"), "of one destination")
 			assert.NotContains(t, h.agent.Log(), "allow-without-consent is set")

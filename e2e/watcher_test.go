@@ -37,6 +37,7 @@ type watcher struct {
 	owed     map[path]int                 // right requests from where nobody has consented: each may lead to one packet
 	unknown  []netlab.Frame               // checks of a registration whose secret isn't known yet
 	packets  int
+	newest   time.Time // of those
 	checks   int
 	proofs   int
 	unasked  int // requests to an address that had proved nothing
@@ -115,6 +116,7 @@ func (w *watcher) judge(f netlab.Frame, p []byte) {
 	from, to := netip.AddrFrom4([4]byte(p[12:16])), netip.AddrFrom4([4]byte(p[16:20]))
 	if f.Outgoing {
 		w.packets++
+		w.newest = f.At
 		home := netip.MustParsePrefix("172.168.0.0/24")
 		switch id, err := packet.StreamID(p[20:header]); {
 		case home.Contains(to):

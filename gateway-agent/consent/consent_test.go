@@ -385,6 +385,22 @@ func TestConsentReplayedAndForeignSecrets(t *testing.T) {
 	w.nobody()
 }
 
+// Whoever recorded an answer can't make the consent last longer than its giver did.
+func TestConsentAnAnswerCountsOnce(t *testing.T) {
+	w := newWorld(t, learned())
+	w.consents(home)
+	var recorded []byte
+	var at time.Time
+	w.pass(10*time.Second, func(p Packet) {
+		recorded, at = reply(t, secret, p), w.now
+		w.receive(home, recorded)
+	})
+	w.pass(at.Add(Life-time.Second).Sub(w.now), nil)
+	w.receive(home, recorded)
+	w.pass(2*time.Second, nil)
+	w.nobody()
+}
+
 func TestConsentMovedPort(t *testing.T) {
 	w := newWorld(t, learned())
 	w.consents(home)
