@@ -17,7 +17,7 @@ import (
 
 const (
 	goodPassword = "four words are enough"
-	waitLong     = 20 * time.Second
+	waitLong     = time.Minute
 	waitStep     = 200 * time.Millisecond
 )
 

@@ -253,13 +253,16 @@ func consentEnds(t *testing.T, b Backend) {
 	s := WorkedExample()
 	g := s.Groups[Groupcast1]
 	ending, others := g.Destinations[0], h.Receiver(g.Destinations[1].Addr.String())
-	g.Destinations[0].ValidUntil = time.Now().Add(time.Second)
+	g.Destinations[0].ValidUntil = time.Now().Add(time.Minute)
 	h.Apply(s)
-	until := g.Destinations[0].ValidUntil
 	one := h.Receiver(ending.Addr.String())
 	h.inject(raw{payload: []byte("in time"), id: 1}.bytes())
 	h.expect(one, "in time")
 	h.expect(others, "in time")
+	s = WorkedExample()
+	until := time.Now().Add(300 * time.Millisecond)
+	s.Groups[Groupcast1].Destinations[0].ValidUntil = until
+	h.Apply(s)
 	time.Sleep(time.Until(until) + 100*time.Millisecond)
 	h.inject(raw{payload: []byte("too late"), id: 2}.bytes())
 	h.expect(others, "too late")
