@@ -47,6 +47,10 @@ const (
 	// soakRemembered is how many destinations that left have counters (maxDeparted of package duplicator).
 	soakRemembered = 1024
 	soakIdle       = time.Second
+	// soakShort is how many datagrams the soak has without "make soak". That is too few for a twentieth of memory to tell a leak from the threads and spans that
+	// the runtime takes on a busy machine: those may be soakNoise kB, of which each datagram's share is 20 bytes.
+	soakShort = 100_000
+	soakNoise = 2 << 10
 )
 
 // holdings is what a process could lose little by little.
@@ -61,7 +65,7 @@ type holdings struct {
 func Soak(t *testing.T, b Backend) {
 	t.Parallel()
 	netlab.Isolated(t, func(t *testing.T) {
-		datagrams := soakSize("SOAK_DATAGRAMS", 100_000)
+		datagrams := soakSize("SOAK_DATAGRAMS", soakShort)
 		s := &soak{t: t, swaps: soakSize("SOAK_SWAPS", 200), joins: soakSize("SOAK_JOINS", 100), backend: b}
 		s.h = newHome(t, b, duplicator.Config{CopyOptions: packet.Strip, StreamIdle: soakIdle})
 		s.h.WAN.Neighbour("ext0", Uplink.String(), s.h.Gateway.HardwareAddr("wan0"))
@@ -95,7 +99,7 @@ func Soak(t *testing.T, b Backend) {
 				netlab.Progress("soak %s: %3d %%, %d datagrams, %d kB (%d kB of its own), %v, %s", t.Name(), round+1, s.sent, now.memory, now.own, now.things, time.Since(began).Round(time.Second))
 			}
 		}
-		s.compare(before, s.holds(before))
+		s.compare(datagrams, before, s.holds(before))
 		s.account(datagrams)
 	})
 }
@@ -325,10 +329,14 @@ func (s *soak) look() holdings {
 	return now
 }
 
-// compare allows a twentieth more memory.
-func (s *soak) compare(before, after holdings) {
+// compare allows a twentieth more memory, and a short soak the noise.
+func (s *soak) compare(datagrams int, before, after holdings) {
 	s.t.Helper()
-	if limit := before.memory + before.memory/20; !raceDetector && after.memory > limit || before.memory == 0 {
+	limit := before.memory + before.memory/20
+	if datagrams <= soakShort {
+		limit = max(limit, before.memory+soakNoise)
+	}
+	if !raceDetector && after.memory > limit || before.memory == 0 {
 		s.t.Errorf("%d kB at the end, %d kB after a tenth", after.memory, before.memory)
 	}
 	if !maps.Equal(before.things, after.things) {
