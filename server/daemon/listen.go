@@ -48,30 +48,44 @@ func (d *Daemon) readCertificate() (err error) {
 func (d *Daemon) listen(ctx context.Context) (err error) {
 	var lc net.ListenConfig
 	if d.public.Listener, err = lc.Listen(ctx, "tcp", d.cfg.Listen); err != nil {
-		return fmt.Errorf("listen: %w", err)
+		return unusable("listen", err)
 	}
 	if d.public.parking, err = parking.New(d.public.Addr()); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		return fmt.Errorf("prepare for waiting polls: %w", err)
 	}
 	if d.cfg.MQTTListen != "" {
 		if d.mqttListener, err = lc.Listen(ctx, "tcp", d.cfg.MQTTListen); err != nil {
-			return fmt.Errorf("mqtt-listen: %w", err)
+			return unusable("mqtt-listen", err)
 		}
 	}
 	if d.cfg.STUNListen != "" {
 		if d.stun, err = stunport.Listen(ctx, d.cfg.STUNListen); err != nil {
-			return fmt.Errorf("stun-listen: %w", err)
+			return unusable("stun-listen", err)
 		}
 	}
 	if d.cfg.MetricsListen != "" {
 		if d.metrics.Listener, err = lc.Listen(ctx, "tcp", d.cfg.MetricsListen); err != nil {
-			return fmt.Errorf("metrics-listen: %w", err)
+			return unusable("metrics-listen", err)
 		}
 	}
 	if d.admin.Listener, err = listenAdmin(ctx, filepath.Join(d.cfg.DataDir, SocketName)); err != nil {
 		return fmt.Errorf("data-dir: %w", err)
 	}
 	return nil
+}
+
+// unusable says what to do about the address of a key at which nobody can listen.
+func unusable(key string, err error) error {
+	todo := ""
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		todo = ": another program listens there; stop it, or give another port"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		todo = ": this host doesn't have the address; give one that it has"
+	case errors.Is(err, syscall.EACCES):
+		todo = ": a port below 1024 takes the capability CAP_NET_BIND_SERVICE; grant it, or give a higher port"
+	}
+	return fmt.Errorf("%s: %w%s", key, err, todo)
 }
 
 // listenAdmin opens the operator's socket for its owner only. One that a killed process left behind is replaced; one that somebody

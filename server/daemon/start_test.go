@@ -234,8 +234,12 @@ func TestAStartThatFailsLeavesNothingBehind(t *testing.T) {
 	require.NoError(t, err)
 	defer taken.Close()
 	dir := dataDir(t)
-	assert.Contains(t, failing(t, dir, "--listen", taken.Addr().String()).Error(), "listen: ")
-	assert.Contains(t, failing(t, dir, "--metrics-listen", taken.Addr().String()).Error(), "metrics-listen: ")
+	for _, key := range []string{"listen", "metrics-listen", "mqtt-listen"} {
+		err := failing(t, dir, "--"+key, taken.Addr().String(), "--allow-loopback")
+		assert.ErrorContains(t, err, key+": ")
+		assert.ErrorContains(t, err, "another program listens there; stop it, or give another port")
+	}
+	assert.ErrorContains(t, failing(t, dir, "--metrics-listen", "192.0.2.1:9"), "this host doesn't have the address; give one that it has")
 	assert.Contains(t, failing(t, dir, "--tls-cert", "/does/not/exist", "--tls-key", "/does/not/exist").Error(), "tls-cert: ")
 	kek := filepath.Join(dir, "bad-kek")
 	require.NoError(t, os.WriteFile(kek, []byte("short"), 0o600))
