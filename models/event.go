@@ -28,6 +28,8 @@ const (
 	EventLinkGranted         EventType = "link.granted"
 	EventLinkRevoked         EventType = "link.revoked"
 	EventPoolNearlyExhausted EventType = "pool.nearly-exhausted"
+	// EventPremisesChanged: what the account holder wants of a premises, or which node copies there.
+	EventPremisesChanged EventType = "premises.changed"
 )
 
 // EventStream is a sequence of events that is numbered 1, 2, 3, … without a gap: that of a group or, with an empty GroupID, that
@@ -44,8 +46,8 @@ type EventPlace struct {
 	Rev int64
 }
 
-// Event is what happened, with the state it led to. A receiver applies it only if Rev is newer than what it has. Of Group, Device, Link
-// and Pool exactly one is set.
+// Event is what happened, with the state it led to. A receiver applies it only if Rev is newer than what it has. Of Group, Device, Link,
+// Pool and Premises exactly one is set.
 type Event struct {
 	EventPlace
 	PremisesID PremisesID // empty if it is of none
@@ -56,6 +58,8 @@ type Event struct {
 	Device *Device // its id, premises, type, name and model
 	Link   *NamedLink
 	Pool   *GatewayPool
+	// Premises has its id, its name, and where copies are made.
+	Premises *Premises
 
 	// JoinPolicy is that of the account when the group was created; nil in any other event.
 	JoinPolicy *JoinPolicy

@@ -304,7 +304,7 @@ type AccountChange struct {
 
 // AccountEvent What happened in an account and belongs to no group, in the JSON format of CloudEvents 1.0.
 type AccountEvent struct {
-	// Data Exactly one of device, link and pool is there.
+	// Data Exactly one of device, link, pool and premises is there.
 	Data            AccountEventData            `json:"data"`
 	Datacontenttype AccountEventDatacontenttype `json:"datacontenttype"`
 
@@ -317,7 +317,8 @@ type AccountEvent struct {
 	Specversion AccountEventSpecversion `json:"specversion"`
 	Time        time.Time               `json:"time"`
 
-	// Type Known are `groupcast.` with `device.added`, `link.granted`, `link.revoked` and `pool.nearly-exhausted`. More may come; ignore those that you don't know.
+	// Type Known are `groupcast.` with `device.added`, `link.granted`, `link.revoked`, `pool.nearly-exhausted` and `premises.changed`: the account holder
+	// changed a premises, or a relay was assigned to it, began to copy or was lost. More may come; ignore those that you don't know.
 	Type string `json:"type"`
 }
 
@@ -327,7 +328,7 @@ type AccountEventDatacontenttype string
 // AccountEventSpecversion defines model for AccountEvent.Specversion.
 type AccountEventSpecversion string
 
-// AccountEventData Exactly one of device, link and pool is there.
+// AccountEventData Exactly one of device, link, pool and premises is there.
 type AccountEventData struct {
 	// AccountRev The number of the event among the account's own, without a gap. Services don't get it.
 	AccountRev *int32       `json:"accountRev,omitempty"`
@@ -337,7 +338,8 @@ type AccountEventData struct {
 	Link *EventLink `json:"link,omitempty"`
 
 	// Pool At most a fifth of a gateway's group IPs is free now, and more was before.
-	Pool *ScarcePool `json:"pool,omitempty"`
+	Pool     *ScarcePool `json:"pool,omitempty"`
+	Premises *Premises   `json:"premises,omitempty"`
 }
 
 // AccountID The tenant that everything else belongs to.

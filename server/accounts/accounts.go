@@ -199,7 +199,10 @@ func (s *Service) ChangePremises(ctx context.Context, account models.AccountID, 
 		if p, _, err = tx.Premises(id); err != nil {
 			return err
 		}
-		return audit.Note(ctx, tx, audit.Entry{Account: account, Action: audit.PremisesChange, Object: audit.OfPremises(id)})
+		if err := audit.Note(ctx, tx, audit.Entry{Account: account, Action: audit.PremisesChange, Object: audit.OfPremises(id)}); err != nil || p == old {
+			return err
+		}
+		return tx.AppendPremisesEvents([]models.PremisesID{id})
 	})
 	return p, err
 }

@@ -131,6 +131,9 @@ func accountEvent(e models.Event, to Listener) api.AccountEvent {
 		data.Pool = &api.ScarcePool{GatewayID: p.GatewayID, PremisesID: e.PremisesID, Pool: api.Pool{
 			PoolSize: int32(p.Size), Allocated: int32(p.Allocated), Quarantined: int32(p.Quarantined),
 		}}
+	case e.Premises != nil:
+		p, copiedAt := e.Premises, string(e.Premises.CopiedAt)
+		data.Premises = &api.Premises{PremisesID: p.ID, Name: p.Name, Fanout: &p.Fanout, OnRelayLoss: &p.OnRelayLoss, CopiedAt: &copiedAt}
 	}
 	place := LinkPlace(e)
 	if to.ServiceID == "" {

@@ -250,12 +250,21 @@ func TestEveryEventIsOfTheContract(t *testing.T) {
 		for i := range 21 {
 			h.Join(t, camera, servertest.Source(camera, "172.168.0.5", fmt.Sprint("g", i)))
 		}
+		network, stop := models.FanoutNetwork, models.OnRelayLossStop
+		for range 2 {
+			_, err = s.Accounts.ChangePremises(ctx, h.Account.ID, h.Premises.ID, accounts.PremisesChange{Fanout: &network})
+			require.NoError(t, err)
+			_, err = s.Accounts.ChangePremises(ctx, h.Account.ID, h.Premises.ID, accounts.PremisesChange{OnRelayLoss: &stop})
+			require.NoError(t, err)
+		}
 		all, told = hear.stream("")
 		require.Equal(t, []string{
 			"device.added", "link.granted", "link.granted", "device.added", "device.added", "device.added", "device.added", "link.revoked",
-			"pool.nearly-exhausted",
-		}, told, "the pool says so once")
+			"pool.nearly-exhausted", "premises.changed", "premises.changed",
+		}, told, "the pool says so once, and a change of nothing nothing")
 		require.Equal(t, models.Pool{Size: 22, Allocated: 17, Quarantined: 1}, all[8].Pool.Pool)
+		require.Equal(t, map[string]any{"premisesId": string(h.Premises.ID), "name": h.Premises.Name, "fanout": "network", "onRelayLoss": "stop", "copiedAt": "nowhere"},
+			hear.check(all[10], events.Listener{})["premises"])
 		for _, e := range all {
 			concerned := e.Link != nil && e.Link.ServiceID == "svc-upload"
 			require.Equal(t, concerned, to.Concerns(e), e.Type)
@@ -268,7 +277,7 @@ func TestEveryEventIsOfTheContract(t *testing.T) {
 		}
 		require.Equal(t, []models.EventType{
 			models.EventConsentChanged, models.EventDeviceAdded, models.EventGroupChanged, models.EventGroupCreated, models.EventGroupEnded, models.EventLinkGranted, models.EventLinkRevoked,
-			models.EventMemberExpired, models.EventMemberJoined, models.EventMemberLeft, models.EventMemberMoved, models.EventPoolNearlyExhausted,
+			models.EventMemberExpired, models.EventMemberJoined, models.EventMemberLeft, models.EventMemberMoved, models.EventPoolNearlyExhausted, models.EventPremisesChanged,
 		}, slices.Sorted(maps.Keys(hear.types)), "all there is was checked")
 	})
 }

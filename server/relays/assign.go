@@ -138,7 +138,10 @@ func (s *Service) forward(ctx context.Context, premises []models.PremisesID) err
 		case len(turned) == 0:
 			return errNothing
 		}
-		return record(tx, turned, audit.RelayForward)
+		if err := record(tx, turned, audit.RelayForward); err != nil {
+			return err
+		}
+		return tx.AppendPremisesEvents(turned)
 	}))
 }
 
@@ -170,43 +173,45 @@ func record(tx *store.Tx, premises []models.PremisesID, action audit.Action) err
 func (s *Service) reassign(ctx context.Context, premises []models.PremisesID) error {
 	return unlessNothing(s.store.Write(ctx, func(tx *store.Tx) error {
 		changed, err := assign(tx, premises)
-		if err == nil && !changed {
-			err = errNothing
+		switch {
+		case err != nil:
+			return err
+		case len(changed) == 0:
+			return errNothing
 		}
-		return err
+		return tx.AppendPremisesEvents(changed)
 	}))
 }
 
 // assign locks the gateways of premises and gives each premises the relay that it is to have. It is a step of a transaction, and
-// tells whether it changed anything.
-func assign(tx *store.Tx, premises []models.PremisesID) (bool, error) {
+// gives those whose relay changed.
+func assign(tx *store.Tx, premises []models.PremisesID) (changed []models.PremisesID, err error) {
 	if err := tx.LockGatewaysOf(premises); err != nil {
-		return false, err
+		return nil, err
 	}
 	standing, err := tx.RelaysStanding(0, maxRelays)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	now, err := tx.Assignments(premises)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	servable, err := tx.ServableBy(premises)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	moves := choose(standing, now, servable)
-	var changed []models.PremisesID
 	for _, to := range slices.Sorted(maps.Keys(moves)) {
 		if err := tx.MoveAssignments(moves[to], to); err != nil {
-			return false, err
+			return nil, err
 		}
 		changed = append(changed, moves[to]...)
 	}
 	if len(changed) == 0 {
-		return false, nil
+		return nil, nil
 	}
-	return true, record(tx, changed, audit.RelayAssign)
+	return changed, record(tx, changed, audit.RelayAssign)
 }
 
 // choose says which premises go to which relay, or with 0 to none. It is pure: the relay that lives, may serve the premises and has the fewest; of several the

@@ -77,6 +77,10 @@ func (tx *Tx) Assignments(premises []models.PremisesID) ([]Assignment, error) {
 const membersOf = `(SELECT r.id FROM registrations r JOIN groups g ON g.id = r.group_id JOIN gateways w ON w.id = g.gateway_id
 	WHERE w.premises_id {among texts})`
 
+// haltedIfWanted lets nobody copy for an assignment whose relay doesn't copy any more, if the account holder wants that and no gateway did before.
+const haltedIfWanted = `halted = (forwarding OR halted)
+	AND EXISTS (SELECT 1 FROM premises p WHERE p.id = relay_assignments.premises_id AND p.on_relay_loss = 'stop')`
+
 // MoveAssignments gives premises, whose gateways are locked, to a relay, or with 0 to none. Until it is ready the gateways copy; or nobody does, if the
 // account holder wants that and no gateway did before. What the relay before it reported is forgotten.
 func (tx *Tx) MoveAssignments(premises []models.PremisesID, to models.ID) error {
@@ -102,9 +106,7 @@ func (tx *Tx) MoveAssignments(premises []models.PremisesID, to models.ID) error 
 		{"DELETE FROM senders WHERE relay_id <> 0 AND registration_id IN " + membersOf, []any{all}},
 		{"DELETE FROM consents WHERE relay_id <> 0 AND registration_id IN " + membersOf, []any{all}},
 		{"UPDATE consents SET counts = true WHERE NOT counts AND registration_id IN " + membersOf, []any{all}},
-		{`UPDATE relay_assignments SET relay_id = ?, revision = ?, acked_at = 0, forwarding = false,
-			halted = (forwarding OR halted) AND EXISTS (SELECT 1 FROM premises p WHERE p.id = relay_assignments.premises_id AND p.on_relay_loss = 'stop')
-			WHERE premises_id {among texts}`, []any{orNull(int64(to)), revision, all}},
+		{"UPDATE relay_assignments SET relay_id = ?, revision = ?, acked_at = 0, forwarding = false, " + haltedIfWanted + " WHERE premises_id {among texts}", []any{orNull(int64(to)), revision, all}},
 		{"UPDATE gateways SET relay_id = ?, forwarding = false WHERE premises_id {among texts}", []any{int64(to), all}},
 	} {
 		if _, err := tx.exec(s.text, s.args...); err != nil {

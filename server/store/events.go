@@ -46,6 +46,20 @@ func (tx *Tx) AppendAccountEvent(account models.AccountID, e models.Event) error
 	return err
 }
 
+// AppendPremisesEvents tells the accounts of premises how these are now. Accounts are locked in the order of their ids.
+func (tx *Tx) AppendPremisesEvents(ids []models.PremisesID) error {
+	all, err := list(tx, scanPremises, "SELECT "+premisesColumns+" FROM premises WHERE id {among texts} ORDER BY account_id, id", texts(tx, ids))
+	if err != nil {
+		return err
+	}
+	for _, p := range all {
+		if err := tx.AppendAccountEvent(p.AccountID, models.Event{Type: models.EventPremisesChanged, PremisesID: p.ID, Premises: &p}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // AppendLinkEvent records that a link was granted or revoked.
 func (tx *Tx) AppendLinkEvent(t models.EventType, l models.Link) error {
 	v, _, err := tx.Service(l.ServiceID)
@@ -117,12 +131,20 @@ type (
 		Device *devicePayload `json:"device,omitempty"`
 		Link   *linkPayload   `json:"link,omitempty"`
 		Pool   *poolPayload   `json:"pool,omitempty"`
+
+		Premises *premisesPayload `json:"premises,omitempty"`
 	}
 	devicePayload struct {
 		ID    models.ID         `json:"id"`
 		Type  models.DeviceType `json:"type"`
 		Name  string            `json:"name"`
 		Model string            `json:"model"`
+	}
+	premisesPayload struct {
+		Name        string             `json:"name"`
+		Fanout      models.Fanout      `json:"fanout"`
+		OnRelayLoss models.OnRelayLoss `json:"onRelayLoss"`
+		CopiedAt    models.CopiedAt    `json:"copiedAt"`
 	}
 	linkPayload struct {
 		ServiceID        models.ServiceID `json:"service"`
@@ -148,6 +170,8 @@ func stateOfAccount(e models.Event) (p accountPayload) {
 		}
 	case e.Pool != nil:
 		p.Pool = &poolPayload{GatewayID: e.Pool.GatewayID, Size: e.Pool.Size, Allocated: e.Pool.Allocated, Quarantined: e.Pool.Quarantined}
+	case e.Premises != nil:
+		p.Premises = &premisesPayload{Name: e.Premises.Name, Fanout: e.Premises.Fanout, OnRelayLoss: e.Premises.OnRelayLoss, CopiedAt: e.Premises.CopiedAt}
 	}
 	return p
 }
@@ -217,6 +241,10 @@ func (e *StoredEvent) read(payload []byte) error {
 		e.Pool = &models.GatewayPool{
 			GatewayID: p.Pool.GatewayID,
 			Pool:      models.Pool{Size: p.Pool.Size, Allocated: p.Pool.Allocated, Quarantined: p.Pool.Quarantined},
+		}
+	case p.Premises != nil:
+		e.Premises = &models.Premises{
+			ID: e.PremisesID, AccountID: e.AccountID, Name: p.Premises.Name, Fanout: p.Premises.Fanout, OnRelayLoss: p.Premises.OnRelayLoss, CopiedAt: p.Premises.CopiedAt,
 		}
 	}
 	return nil

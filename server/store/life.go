@@ -30,6 +30,8 @@ type Life struct {
 //     clock at that time (see [Tx.Allocate]), so all that are handed out from now on are new.
 //   - So do the numbers of events, which leave a gap where the lost life's were: a receiver applies only what is newer than what it has.
 //     Every group gets an event that says how it is now.
+//   - Relays served in the lost life whom they don't serve here: each copies again when it has acknowledged its premises in this life and has asked for consents,
+//     and until then the gateways copy, or nobody does if the account holder wants that.
 //   - Addresses that a gateway declares later begin the same way (see [Tx.InsertAddresses]).
 //
 // keep decides, from how far the replicas were with ending leases, whether groups keep their addresses. If not, they all end.
@@ -82,12 +84,17 @@ func (tx *Tx) beginLife(life *Life, keep func(Watch) bool) error {
 	if err != nil {
 		return err
 	}
+	fallen, err := list(tx, scanInto[models.PremisesID], "SELECT premises_id FROM relay_assignments WHERE forwarding")
+	if err != nil {
+		return err
+	}
 	// The gateways' rows are the locks of all that follows.
 	statements := []string{
 		"UPDATE gateways SET revision = revision + 1",
 		"UPDATE groups SET rev = " + generationAt("{now}") + " WHERE rev < " + generationAt("{now}"),
 		"UPDATE accounts SET account_rev = " + generationAt("{now}") + " WHERE account_rev < " + generationAt("{now}"),
 	}
+	statements = append(statements, backFromRelays...)
 	happened := models.EventGroupChanged // whoever heard events of the lost life hears the truth
 	kept := keep(w)
 	if !kept {
@@ -120,8 +127,19 @@ func (tx *Tx) beginLife(life *Life, keep func(Watch) bool) error {
 	if err := tx.execAll(statements); err != nil {
 		return err
 	}
-	_, err = tx.exec("UPDATE installation SET epoch = ?, restored_at = {now}", life.Epoch)
-	return err
+	if _, err = tx.exec("UPDATE installation SET epoch = ?, restored_at = {now}", life.Epoch); err != nil {
+		return err
+	}
+	return tx.AppendPremisesEvents(fallen)
+}
+
+// backFromRelays lets no relay copy, as it is before a relay is ready. The gateways are locked.
+var backFromRelays = []string{
+	"DELETE FROM senders WHERE relay_id <> 0",
+	"DELETE FROM consents WHERE relay_id <> 0",
+	"UPDATE consents SET counts = true WHERE NOT counts",
+	"UPDATE relay_assignments SET acked_at = 0, forwarding = false, " + haltedIfWanted,
+	"UPDATE gateways SET forwarding = false WHERE forwarding",
 }
 
 func (tx *Tx) execAll(statements []string) error {
