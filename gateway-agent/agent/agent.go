@@ -59,6 +59,9 @@ func Run(ctx context.Context, c config.Config, version string, log *slog.Logger)
 // open builds everything up to copying by the last snapshot, before the server is asked.
 func (a *Agent) open(ctx context.Context) error {
 	c := a.config
+	if !tunnel.Built && c.Mode == config.ModeRelay {
+		return fmt.Errorf("%w: mode: %w", ErrConfiguration, tunnel.Possible())
+	}
 	if c.AllowLoopback {
 		a.log.Warn("allow-loopback is set: addresses of 127.0.0.0/8 are allowed, for a demonstration on one machine")
 	}
@@ -86,9 +89,11 @@ func (a *Agent) open(ctx context.Context) error {
 	if key.Valid() {
 		node.TunnelKey = key.Public()
 	}
-	if c.Mode == config.ModeRelay {
+	if tunnel.Built && c.Mode == config.ModeRelay {
 		a.remember = openTunnelState(store.Path(tunnelFile), a.log)
-		node.Relay = &sync.Relay{ID: c.Relay.ID, Key: key.Public(), Endpoint: c.Relay.Endpoint, Uplink: c.Gateway.Uplink, Address: a.remember.setAddress}
+		node.Relay = sync.NewRelay(sync.Relay{
+			ID: c.Relay.ID, Key: key.Public(), Endpoint: c.Relay.Endpoint, Uplink: c.Gateway.Uplink, Address: a.remember.setAddress,
+		})
 	}
 	asking := newConsents(c, store.Path(portsFile), a.log)
 	asking.resume(time.Now(), store)
@@ -98,7 +103,7 @@ func (a *Agent) open(ctx context.Context) error {
 		return fmt.Errorf("%w: %w", ErrConfiguration, err)
 	}
 	var where place
-	if c.Mode == config.ModeRelay {
+	if tunnel.Built && c.Mode == config.ModeRelay {
 		where = a.openNetwork(key, asking)
 	} else if where, err = a.openHome(key, asking); err != nil {
 		return err
@@ -219,7 +224,7 @@ func (a *Agent) work(ctx context.Context) {
 	var done stdsync.WaitGroup
 	done.Go(func() { a.forwarder.run(ctx) })
 	done.Go(func() { a.forwarder.reporter.run(ctx) })
-	if a.remember != nil {
+	if tunnel.Built && a.remember != nil {
 		done.Go(func() { a.remember.run(ctx) })
 	}
 	done.Go(func() { a.poller.Run(ctx, held, a.forwarder.deliver) })

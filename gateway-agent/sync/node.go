@@ -13,8 +13,8 @@ import (
 	"github.com/groupcast/groupcast/openapi/client"
 )
 
-// node is what the agent is to the service: a gateway or a relay.
-type node interface {
+// Node is what the agent is to the service: a gateway or a relay.
+type Node interface {
 	// declare states what the node serves, and takes what the service says to that: where its STUN port is, if it has one.
 	declare(context.Context, *client.Client) (stun string, err error)
 	groups(ctx context.Context, c *client.Client, wait *int32, etag *string) (*http.Response, error)
@@ -82,6 +82,9 @@ type Relay struct {
 	// Address takes the address that the service gives this relay in the tunnels, before the group information that follows it is delivered.
 	Address func(netip.Addr)
 }
+
+// NewRelay makes the node that a relay is.
+func NewRelay(r Relay) Node { return relayNode{r, newRelayDecoder(r.ID)} }
 
 type relayNode struct {
 	Relay

@@ -66,8 +66,8 @@ type Config struct {
 	Gateway models.Gateway
 	// TunnelKey is the gateway's; the zero key lets no relay serve it.
 	TunnelKey models.TunnelKey
-	// Relay makes it a relay's instead of a gateway's.
-	Relay     *Relay
+	// Relay makes it that relay's instead of a gateway's.
+	Relay     Node
 	Transport *http.Transport
 	// Authorized carries requests through the transport, with the credential.
 	Authorized http.RoundTripper
@@ -79,7 +79,7 @@ type Config struct {
 // Poller keeps one gateway's group information up to date.
 type Poller struct {
 	config Config
-	node   node
+	node   Node
 	client *client.Client
 	counts counts
 	// A poll that follows news is limited like the server limits its answers, so that a member that leaves in a lively moment is
@@ -100,7 +100,7 @@ func New(c Config) (*Poller, error) {
 	p := &Poller{config: c, afterNews: rate.NewLimiter(rate.Every(newsEvery), 2), otherwise: rate.NewLimiter(rate.Every(pollEvery), 2)}
 	p.node = gatewayNode{c.Gateway, c.TunnelKey}
 	if c.Relay != nil {
-		p.node = relayNode{*c.Relay, newRelayDecoder(c.Relay.ID)}
+		p.node = c.Relay
 	}
 	var err error
 	p.client, err = client.NewClient(c.Server, client.WithHTTPClient(&http.Client{

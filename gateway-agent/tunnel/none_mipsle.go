@@ -9,6 +9,9 @@ func openKernel(Config) (backend, error) { return nil, errNoKernel }
 
 func openUser(Config) (backend, error) { return nil, errNoKernel }
 
+// Built tells whether this build of the agent has a tunnel at all. What only a relay needs is left out by it.
+const Built = false
+
 // Lack is something that this process needs for a tunnel and hasn't got.
 type Lack struct {
 	What string

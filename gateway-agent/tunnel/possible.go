@@ -11,6 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Built tells whether this build of the agent has a tunnel at all.
+const Built = true
+
 // Lack is something that this process needs for a tunnel and hasn't got.
 type Lack struct {
 	What string // "CAP_NET_RAW", for example
