@@ -125,11 +125,7 @@ func (e *examination) backends() {
 	if err == nil {
 		err = socket.Close()
 	}
-	if err != nil {
-		e.fail("socket", "do what the message says", "the socket backend can't run: %v", err)
-	} else {
-		e.ok("socket", "the socket backend can run%s", chosen(c.Backend == config.BackendSocket))
-	}
+	e.judgeSocket(err, duplicator.ProbeRing())
 	if e.iface == "" || c.Backend == config.BackendSocket {
 		return
 	}
@@ -142,6 +138,17 @@ func (e *examination) backends() {
 		e.ok("ebpf", "not for loopback; the agent copies by sockets")
 	default:
 		e.warn("ebpf", "do what the message says if the agent should copy in the kernel; else it copies by sockets", "%v", err)
+	}
+}
+
+func (e *examination) judgeSocket(err, ringErr error) {
+	switch taken := chosen(e.config.Backend == config.BackendSocket); {
+	case err != nil:
+		e.fail("socket", "do what the message says", "the socket backend can't run: %v", err)
+	case ringErr != nil:
+		e.ok("socket", "the socket backend can run%s; a datagram that comes alone costs it a system call for each destination (%v)", taken, ringErr)
+	default:
+		e.ok("socket", "the socket backend can run%s", taken)
 	}
 }
 

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -13,6 +14,16 @@ func TestAReceiveBufferSmallerThanWanted(t *testing.T) {
 	require.Len(t, e.findings, 1)
 	assert.Equal(t, Warn, e.findings[0].Level)
 	assert.Contains(t, e.findings[0].Do, "net.core.rmem_max=4194304")
+}
+
+func TestAHostWithoutARing(t *testing.T) {
+	var e examination
+	e.judgeSocket(nil, errors.New("io_uring: operation not permitted"))
+	e.judgeSocket(nil, nil)
+	require.Len(t, e.findings, 2)
+	assert.Equal(t, OK, e.findings[0].Level, "copies are the same")
+	assert.Contains(t, e.findings[0].What, "each destination (io_uring: operation not permitted)")
+	assert.NotContains(t, e.findings[1].What, "each destination")
 }
 
 func TestVersion(t *testing.T) {

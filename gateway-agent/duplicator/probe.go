@@ -20,3 +20,12 @@ func ProbeReceiveBuffer() (granted, wanted int, err error) {
 	granted, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF)
 	return granted / 2, receiveBuffer, err // the kernel doubles what it grants, for its own bookkeeping
 }
+
+// ProbeRing says why the socket backend has to send a datagram that came alone by a system call for each destination; nil if one will do for all.
+func ProbeRing() error {
+	r, err := openRing()
+	if err == nil {
+		r.free()
+	}
+	return err
+}

@@ -76,7 +76,9 @@ const notTried = math.MinInt32
 func openRing() (*ring, error) {
 	p := ringParameters{flags: ringSubmitAll}
 	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, ringSize, uintptr(unsafe.Pointer(&p)), 0)
-	if errno != 0 {
+	if errno == unix.EINVAL {
+		return nil, fmt.Errorf("io_uring: %w: it needs Linux 5.18", errno)
+	} else if errno != 0 {
 		return nil, fmt.Errorf("io_uring: %w", errno)
 	}
 	r := &ring{fd: int(fd)}

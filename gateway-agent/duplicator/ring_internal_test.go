@@ -31,6 +31,11 @@ func TestARingAnswersAsSendDoes(t *testing.T) {
 			if _, err := sendMessages(bySend[i].fd, []message{m}); errors.As(err, &errno) {
 				want, seen[errno] = -int32(errno), true
 			}
+			if i == toNobody && want >= 0 { // what answers is on its way
+				for _, o := range []*outlet{byRing[i], bySend[i]} {
+					waitForAnswer(t, o.fd)
+				}
+			}
 			if got != want {
 				t.Errorf("round %d, %d bytes, socket %d: %d, want %d", round, size, i, got, want)
 			}
@@ -55,6 +60,8 @@ func TestARingAnswersAsSendDoes(t *testing.T) {
 		t.Errorf("%d after a call that failed, want %d", got[0], -int32(unix.EBADF))
 	}
 }
+
+const toNobody = 1 // of outletsOfAllKinds
 
 // outletsOfAllKinds are connected to somebody, to nobody, to somebody behind a full buffer, and not open.
 func outletsOfAllKinds(t *testing.T) []*outlet {
@@ -94,4 +101,18 @@ func outletsOfAllKinds(t *testing.T) []*outlet {
 		t.Fatal(fmt.Errorf("fill a socket: %w", err))
 	}
 	return []*outlet{{fd: connected(true)}, {fd: connected(false)}, {fd: pair[0]}, {fd: connected(true)}, {fd: 1 << 20}, {fd: connected(true)}}
+}
+
+// waitForAnswer waits until a socket has an error to give.
+func waitForAnswer(t *testing.T, fd int) {
+	t.Helper()
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd)}}, 10_000)
+		if n == 1 {
+			return
+		}
+		if !errors.Is(err, unix.EINTR) {
+			t.Fatalf("no answer within 10 s: %v", err)
+		}
+	}
 }
