@@ -252,6 +252,7 @@ func TestForeignAtThePages(t *testing.T) {
 			fields []string
 		}{
 			{"/account/premises/{premises}/remove", nil},
+			{"/account/premises/{premises}", []string{"fanout", "network"}},
 			{"/account/premises/{premises}/enrolments", []string{"deviceType", "camera"}},
 			{"/account/devices/{device}", []string{"name", "Mine"}},
 			{"/account/devices/{device}/remove", nil},
@@ -337,6 +338,30 @@ func TestAccountPageEndsThings(t *testing.T) {
 		status, page = b.form(t, "/account/premises/"+cabin[1]+"/enrolments", "deviceType", "toaster")
 		assert.Equal(t, http.StatusBadRequest, status)
 		assert.Contains(t, page, "What it is: Give one of: camera")
+		changed := func() string {
+			t.Helper()
+			_, page := b.get(t, "/account")
+			_, page, found := strings.Cut(page, `action="/account/premises/`+cabin[1]+`"`)
+			require.True(t, found)
+			page, _, _ = strings.Cut(page, "</form>")
+			return strings.Join(regexp.MustCompile(`value="(\w+)" selected`).FindAllString(page, -1), " ")
+		}
+		assert.Equal(t, `value="home" selected value="home" selected`, changed())
+		status, to = b.form(t, "/account/premises/"+cabin[1], "fanout", "network", "onRelayLoss", "stop")
+		require.Equal(t, http.StatusSeeOther, status, to)
+		_, page = b.get(t, to)
+		assert.Contains(t, page, "The premises was changed.")
+		assert.NotContains(t, page, "No copies are made now", "the gateway copies until the first relay is ready")
+		assert.Equal(t, `value="network" selected value="stop" selected`, changed())
+		for _, loss := range []string{"home", "stop"} {
+			status, to = b.form(t, "/account/premises/"+cabin[1], "onRelayLoss", loss)
+			require.Equal(t, http.StatusSeeOther, status, to)
+		}
+		_, page = b.get(t, to)
+		assert.Contains(t, page, "No copies are made now: no relay is there.")
+		status, page = b.form(t, "/account/premises/"+cabin[1], "fanout", "moon")
+		assert.Equal(t, http.StatusBadRequest, status)
+		assert.Contains(t, page, "Where copies are made: Give one of: home network")
 		status, _ = b.form(t, "/account/premises/"+cabin[1]+"/remove")
 		assert.Equal(t, http.StatusSeeOther, status)
 		status, page = b.form(t, "/account/premises/"+string(h.home.premises)+"/remove")

@@ -17,7 +17,7 @@ import (
 
 // done are the sentences after something was done, by what the redirect says.
 var done = map[string]string{
-	"premises-added": "The premises was added.", "premises-removed": "The premises was removed.", "device-changed": "The device was changed.",
+	"premises-added": "The premises was added.", "premises-removed": "The premises was removed.", "premises-changed": "The premises was changed.", "device-changed": "The device was changed.",
 	"device-removed": "The device was removed. Its tokens and everything it sent or received ended.", "linked": "The service may receive now.",
 	"unlinked": "The link was ended, and with it everything the service received.", "ended": "Ended.", "password": "The password was changed.",
 }
@@ -219,6 +219,21 @@ func (p site) createPremises(v *httpapi.Visit) error {
 		return err
 	}
 	return doneAt(v, "premises-added")
+}
+
+func (p site) changePremises(v *httpapi.Visit) error {
+	p.back(v)
+	var change accounts.PremisesChange
+	if fanout := models.Fanout(v.Field("fanout")); fanout != "" {
+		change.Fanout = &fanout
+	}
+	if loss := models.OnRelayLoss(v.Field("onRelayLoss")); loss != "" {
+		change.OnRelayLoss = &loss
+	}
+	if _, err := p.Accounts.ChangePremises(v.Context(), v.Principal.AccountID, models.PremisesID(v.Field(fieldPremises)), change); err != nil {
+		return err
+	}
+	return doneAt(v, "premises-changed")
 }
 
 func (p site) removePremises(v *httpapi.Visit) error {

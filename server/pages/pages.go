@@ -90,6 +90,7 @@ func All(s Services) []httpapi.Page {
 
 		{Method: http.MethodGet, Path: pathAccount, Operation: "getAccount", Answer: p.account},
 		{Method: http.MethodPost, Path: "/account/premises", Operation: "createPremises", Answer: p.createPremises},
+		{Method: http.MethodPost, Path: "/account/premises/:premisesId", Operation: "changePremises", Answer: p.changePremises},
 		{Method: http.MethodPost, Path: "/account/premises/:premisesId/remove", Operation: "deletePremises", Does: "remove a premises", Answer: p.removePremises},
 		{Method: http.MethodPost, Path: "/account/premises/:premisesId/enrolments", Operation: "createTicket", Does: "make a ticket for a device", Answer: p.ticket},
 		{Method: http.MethodPost, Path: "/account/devices/:deviceId", Operation: "changeDevice", Answer: p.changeDevice},

@@ -86,7 +86,7 @@ func may(g models.DeviceGrant) (all []string) {
 var labels = map[string]string{
 	"userName": "User name", "password": "Password", "accountName": "Name of the account", "invitation": "Invitation", "name": "Name",
 	"oldPassword": "The password until now", "newPassword": "The new password", "user_code": "Code", "deviceType": "What it is",
-	"serviceId": "Name of the service", "premisesId": "Where it is", "trigger": "What is copied",
+	"serviceId": "Name of the service", "premisesId": "Where it is", "trigger": "What is copied", "fanout": "Where copies are made", "onRelayLoss": "While no relay in the network is there",
 }
 
 // sentence says to people what a refusal means.
