@@ -4,7 +4,6 @@
 package ebpf
 
 import (
-	"bytes"
 	_ "embed"
 	"fmt"
 	"io"
@@ -39,7 +38,7 @@ const (
 
 // loadCopy returns the embedded CollectionSpec for copy.
 func loadCopy() (*ebpf.CollectionSpec, error) {
-	reader := bytes.NewReader(_CopyBytes)
+	reader := unpacked(_CopyBytes)
 	spec, err := ebpf.LoadCollectionSpecFromReader(reader)
 	if err != nil {
 		return nil, fmt.Errorf("can't load copy: %w", err)
@@ -196,5 +195,5 @@ func _CopyClose(closers ...io.Closer) error {
 
 // Do not access this directly.
 //
-//go:embed copy_bpfel.o
+//go:embed copy_bpfel.o.gz
 var _CopyBytes []byte

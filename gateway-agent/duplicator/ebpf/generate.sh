@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Compiles copy.bpf.c if it isn't what the committed object was made from. So clang and libbpf's headers (Debian: clang, llvm,
-# libbpf-dev) are needed only by whoever changes it, and an object that doesn't belong to its source is found without them.
+# libbpf-dev) are needed only by whoever changes it, and an object that doesn't belong to its source is found without them. The objects lie compressed in the agent: it
+# has to fit into a router.
 set -euo pipefail
 cd "$(dirname "$0")"
 record=copy.sha256
-made=(copy.bpf.c generate.sh copy_bpfel.go copy_bpfel.o relay_bpfel.go relay_bpfel.o)
+made=(copy.bpf.c generate.sh copy_bpfel.go copy_bpfel.o.gz relay_bpfel.go relay_bpfel.o.gz)
 if sha256sum --status --check "$record" 2>/dev/null; then
 	exit 0
 fi
@@ -17,6 +18,8 @@ compile() { # PREFIX CLANG-FLAGS BPF2GO-FLAG...
 	local prefix=$1 cflags=$2
 	shift 2
 	GOPACKAGE=ebpf go tool -modfile=../../../.ci/tools/go.mod bpf2go -target bpfel -no-global-types -cc clang -cflags "$cflags" "$@" "$prefix" copy.bpf.c
+	gzip -9nf "${prefix}_bpfel.o"
+	sed -i -e 's/^\(\/\/go:embed .*\)\.o$/\1.o.gz/' -e 's/bytes\.NewReader(/unpacked(/' -e '/^\t"bytes"$/d' "${prefix}_bpfel.go"
 }
 compile copy "$flags"
 # The same program for a relay's tunnel, which agents for mipsle have none of.

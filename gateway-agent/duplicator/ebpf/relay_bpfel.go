@@ -4,7 +4,6 @@
 package ebpf
 
 import (
-	"bytes"
 	_ "embed"
 	"fmt"
 	"io"
@@ -39,7 +38,7 @@ const (
 
 // loadRelay returns the embedded CollectionSpec for relay.
 func loadRelay() (*ebpf.CollectionSpec, error) {
-	reader := bytes.NewReader(_RelayBytes)
+	reader := unpacked(_RelayBytes)
 	spec, err := ebpf.LoadCollectionSpecFromReader(reader)
 	if err != nil {
 		return nil, fmt.Errorf("can't load relay: %w", err)
@@ -196,5 +195,5 @@ func _RelayClose(closers ...io.Closer) error {
 
 // Do not access this directly.
 //
-//go:embed relay_bpfel.o
+//go:embed relay_bpfel.o.gz
 var _RelayBytes []byte
