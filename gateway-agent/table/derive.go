@@ -69,7 +69,7 @@ func DeriveRelay(v View, in Inputs, homes []models.RelayPremises) (map[netip.Add
 		if err != nil {
 			return nil, err
 		}
-		s := of[home{row.PremisesID, 11}]
+		s := of[home{row.PremisesID, row.GatewayID}]
 		if s == nil {
 			continue // no tunnel comes from there
 		}
