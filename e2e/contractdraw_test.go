@@ -95,7 +95,11 @@ func rarely(t *rapid.T, label string) bool {
 
 // value draws one that fits the schema; mostly one that means something to the service.
 func (w *world) value(t *rapid.T, c caller, name string, s *openapi3.Schema) any {
-	if known := w.known(c, name); len(known) > 0 && !rarely(t, name+" unknown") {
+	known := w.known(c, name)
+	if !s.Nullable {
+		known = slices.DeleteFunc(known, func(v any) bool { return v == nil })
+	}
+	if len(known) > 0 && !rarely(t, name+" unknown") {
 		return rapid.SampledFrom(known).Draw(t, name)
 	}
 	if s.Nullable && rarely(t, name+" null") {

@@ -1,7 +1,6 @@
 package table
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
@@ -75,8 +74,8 @@ func (ipIndex) FromObject(o any) (bool, []byte, error) {
 		return false, nil, fmt.Errorf("%T is not a group", o)
 	}
 	ip := g.IP.As16()
-	key := binary.BigEndian.AppendUint64(append([]byte(g.PremisesID), 0), uint64(g.GatewayID))
-	return true, append(key, ip[:]...), nil
+	key := string(g.PremisesID) + "\x00" + g.GatewayID.String() + "\x00"
+	return true, append([]byte(key), ip[:]...), nil
 }
 
 func (ipIndex) FromArgs(...any) ([]byte, error) {

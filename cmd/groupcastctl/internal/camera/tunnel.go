@@ -29,8 +29,10 @@ const (
 	tunnelWait = 50 // seconds of one long poll
 	firstRetry = time.Second
 	lastRetry  = 15 * time.Second
-	// knockEvery is how often a relay that doesn't answer is spoken to anew: it may not have known this camera yet, and WireGuard would wait for five seconds.
+	// knockEvery is how often it is looked whether a relay has answered. One that hasn't is spoken to anew after 1, 3 and 7 looks: it may not have known this
+	// camera yet, and WireGuard would wait for five seconds. Then it is left alone, because speaking anew ends a handshake that is under way.
 	knockEvery = time.Second
+	lastKnock  = 7
 )
 
 // errNoWay says that there is no relay, or nobody who wants copies.
@@ -53,6 +55,7 @@ type Tunnel struct {
 	mu     sync.Mutex // those below
 	tunnel *tunnel.Tunnel
 	peer   tunnel.Peer // zero: none
+	looks  int         // since the peer is this
 	state  string      // what was logged last
 }
 
@@ -186,7 +189,10 @@ func (t *Tunnel) apply(ctx context.Context, info api.TunnelInformation) error {
 			return err
 		}
 	}
-	t.peer = tunnel.Peer{Key: r.TunnelKey, Address: r.TunnelAddress, Endpoint: netip.AddrPortFrom(r.EndpointIPv4, uint16(r.EndpointPort))}
+	peer := tunnel.Peer{Key: r.TunnelKey, Address: r.TunnelAddress, Endpoint: netip.AddrPortFrom(r.EndpointIPv4, uint16(r.EndpointPort))}
+	if peer != t.peer {
+		t.peer, t.looks = peer, 0
+	}
 	if err := t.tunnel.Apply([]tunnel.Peer{t.peer}); err != nil {
 		return err
 	}
@@ -224,6 +230,9 @@ func (t *Tunnel) knock() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.tunnel == nil || !t.peer.Key.Valid() {
+		return
+	}
+	if t.looks++; t.looks > lastKnock || t.looks&(t.looks+1) != 0 {
 		return
 	}
 	peers, err := t.tunnel.Status()
