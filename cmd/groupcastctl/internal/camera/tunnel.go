@@ -29,10 +29,6 @@ const (
 	tunnelWait = 50 // seconds of one long poll
 	firstRetry = time.Second
 	lastRetry  = 15 * time.Second
-	// knockEvery is how often it is looked whether a relay has answered. One that hasn't is spoken to anew after 1, 3 and 7 looks: it may not have known this
-	// camera yet, and WireGuard would wait for five seconds. Then it is left alone, because speaking anew ends a handshake that is under way.
-	knockEvery = time.Second
-	lastKnock  = 7
 )
 
 // errNoWay says that there is no relay, or nobody who wants copies.
@@ -54,9 +50,7 @@ type Tunnel struct {
 
 	mu     sync.Mutex // those below
 	tunnel *tunnel.Tunnel
-	peer   tunnel.Peer // zero: none
-	looks  int         // since the peer is this
-	state  string      // what was logged last
+	state  string // what was logged last
 }
 
 // way is where datagrams go.
@@ -100,17 +94,6 @@ func (t *Tunnel) Follow(ctx context.Context) {
 	})
 	defer t.close()
 	defer stale.Stop()
-	knock := time.NewTicker(knockEvery)
-	defer knock.Stop()
-	go func() {
-		for ctx.Err() == nil {
-			select {
-			case <-ctx.Done():
-			case <-knock.C:
-				t.knock()
-			}
-		}
-	}()
 	index, retry := "", firstRetry
 	for ctx.Err() == nil {
 		info, err := t.poll(ctx, index)
@@ -189,11 +172,8 @@ func (t *Tunnel) apply(ctx context.Context, info api.TunnelInformation) error {
 			return err
 		}
 	}
-	peer := tunnel.Peer{Key: r.TunnelKey, Address: r.TunnelAddress, Endpoint: netip.AddrPortFrom(r.EndpointIPv4, uint16(r.EndpointPort))}
-	if peer != t.peer {
-		t.peer, t.looks = peer, 0
-	}
-	if err := t.tunnel.Apply([]tunnel.Peer{t.peer}); err != nil {
+	relay := tunnel.Peer{Key: r.TunnelKey, Address: r.TunnelAddress, Endpoint: netip.AddrPortFrom(r.EndpointIPv4, uint16(r.EndpointPort))}
+	if err := t.tunnel.Apply([]tunnel.Peer{relay}); err != nil {
 		return err
 	}
 	next := &way{relay: net.IPAddr{IP: r.TunnelAddress.AsSlice()}}
@@ -225,25 +205,6 @@ func openInner(ctx context.Context, t *tunnel.Tunnel) (*net.IPConn, error) {
 	return conn.(*net.IPConn), nil //nolint:forcetypeassert // of that network it is one
 }
 
-// knock speaks anew to a relay that hasn't answered yet.
-func (t *Tunnel) knock() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.tunnel == nil || !t.peer.Key.Valid() {
-		return
-	}
-	if t.looks++; t.looks > lastKnock || t.looks&(t.looks+1) != 0 {
-		return
-	}
-	peers, err := t.tunnel.Status()
-	if err != nil || !peers[t.peer.Key].Handshake.IsZero() {
-		return
-	}
-	if err := errors.Join(t.tunnel.Apply(nil), t.tunnel.Apply([]tunnel.Peer{t.peer})); err != nil {
-		t.log.Error("the tunnel can't be set", "error", err)
-	}
-}
-
 // stop sends nothing more, and leaves the interface up.
 func (t *Tunnel) stop() {
 	t.mu.Lock()
@@ -255,7 +216,6 @@ func (t *Tunnel) stopLocked() {
 	if w := t.way.Swap(nil); w != nil {
 		_ = w.Close() // what is being sent fails, as on a network
 	}
-	t.peer = tunnel.Peer{}
 	if t.tunnel != nil {
 		if err := t.tunnel.Apply(nil); err != nil {
 			t.log.Error("the tunnel can't be set", "error", err)
