@@ -167,7 +167,8 @@ func (t *Tunnel) apply(ctx context.Context, info api.TunnelInformation) error {
 		var err error
 		// The name is the device's, so that several cameras may be on one host.
 		name := "gc" + strconv.FormatInt(int64(t.device), 36)
-		if t.tunnel, err = tunnel.Open(tunnel.Config{Name: name, Key: t.key, Address: r.OwnTunnelAddress, Log: t.log}); err != nil {
+		t.tunnel, err = tunnel.Open(tunnel.Config{Name: name, Key: t.key, Address: r.OwnTunnelAddress, Log: t.log}) //nolint:contextcheck // what it calls ends by itself
+		if err != nil {
 			t.tunnel = nil
 			return err
 		}
