@@ -25,7 +25,8 @@ SOAK_SWAPS ?= 100000
 SOAK_JOINS ?= 10000
 SOAK_STEPS ?= 5000
 # Two packages at once keep two cores busy; in each, up to four parallel tests, because many of them wait.
-GOTEST = go test -json -p 2 -parallel 4 -count=1 -timeout 9m -run '$(RUN)'
+# Without symbols and without vet, which has run: linking a hundred test programs is a good part of the time.
+GOTEST = go test -json -p 2 -parallel 4 -count=1 -timeout 9m -vet=off -ldflags='-s -w' -run '$(RUN)'
 SUMMARY = go run ./.ci/testsummary
 
 .PHONY: help

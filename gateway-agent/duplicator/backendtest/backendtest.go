@@ -32,6 +32,8 @@ type Backend struct {
 	PacketByPacket bool
 	// OpenRelay opens what copies in the network instead of Open, and the suite runs with a relay in the middle; see relay.go.
 	OpenRelay func(t *testing.T, c duplicator.Config, inside duplicator.Inside) Relay
+	// Reserved gives every source a port of its own, as agents do: copies of all its streams leave from there.
+	Reserved bool
 	// Entries counts what it holds in the kernel's maps; nil if it has none.
 	Entries func(duplicator.Duplicator) map[string]int
 }
@@ -41,6 +43,9 @@ type Backend struct {
 func Run(t *testing.T, b Backend) {
 	for _, c := range cases {
 		if b.OpenRelay != nil && c.atHome != "" || b.OpenRelay == nil && c.inNetwork {
+			continue
+		}
+		if b.Reserved && c.unreserved != "" {
 			continue
 		}
 		t.Run(c.name, func(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -42,11 +43,15 @@ type relayed struct {
 	quiet     *duplicator.Socket
 	forward   *duplicator.Forward
 	relay     Relay
+	reserved  map[string]uint16 // by source; nil: sources have none
 }
 
 func openRelayed(t *testing.T, n netlab.Home, b Backend, c duplicator.Config) *relayed {
 	t.Helper()
 	r := &relayed{t: t, config: c, home: n.Gateway}
+	if b.Reserved {
+		r.reserved = map[string]uint16{}
+	}
 	key := func(name string) tunnel.PrivateKey {
 		k, err := tunnel.LoadKey(filepath.Join(t.TempDir(), name))
 		r.must(err)
@@ -98,7 +103,7 @@ func (r *relayed) Apply(s *table.Snapshot) error {
 	homes := map[netip.Addr]*table.Snapshot{}
 	var quiet *table.Snapshot
 	if s != nil {
-		homes[homeInside] = s
+		homes[homeInside] = r.withPorts(s)
 		quiet = &table.Snapshot{Version: s.Version, ValidUntil: s.ValidUntil, Groups: map[netip.Addr]*table.Group{}}
 		for ip, g := range s.Groups {
 			without := *g
@@ -109,6 +114,34 @@ func (r *relayed) Apply(s *table.Snapshot) error {
 	var errs []error
 	r.home.Do(func() { errs = append(errs, r.quiet.Apply(quiet), r.forward.Apply(s, relayInside)) })
 	return errors.Join(append(errs, r.relay.Apply(homes))...)
+}
+
+// firstReserved is below the ports that the kernel gives to anyone.
+const firstReserved = 21000
+
+// withPorts reserves a port for each source that has none.
+func (r *relayed) withPorts(s *table.Snapshot) *table.Snapshot {
+	if r.reserved == nil {
+		return s
+	}
+	all := &table.Snapshot{Version: s.Version, ValidUntil: s.ValidUntil, Groups: map[netip.Addr]*table.Group{}}
+	for ip, g := range s.Groups {
+		with := *g
+		with.Sources = slices.Clone(g.Sources)
+		for i := range with.Sources {
+			of := &with.Sources[i]
+			if of.Port != 0 {
+				continue
+			}
+			name := g.ID + " " + of.ID
+			if r.reserved[name] == 0 {
+				r.reserved[name] = uint16(firstReserved + len(r.reserved))
+			}
+			of.Port = r.reserved[name]
+		}
+		all.Groups[ip] = &with
+	}
+	return all
 }
 
 // Counters implements duplicator.Duplicator: a datagram was refused at home, or stayed there because its group has no destinations, or was judged by the

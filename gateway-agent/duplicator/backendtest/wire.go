@@ -192,7 +192,7 @@ func (h *Home) checkDatagrams(got, want []datagram) map[netip.AddrPort]uint16 {
 			}
 			ports[at] = d.from.Port()
 		}
-		if other, ok := taken[d.from.Port()]; ok && other != camera {
+		if other, ok := taken[d.from.Port()]; ok && other != camera && !h.backend.Reserved {
 			h.t.Errorf("copies of two streams leave from port %d", d.from.Port())
 		}
 		taken[d.from.Port()] = camera

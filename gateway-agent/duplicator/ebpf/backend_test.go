@@ -31,6 +31,17 @@ func open(t *testing.T, c ebpf.Config) *ebpf.Backend {
 
 func TestBackend(t *testing.T) { backendtest.Run(t, backend()) }
 
+// The suite with a gateway that forwards, the tunnel, and a relay that copies in the kernel.
+func TestRelayBackend(t *testing.T) {
+	backendtest.Run(t, backendtest.Backend{Reserved: true, OpenRelay: func(t *testing.T, c duplicator.Config, inside duplicator.Inside) backendtest.Relay {
+		r, err := ebpf.OpenRelay(ebpf.Config{Config: c}, inside)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}})
+}
+
 func TestSoak(t *testing.T) {
 	b := backend()
 	b.Entries = func(d duplicator.Duplicator) map[string]int { return d.(*ebpf.Backend).Entries() }

@@ -117,7 +117,7 @@ struct group {
 	__u32 version; // of the other sources, and the other blocks
 	__u32 destinations;
 	struct source source[SOURCES];
-	__u32 pad;
+	__u32 in_pieces; // a relay's only; until when datagrams follow those that came in fragments, see now_coarse
 };
 
 _Static_assert(sizeof(struct slot) == 32 && sizeof(struct group) == 32, "both are slots of one map, two in a line of the cache");
@@ -647,13 +647,28 @@ static __always_inline bool media_port(__be16 port)
 
 // find_group gives the first block of the group that a packet is for, and its IPv4 header. If there is none, verdict says what becomes of the packet.
 #ifdef RELAY
-// What passes is the socket backend's: also fragments, of the datagram or of what is around it, because who puts them together has to see all.
+// What passes is the socket backend's: also fragments, of the datagram or of what is around it, because who puts them together has to see all. So that a stream stays in
+// order, the whole datagrams of the group follow them there, for about a second after the last.
+#define FOLLOW 1024
+
+// now_coarse counts in units of 2^20 ns, about a millisecond, and wraps.
+static __always_inline __u32 now_coarse(void)
+{
+	return boot_time() >> 20;
+}
+
 static __always_inline struct block *find_group(struct __sk_buff *skb, struct iphdr *ip, int *verdict)
 {
 	struct {
 		struct ipv6hdr outer;
 		struct iphdr ip;
 	} h;
+	struct {
+		__u8 nexthdr, reserved;
+		__be16 offset;
+		__be32 id;
+		struct iphdr ip;
+	} first;
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	*verdict = TCX_NEXT;
 	if (skb->protocol != bpf_htons(ETH_P_IPV6) || skb->gso_size)
@@ -662,20 +677,39 @@ static __always_inline struct block *find_group(struct __sk_buff *skb, struct ip
 		__builtin_memcpy(&h, data, sizeof(h));
 	else if (bpf_skb_load_bytes(skb, 0, &h, sizeof(h)))
 		return NULL;
-	if (h.outer.version != 6 || h.outer.nexthdr != IPPROTO_IPIP || bpf_ntohs(h.outer.payload_len) + sizeof(h.outer) != skb->len)
+	if (h.outer.version != 6)
 		return NULL;
+	bool pieces = h.outer.nexthdr == IPPROTO_FRAGMENT;
+	if (pieces) { // only the first says which group it is for
+		if (bpf_skb_load_bytes(skb, sizeof(h.outer), &first, sizeof(first)) || first.nexthdr != IPPROTO_IPIP || first.offset & bpf_htons(0xfff8))
+			return NULL;
+		h.ip.daddr = first.ip.daddr;
+	} else if (h.outer.nexthdr != IPPROTO_IPIP || bpf_ntohs(h.outer.payload_len) + sizeof(h.outer) != skb->len) {
+		return NULL;
+	} else {
+		pieces = h.ip.frag_off & bpf_htons(0x3fff);
+	}
 	for (__u32 i = 0; i < 4; i++)
 		if (h.outer.daddr.in6_u.u6_addr32[i] != inside[i])
 			return NULL;
-	if (h.ip.frag_off & bpf_htons(0x3fff))
-		return NULL;
 	struct home_key key = {.premises = h.outer.saddr, .group = h.ip.daddr};
 	void *inner = bpf_map_lookup_elem(&groups, &key);
 	if (!inner)
 		return NULL;
-	*ip = h.ip;
 	__u32 zero = 0;
-	return bpf_map_lookup_elem(inner, &zero);
+	struct block *block = bpf_map_lookup_elem(inner, &zero);
+	if (!block)
+		return NULL;
+	struct group *g = (void *)block;
+	__u32 now = now_coarse();
+	if (pieces) {
+		g->in_pieces = now + FOLLOW;
+		return NULL;
+	}
+	if (g->in_pieces - now <= FOLLOW)
+		return NULL;
+	*ip = h.ip;
+	return block;
 }
 #else
 static __always_inline struct block *find_group(struct __sk_buff *skb, struct iphdr *ip, int *verdict)

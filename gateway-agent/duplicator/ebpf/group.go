@@ -44,7 +44,7 @@ type header struct {
 	Version      uint32
 	Destinations uint32
 	Sources      [inlineSources]source
-	_            [4]byte
+	_            [4]byte // in_pieces: of the program alone
 }
 
 // Flags of a header.
