@@ -71,8 +71,8 @@ func show(out io.Writer, s agent.Status) {
 	if s.LastSuccessSeconds >= 0 {
 		heard = fmt.Sprintf("%.0f s ago", s.LastSuccessSeconds)
 	}
-	fmt.Fprintf(out, "gateway %s  %s\nserver %s  heard %s, valid for %.0f s  cursor %s\n",
-		s.GatewayID, state, printable(s.Server), heard, s.ValidForSeconds, printable(s.Cursor))
+	fmt.Fprintf(out, "%s %s  %s\nserver %s  heard %s, valid for %.0f s  cursor %s\n",
+		printable(s.Mode), s.GatewayID, state, printable(s.Server), heard, s.ValidForSeconds, printable(s.Cursor))
 	if s.RefusedCount > 0 {
 		fmt.Fprintf(out, "%d destinations get nothing, because their address may not be sent to; the log says which\n", s.RefusedCount)
 	}

@@ -31,6 +31,7 @@ const maxSocketPath = 107
 type Status struct {
 	Version   string    `json:"version"`
 	PID       int       `json:"pid"`
+	Mode      string    `json:"mode"`      // gateway or relay
 	GatewayID string    `json:"gatewayId"` // of a relay: the relay's id
 	Server    string    `json:"server"`
 	Started   time.Time `json:"started"`
@@ -88,7 +89,7 @@ type DestinationStatus struct {
 func (a *Agent) status() Status {
 	v, counters, now := a.forwarder.view.Load(), a.place.counts(), time.Now()
 	s := Status{
-		Version: a.version, PID: os.Getpid(), GatewayID: a.config.NodeID().String(), Server: a.config.Server.Redacted(), Started: a.started,
+		Version: a.version, PID: os.Getpid(), Mode: a.config.Mode, GatewayID: a.config.NodeID().String(), Server: a.config.Server.Redacted(), Started: a.started,
 		Forwarding: v.forwarding, LastSuccessSeconds: -1, Polls: a.poller.Counts(), Fault: v.fault, RefusedCount: counters.Refused, UnknownGroup: counters.UnknownGroup,
 		Groups: []GroupStatus{},
 	}
