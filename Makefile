@@ -71,7 +71,7 @@ test: ## All tests; as root also those on the wire (PKG=./server/... RUN=TestX s
 .PHONY: test-race
 test-race: ## All tests but the end-to-end ones (which run built programs) under the race detector
 	@.ci/install test
-	@$(GOTEST) -race $$(go list $(PKG) | grep -vE '/e2e(/demo|/drills|/figures|/dataplane)?$$') | $(SUMMARY)
+	@$(GOTEST) -race $$(go list $(PKG) | grep -vE '/e2e(/demo|/drills|/figures|/dataplane|/relay)?$$') | $(SUMMARY)
 
 .PHONY: fuzz
 fuzz: ## Every fuzz target for FUZZTIME (10s)

@@ -310,10 +310,13 @@ func (r *run) send(stop <-chan struct{}) {
 		case <-tick.C:
 		}
 		h := r.homes[i%len(r.homes)]
+		r.mu.Lock()
 		h.sent++
-		payload := fmt.Appendf(nil, "home %d %d ", h.n, h.sent)
+		sent := h.sent
+		r.mu.Unlock()
+		payload := fmt.Appendf(nil, "home %d %d ", h.n, sent)
 		payload = append(payload, bytes.Repeat([]byte{'v'}, runSize-len(payload))...)
-		frame := slices.Concat(h.frame, datagram(uint16(h.sent), cameraAddr, payload))
+		frame := slices.Concat(h.frame, datagram(uint16(sent), cameraAddr, payload))
 		if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: h.index}); err != nil {
 			r.t.Error(err)
 			return

@@ -166,6 +166,7 @@ func (c *crowded) stalledListener(t *testing.T) net.Conn {
 func TestAttackStalledPoll(t *testing.T) {
 	c := startCrowded(t)
 	const stalled = 8
+	const allowed = 32 // MiB that the rest of the process may take meanwhile
 	for name, way := range map[string]struct {
 		stall func(*testing.T) net.Conn
 		size  func() int
@@ -185,7 +186,7 @@ func TestAttackStalledPoll(t *testing.T) {
 			}
 			after := heap()
 			t.Logf("%d answers of %d bytes that aren't read took %d bytes", stalled, size, after-before)
-			assert.Less(t, after, before+2*stalled*size+2<<20)
+			assert.Less(t, after, before+2*stalled*size+allowed<<20)
 
 			at, _ := c.now(t)
 			answered := c.pollLater(t, c.h.home, at)
