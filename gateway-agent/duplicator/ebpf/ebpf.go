@@ -158,6 +158,7 @@ func (b *Backend) swap() error {
 			}
 		}
 	}
+	b.hops.forget() // they are few at home, and what changed a moment ago counts at once
 	hops, err := b.hops.resolve(addrs)
 	errs := []error{err}
 	rest := &table.Snapshot{Version: b.asked.Version, ValidUntil: b.plan.ValidUntil, Groups: map[netip.Addr]*table.Group{}}

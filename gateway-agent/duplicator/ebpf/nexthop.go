@@ -115,6 +115,9 @@ func (h *nextHops) follow() {
 	}
 }
 
+// forget has the next resolve ask for every route.
+func (h *nextHops) forget() { h.stale.Store(true) }
+
 func (h *nextHops) dirty() {
 	h.stale.Store(true)
 	select {
