@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+	"syscall"
 	"testing"
 )
 
@@ -20,6 +21,17 @@ var ports = struct {
 // FreePort gives an address on 127.0.0.1 at which nobody listens, and which no other test of this process was given.
 func FreePort(t testing.TB) string {
 	t.Helper()
+	// Whatever is started meanwhile would hold the port for a moment longer.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	l := Listen(t)
+	_ = l.Close()
+	return l.Addr().String()
+}
+
+// Listen listens at such an address: a test of another process can't come in between.
+func Listen(t testing.TB) net.Listener {
+	t.Helper()
 	ports.Lock()
 	defer ports.Unlock()
 	for range 100 {
@@ -32,10 +44,9 @@ func FreePort(t testing.TB) string {
 		if err != nil {
 			continue
 		}
-		_ = l.Close()
 		ports.given[port] = true
-		return address
+		return l
 	}
 	t.Fatal("a hundred ports are taken")
-	return ""
+	return nil
 }

@@ -74,7 +74,7 @@ func newHome(t *testing.T) *home {
 	require.NoError(t, os.WriteFile(tokenFile, []byte(token), 0o600))
 
 	h := &home{t: t, service: scripted.New(information("e1", 1), token), media: freeAddr(t).Port()}
-	h.serve(harness.FreePort(t))
+	h.serve(harness.Listen(t))
 	server, err := url.Parse("http://" + h.address)
 	require.NoError(t, err)
 	h.config = config.Config{
@@ -100,10 +100,7 @@ func newHome(t *testing.T) *home {
 
 func freeAddr(t *testing.T) netip.AddrPort { return netip.MustParseAddrPort(harness.FreePort(t)) }
 
-func (h *home) serve(address string) {
-	h.t.Helper()
-	l, err := net.Listen("tcp", address)
-	require.NoError(h.t, err)
+func (h *home) serve(l net.Listener) {
 	h.address = l.Addr().String()
 	h.server = &http.Server{Handler: h.service.Handler()}
 	go func(s *http.Server) { _ = s.Serve(l) }(h.server)
@@ -114,7 +111,9 @@ func (h *home) serverAway() { _ = h.server.Close() }
 
 func (h *home) serverBack() {
 	h.t.Helper()
-	h.serve(h.address)
+	l, err := net.Listen("tcp", h.address)
+	require.NoError(h.t, err)
+	h.serve(l)
 }
 
 // start runs an agent; stop ends it as SIGTERM does.
