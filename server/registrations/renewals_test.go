@@ -2,7 +2,9 @@ package registrations_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -48,12 +50,16 @@ func TestTenThousandRenewalsWakeNobody(t *testing.T) {
 		h.Woken.Take()
 		before := h.Information(t)
 		audited := db.Ints(t, "SELECT count(*) FROM audit_rows")[0]
+		var again atomic.Int64 // on a machine so busy that the database was given up on, as the answer asks for
 		statements := db.Statements(func() {
 			var all errgroup.Group
 			for _, phone := range people {
 				all.Go(func() error {
 					for i := range leases / phones {
 						a, err := h.Registrations.Join(context.Background(), phone, request(phone, i))
+						for unavailable(err) && again.Add(1) < leases {
+							a, err = h.Registrations.Join(context.Background(), phone, request(phone, i))
+						}
 						if err != nil {
 							return err
 						}
@@ -66,10 +72,15 @@ func TestTenThousandRenewalsWakeNobody(t *testing.T) {
 			}
 			require.NoError(t, all.Wait())
 		})
-		require.LessOrEqual(t, len(statements), leases, "at most one statement each; on Postgres those at the same time share one")
+		require.LessOrEqual(t, len(statements), leases+int(again.Load()), "at most one statement each; on Postgres those at the same time share one")
 		require.Empty(t, h.Woken.Take())
 		require.Equal(t, before.Revision, h.Information(t).Revision)
 		require.Equal(t, audited, db.Ints(t, "SELECT count(*) FROM audit_rows")[0])
 		require.EqualValues(t, leases+phones, db.Ints(t, "SELECT count(*) FROM leases")[0])
 	})
+}
+
+func unavailable(err error) bool {
+	refusal, ok := errors.AsType[*models.Error](err)
+	return ok && refusal.Code == models.CodeUnavailable
 }
