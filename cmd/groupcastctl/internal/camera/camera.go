@@ -62,6 +62,9 @@ func Run(ctx, leaveBy context.Context, c Config) (Summary, error) {
 	}
 	defer sender.Close()
 	begin := make(chan struct{}) // closed when the stream is to begin
+	if c.Await == nil {
+		close(begin) // before anyone is told that the camera has joined, so that nothing that is sent then is dropped
+	}
 	stream := func(ctx context.Context) error {
 		select {
 		case <-begin:
@@ -122,8 +125,8 @@ func Run(ctx, leaveBy context.Context, c Config) (Summary, error) {
 		})
 	}()
 	go func() { ended <- stream(ctx) }()
-	go func() {
-		if c.Await != nil {
+	if c.Await != nil {
+		go func() {
 			if err := c.Await(ctx, answer); err != nil {
 				ended <- err
 				return
@@ -134,9 +137,9 @@ func Run(ctx, leaveBy context.Context, c Config) (Summary, error) {
 				case <-ctx.Done():
 				}
 			}
-		}
-		close(begin)
-	}()
+			close(begin)
+		}()
+	}
 	select {
 	case err = <-ended:
 		if err == nil {
@@ -145,6 +148,7 @@ func Run(ctx, leaveBy context.Context, c Config) (Summary, error) {
 	case <-ctx.Done(): // a read of standard input may go on; it sends nothing any more
 	}
 	stop()
+	_ = sender.Close() // what a read still brings isn't sent after the camera has left
 	<-kept
 	_, leaveErr := c.Lease.Leave(leaveBy)
 	return Summary{Sent: sender.sent.Load(), Failed: sender.failed.Load(), Dropped: sender.dropped.Load()}, errors.Join(err, leaveErr)

@@ -144,17 +144,25 @@ func TestRelayByteForByte(t *testing.T) {
 			assert.Empty(t, options)
 		}
 	}
+	assert.Eventually(t, func() bool { // what the group got is written down a moment later
+		return strings.Count(string(read(t, sends)), "\n") == len(sizes)+2
+	}, 30*time.Second, 10*time.Millisecond)
 	stop()
 	require.NoError(t, <-ended)
 	require.NoError(t, log.Close())
 	assert.Equal(t, camera.Summary{Sent: uint64(len(sizes))}, summary)
 	assert.Equal(t, 1, service.Leaves())
-	b, err := os.ReadFile(sends)
-	require.NoError(t, err)
-	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	lines := strings.Split(strings.TrimSpace(string(read(t, sends))), "\n")
 	assert.Len(t, lines, len(sizes)+4)
 	assert.Contains(t, lines[1], " joined groupIP="+groupA)
 	assert.Contains(t, lines[len(lines)-1], " left ")
+}
+
+func read(t *testing.T, file string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	require.NoError(t, err)
+	return b
 }
 
 // A camera whose group got another address sends there.

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -33,7 +34,9 @@ type Sender struct {
 	// dropped went nowhere, because nobody copied.
 	dropped atomic.Uint64
 
-	reception rtp.Reception // of the one goroutine that sends
+	mu        sync.Mutex // one Send or Close at a time
+	closed    bool
+	reception rtp.Reception
 }
 
 // OpenSender binds the private address; port 0 takes a free one. With option set, every datagram carries the address in the
@@ -79,10 +82,12 @@ func setOption(conn *net.UDPConn, private netip.Addr) error {
 func (s *Sender) Aim(group netip.AddrPort) { s.target.Store(&group) }
 
 // Send sends one datagram and writes it into the send log if the system took it. What the system doesn't take is lost, as on
-// a network, and is reported now and then.
+// a network, and is reported now and then. After Close it does nothing: who reads the stream may still have a datagram in hand when the camera leaves.
 func (s *Sender) Send(datagram []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	target := s.target.Load()
-	if target == nil {
+	if target == nil || s.closed {
 		return
 	}
 	switch err := s.write(datagram, *target); {
@@ -109,8 +114,14 @@ func (s *Sender) write(datagram []byte, target netip.AddrPort) error {
 	return err
 }
 
-// Close frees the socket.
+// Close ends sending and frees the socket, once.
 func (s *Sender) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
 	if s.conn == nil {
 		return nil
 	}
