@@ -26,8 +26,9 @@ SOAK_JOINS ?= 10000
 SOAK_STEPS ?= 5000
 # Two packages at once keep two cores busy; in each, up to four parallel tests, because many of them wait.
 # Without symbols and without vet, which has run: linking a hundred test programs is a good part of the time.
-GOTEST = go test -json -p 2 -parallel 4 -count=1 -timeout 9m -vet=off -ldflags='-s -w' -run '$(RUN)'
-SUMMARY = go run ./.ci/testsummary
+GOTEST = go run ./.ci/testsummary $(AGAIN:%=-again %) -p 2 -parallel 4 -count=1 -timeout 9m -vet=off -ldflags='-s -w' -run '$(RUN)'
+# How many failed tests are run once more, alone, and called flaky if they pass (docs/adr/0083); make test AGAIN=0 doesn't.
+test test-race: AGAIN = 2
 
 .PHONY: help
 help: ## Show this list
@@ -66,12 +67,12 @@ test: ## All tests; as root also those on the wire (PKG=./server/... RUN=TestX s
 	@.ci/install test
 	@echo 'vet, then tests (the first time everything is compiled, which takes minutes)'
 	@go vet $(PKG)
-	@programs=$$(mktemp -d) && trap 'rm -rf "$$programs"' EXIT && export TEST_PROGRAMS="$$programs" && $(GOTEST) $(PKG) | $(SUMMARY)
+	@programs=$$(mktemp -d) && trap 'rm -rf "$$programs"' EXIT && export TEST_PROGRAMS="$$programs" && $(GOTEST) -- $(PKG)
 
 .PHONY: test-race
 test-race: ## All tests but the end-to-end ones (which run built programs) under the race detector
 	@.ci/install test
-	@$(GOTEST) -race $$(go list $(PKG) | grep -vE '/e2e(/demo|/drills|/figures|/dataplane|/relay)?$$') | $(SUMMARY)
+	@$(GOTEST) -race -- $$(go list $(PKG) | grep -vE '/e2e(/demo|/drills|/figures|/dataplane|/relay)?$$')
 
 .PHONY: fuzz
 fuzz: ## Every fuzz target for FUZZTIME (10s)
@@ -80,7 +81,7 @@ fuzz: ## Every fuzz target for FUZZTIME (10s)
 .PHONY: cover
 cover: ## Coverage by the tests of all packages, into coverage.out and coverage.html
 	@.ci/install test
-	@$(GOTEST) -coverpkg=./... -coverprofile=coverage.out $(PKG) | $(SUMMARY)
+	@$(GOTEST) -coverpkg=./... -coverprofile=coverage.out -- $(PKG)
 	@grep -v '\.gen\.go:' coverage.out > coverage.own && mv coverage.own coverage.out
 	@go tool cover -html=coverage.out -o coverage.html
 	@go tool cover -func=coverage.out | tail -n 1
@@ -106,7 +107,7 @@ format: ## Format the code as lint wants it
 
 .PHONY: contract-lint
 contract-lint: ## The rules for the contract, as a Go test
-	@$(GOTEST) ./openapi/... | $(SUMMARY)
+	@$(GOTEST) -- ./openapi/...
 
 .PHONY: contract-lint-node
 contract-lint-node: ## Two more linters for the contract, and the parser of AsyncAPI; needs node 20 and a registry

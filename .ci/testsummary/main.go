@@ -1,18 +1,28 @@
-// Testsummary reads `go test -json` on standard input and writes for people: one line per package as it ends, the
-// output of what failed, a sign of life while nothing ends, and at the end the names of the skipped and failed tests.
-// The last line is "N passed, N failed, N skipped". It exits with 1 if anything failed or nothing ran.
+// Testsummary runs `go test -json` and writes for people: one line per package as it ends, the output of what failed, a sign of life while nothing ends, and at
+// the end the names of the skipped and failed tests. The last line is "N passed, N failed, N skipped", and ", N flaky" if any. It exits with 1 if anything failed or nothing ran.
+//
+//	testsummary [-again N] FLAGS OF GO TEST -- PACKAGES
+//
+// With -again, up to N tests that failed are run once more, alone (docs/adr/0083); what passes then is named as flaky. A data race, a panic, a test that didn't end and
+// whatever failed outside a test isn't run again.
 //
 // A test with subtests isn't counted, its subtests are; it counts only if it failed while all of them passed.
 package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"os/exec"
+	"os/signal"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -30,10 +40,83 @@ type event struct {
 }
 
 func main() {
+	again, args := 0, os.Args[1:]
+	if len(args) > 1 && args[0] == "-again" {
+		var err error
+		if again, err = strconv.Atoi(args[1]); err != nil {
+			fmt.Fprintln(os.Stderr, "-again takes how many failed tests may be run once more")
+			os.Exit(2)
+		}
+		args = args[2:]
+	}
+	split := slices.Index(args, "--")
+	if split < 0 {
+		fmt.Fprintln(os.Stderr, "usage: testsummary [-again N] FLAGS OF GO TEST -- PACKAGES")
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ok := newSummary(os.Stdout, time.Now()).goTest(ctx, "", args[:split], args[split+1:], again)
+	stop()
+	if !ok {
+		os.Exit(1)
+	}
+}
+
+// goTest runs the tests of packages in a directory, and up to again of those that failed once more.
+func (s *summary) goTest(ctx context.Context, dir string, flags, packages []string, again int) bool {
+	if err := s.run(ctx, dir, flags, packages); err != nil && len(s.failed) == 0 {
+		s.broken = true
+		s.failed = append(s.failed, "the go command: "+err.Error())
+	}
+	if len(s.failed) <= again && !s.broken && ctx.Err() == nil {
+		s.repeat(ctx, dir, flags)
+	}
+	return s.close(time.Now())
+}
+
+// repeat runs what failed once more, one package at a time, and takes what passes for flaky.
+func (s *summary) repeat(ctx context.Context, dir string, flags []string) {
+	for _, pkg := range slices.Sorted(maps.Keys(s.repeatable)) {
+		names := s.repeatable[pkg]
+		fmt.Fprintf(s.out, "…    once more, alone: %s in %s\n", strings.Join(names, ", "), s.short(pkg))
+		second := newSummary(s.out, time.Now())
+		err := second.run(ctx, dir, append(slices.Clone(flags), "-run", "^("+strings.Join(names, "|")+")$"), []string{pkg})
+		if err != nil || len(second.failed) > 0 || second.passed == 0 {
+			continue
+		}
+		s.failed = slices.DeleteFunc(s.failed, func(label string) bool {
+			test, of := strings.CutPrefix(label, s.short(pkg)+".")
+			if flaky := of && slices.Contains(names, root(test)); !flaky {
+				return false
+			}
+			s.flaky = append(s.flaky, label)
+			return true
+		})
+	}
+}
+
+// root is the test of a subtest.
+func root(test string) string {
+	name, _, _ := strings.Cut(test, "/")
+	return name
+}
+
+// run runs `go test` and reads what it says. The error is that of the go command, which is there too if a test failed.
+func (s *summary) run(ctx context.Context, dir string, flags, packages []string) error {
+	cmd := exec.CommandContext(ctx, "go", slices.Concat([]string{"test", "-json"}, flags, packages)...)
+	cmd.Dir, cmd.Stderr = dir, os.Stderr
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
 	lines := make(chan string)
 	go func() {
 		defer close(lines)
-		in := bufio.NewReader(os.Stdin)
+		in := bufio.NewReader(out)
 		for {
 			line, err := in.ReadString('\n')
 			if line != "" {
@@ -44,16 +127,14 @@ func main() {
 			}
 		}
 	}()
-	s := newSummary(os.Stdout, time.Now())
 	tick := time.NewTicker(quiet)
+	defer tick.Stop()
 	for {
 		select {
 		case line, ok := <-lines:
 			if !ok {
-				if !s.close(time.Now()) {
-					os.Exit(1)
-				}
-				return
+				s.ended(time.Now())
+				return cmd.Wait()
 			}
 			if s.line(line) {
 				tick.Reset(quiet)
@@ -92,12 +173,17 @@ type summary struct {
 	passed  int
 	failed  []string
 	skipped []string
+	// repeatable are, by package, the tests whose failures may be those of a busy host.
+	repeatable map[string][]string
+	broken     bool // a failure is of another kind
+	flaky      []string
 }
 
 func newSummary(out io.Writer, now time.Time) *summary {
 	return &summary{
 		out: out, started: now, prefix: "github.com/groupcast/groupcast/",
 		builds: map[string][]string{}, pkgs: map[string]*pkgState{}, tests: map[testKey]*testState{},
+		repeatable: map[string][]string{},
 	}
 }
 
@@ -176,7 +262,9 @@ func (s *summary) endPackage(p *pkgState, end event) {
 			return sub.result != "pass" && sub.result != "skip" && strings.HasPrefix(sub.key.test, t.key.test+"/")
 		})
 	}
+	once, roots := !slices.ContainsFunc(p.output, outsideTests), []string(nil)
 	for _, t := range p.tests {
+		once = once && !slices.ContainsFunc(t.output, isBroken)
 		label := name + "." + t.key.test
 		switch {
 		case t.result == "pass" && !t.hasSub:
@@ -191,7 +279,9 @@ func (s *summary) endPackage(p *pkgState, end event) {
 			p.failed++
 			if t.result == "" {
 				label += " (did not finish)"
+				once = false
 			}
+			roots = append(roots, root(t.key.test))
 			s.failed = append(s.failed, label)
 			fmt.Fprintf(s.out, "---- %s\n%s", label, strings.Join(t.output, ""))
 		}
@@ -199,10 +289,16 @@ func (s *summary) endPackage(p *pkgState, end event) {
 	}
 	if end.Action == "fail" && p.failed == 0 {
 		p.failed++
+		once = false
 		s.failed = append(s.failed, name+" (the package: it did not build, or its process failed outside a test)")
 	}
 	if p.failed > 0 {
 		fmt.Fprint(s.out, strings.Join(p.output, ""))
+	}
+	if slices.Sort(roots); p.failed > 0 && once {
+		s.repeatable[p.name] = slices.Compact(roots)
+	} else if p.failed > 0 {
+		s.broken = true
 	}
 	s.passed += p.passed
 	p.tests = nil
@@ -222,6 +318,17 @@ func (s *summary) endPackage(p *pkgState, end event) {
 		fmt.Fprintf(s.out, ", %d skipped", p.skipped)
 	}
 	fmt.Fprintf(s.out, "  %.1fs\n", end.Elapsed)
+}
+
+// outsideTests tells whether a line of a package that failed says anything but that it failed: such a failure isn't a test's.
+func outsideTests(line string) bool {
+	line = strings.TrimSpace(line)
+	return line != "" && line != "PASS" && line != "FAIL" && !strings.HasPrefix(line, "FAIL\t") && line != "exit status 1"
+}
+
+// isBroken tells whether a line of a test says what no busy host explains.
+func isBroken(line string) bool {
+	return slices.ContainsFunc([]string{"DATA RACE", "race detected", "panic: ", "fatal error: "}, func(s string) bool { return strings.Contains(line, s) })
 }
 
 // reason is what t.Skip was told, which stands before the line "--- SKIP".
@@ -262,14 +369,18 @@ func (s *summary) signOfLife(now time.Time) {
 	fmt.Fprintf(s.out, "…    %3.0fs  %s\n", now.Sub(s.started).Seconds(), strings.Join(running, ", "))
 }
 
-// close writes the end and says whether all is well.
-func (s *summary) close(now time.Time) bool {
-	for _, name := range sortedKeys(s.pkgs) {
+// ended ends the packages that the go command said nothing more about, because it was killed.
+func (s *summary) ended(now time.Time) {
+	for _, name := range slices.Sorted(maps.Keys(s.pkgs)) {
 		p := s.pkgs[name]
-		if len(p.tests) > 0 || len(p.output) > 0 { // the go command was killed
+		if len(p.tests) > 0 || len(p.output) > 0 {
 			s.endPackage(p, event{Action: "fail", Elapsed: now.Sub(p.started).Seconds()})
 		}
 	}
+}
+
+// close writes the end and says whether all is well.
+func (s *summary) close(now time.Time) bool {
 	list := func(title string, names []string) {
 		if len(names) == 0 {
 			return
@@ -280,20 +391,19 @@ func (s *summary) close(now time.Time) bool {
 		}
 	}
 	list("Skipped", s.skipped)
+	list("Flaky (failed, and passed when run once more, alone)", s.flaky)
 	list("Failed", s.failed)
-	ran := s.passed+len(s.failed)+len(s.skipped) > 0
+	ran := s.passed+len(s.failed)+len(s.skipped)+len(s.flaky) > 0
 	if !ran {
 		fmt.Fprintln(s.out, "\nNo test ran.")
 	}
-	fmt.Fprintf(s.out, "\nin %.0f s\n%d passed, %d failed, %d skipped\n", now.Sub(s.started).Seconds(), s.passed, len(s.failed), len(s.skipped))
-	return ran && len(s.failed) == 0
-}
-
-func sortedKeys(m map[string]*pkgState) []string {
-	names := make([]string, 0, len(m))
-	for name := range m {
-		names = append(names, name)
+	if len(s.flaky) > 0 {
+		fmt.Fprintln(s.out, "A flaky test is a bug, of the program or of the test: see its output above.")
 	}
-	slices.Sort(names)
-	return names
+	fmt.Fprintf(s.out, "\nin %.0f s\n%d passed, %d failed, %d skipped", now.Sub(s.started).Seconds(), s.passed, len(s.failed), len(s.skipped))
+	if len(s.flaky) > 0 {
+		fmt.Fprintf(s.out, ", %d flaky", len(s.flaky))
+	}
+	fmt.Fprintln(s.out)
+	return ran && len(s.failed) == 0
 }

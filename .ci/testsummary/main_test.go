@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -27,21 +26,21 @@ func summarise(t *testing.T, packages map[string]string) (text string, ok bool) 
 	for name, test := range packages {
 		write(filepath.Join(dir, name, name+"_test.go"), "package "+name+"\n\nimport \"testing\"\n\n"+test)
 	}
-	cmd := exec.Command("go", "test", "-json", "./...")
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GOFLAGS=-buildvcs=false", "GOWORK=off")
-	out, err := cmd.Output()
-	if err != nil && cmd.ProcessState == nil {
-		t.Fatal(err)
-	}
-	var buf bytes.Buffer
-	s := newSummary(&buf, time.Now())
-	for line := range strings.Lines(string(out)) {
-		s.line(line)
-	}
-	ok = s.close(time.Now())
-	return buf.String(), ok
+	var out bytes.Buffer
+	ok = newSummary(&out, time.Now()).goTest(t.Context(), dir, []string{"-buildvcs=false"}, []string{"./..."}, 1)
+	return out.String(), ok
 }
+
+// failsOnce is the beginning of a package: once fails the first time that it is called in its directory.
+const failsOnce = `import "os"
+
+func once(t *testing.T) {
+	if os.Mkdir("been-here", 0o700) == nil {
+		t.Error("the first time")
+	}
+}
+
+`
 
 func TestSummary(t *testing.T) {
 	for _, c := range []struct {
@@ -98,6 +97,44 @@ func TestSummary(t *testing.T) {
 			packages: map[string]string{"a": `import "os"` + "\n" + `func TestMain(m *testing.M) { m.Run(); os.Exit(3) }` + "\n" + `func TestA(t *testing.T) {}`},
 			last:     "1 passed, 1 failed, 0 skipped",
 			contains: []string{"Failed:\n  a (the package"},
+		},
+		{
+			name:     "a test that passes once more is flaky",
+			packages: map[string]string{"a": failsOnce + `func TestA(t *testing.T) { once(t) }` + "\n" + `func TestB(t *testing.T) {}`},
+			ok:       true, last: "1 passed, 0 failed, 0 skipped, 1 flaky",
+			contains: []string{"---- a.TestA", "the first time", "once more, alone: TestA in a\n", "alone):\n  a.TestA\n"},
+			lacks:    []string{"Failed:"},
+		},
+		{
+			name:     "so is a subtest",
+			packages: map[string]string{"a": failsOnce + `func TestA(t *testing.T) { t.Run("x y", once) }`},
+			ok:       true, last: "0 passed, 0 failed, 0 skipped, 1 flaky",
+			contains: []string{"alone):\n  a.TestA/x_y\n"},
+		},
+		{
+			name:     "more than one isn't tried again",
+			packages: map[string]string{"a": failsOnce + `func TestA(t *testing.T) { once(t) }` + "\n" + `func TestB(t *testing.T) { t.Fail() }`},
+			last:     "0 passed, 2 failed, 0 skipped",
+			lacks:    []string{"once more"},
+		},
+		{
+			name:     "nor is a panic",
+			packages: map[string]string{"a": failsOnce + `func TestA(t *testing.T) { defer func() { if t.Failed() { panic("no") } }(); once(t) }`},
+			last:     "0 passed, 1 failed, 0 skipped",
+			lacks:    []string{"once more"},
+		},
+		{
+			name:     "nor a data race",
+			packages: map[string]string{"a": failsOnce + `func TestA(t *testing.T) { t.Log("WARNING: DATA RACE"); once(t) }`},
+			last:     "0 passed, 1 failed, 0 skipped",
+			lacks:    []string{"once more"},
+		},
+		{
+			name: "nor what the package says after its tests",
+			packages: map[string]string{"a": failsOnce + `func TestMain(m *testing.M) { m.Run(); println("a secret in the log"); os.Exit(1) }` + "\n" +
+				`func TestA(t *testing.T) { once(t) }`},
+			last:  "0 passed, 1 failed, 0 skipped",
+			lacks: []string{"once more"},
 		},
 		{
 			name:     "nothing is not success",
