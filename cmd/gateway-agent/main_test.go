@@ -21,6 +21,7 @@ import (
 	"github.com/groupcast/groupcast/e2e/scripted"
 	"github.com/groupcast/groupcast/gateway-agent/agent"
 	"github.com/groupcast/groupcast/gateway-agent/doctor"
+	"github.com/groupcast/groupcast/internal/logtest"
 	"github.com/groupcast/groupcast/openapi/api"
 )
 
@@ -93,7 +94,7 @@ func revision(n int) api.GroupInformation {
 func start(t *testing.T, file, stateDir string) *exec.Cmd {
 	t.Helper()
 	c := program(t, "run", "--config", file)
-	log := &scripted.Log{}
+	log := &logtest.Log{}
 	c.Stderr = log
 	require.NoError(t, c.Start())
 	t.Cleanup(func() {
@@ -157,7 +158,7 @@ func TestRunStatusAndStop(t *testing.T) {
 	assert.Equal(t, "e1.1", s.Cursor)
 
 	watch := program(t, "status", "--config", file, "--json", "--watch")
-	looks := &scripted.Log{}
+	looks := &logtest.Log{}
 	watch.Stdout = looks
 	require.NoError(t, watch.Start())
 	require.Eventually(t, func() bool { return strings.Count(looks.String(), "\n") >= 2 }, time.Minute, 10*time.Millisecond)

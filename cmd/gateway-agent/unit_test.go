@@ -25,6 +25,7 @@ import (
 	"github.com/groupcast/groupcast/e2e/netlab"
 	"github.com/groupcast/groupcast/e2e/scripted"
 	"github.com/groupcast/groupcast/gateway-agent/agent"
+	"github.com/groupcast/groupcast/internal/logtest"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
 )
@@ -173,7 +174,7 @@ mount -o remount,bind,ro /
 exec setpriv --reuid %[3]d --regid %[3]d --clear-groups --inh-caps %[4]s --ambient-caps %[4]s --bounding-set %[4]s --no-new-privs \
 	%[5]s run --config %[1]s/agent.yaml`, a.dir, mount, nobody, caps, a.program)
 	c := exec.CommandContext(a.t.Context(), "unshare", "--mount", "sh", "-c", script)
-	text := &scripted.Log{}
+	text := &logtest.Log{}
 	c.Stdout, c.Stderr = text, text
 	a.home.Gateway.Start(c)
 	a.running = c

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"net"
@@ -10,13 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/groupcast/groupcast/internal/logtest"
 	"github.com/groupcast/groupcast/internal/rtp"
 	"github.com/groupcast/groupcast/internal/scripted"
 	"github.com/groupcast/groupcast/models"
@@ -29,29 +28,11 @@ type stage struct {
 	service *scripted.Service
 	sender  *net.UDPConn
 	log     string
-	screen  screen
+	screen  logtest.Log // standard error
 	stop    func()
 	abandon func()
 	ended   chan struct{}
 	err     error
-}
-
-// screen is standard error.
-type screen struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *screen) Write(b []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(b)
-}
-
-func (s *screen) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
 
 func start(t *testing.T, o receiveOptions) *stage {

@@ -1,7 +1,6 @@
 package harness
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/groupcast/groupcast/e2e/netlab"
+	"github.com/groupcast/groupcast/internal/logtest"
 )
 
 var build struct {
@@ -81,7 +81,7 @@ type Process struct {
 	Cmd  *exec.Cmd
 	Name string
 
-	log  logBuffer
+	log  logtest.Log
 	done chan struct{}
 	err  error
 }
@@ -146,21 +146,4 @@ func (p *Process) Stop() error {
 		p.Kill()
 		return fmt.Errorf("%s did not stop within 10 s", p.Name)
 	}
-}
-
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

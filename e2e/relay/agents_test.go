@@ -20,6 +20,7 @@ import (
 	"github.com/groupcast/groupcast/e2e/netlab"
 	"github.com/groupcast/groupcast/e2e/scripted"
 	"github.com/groupcast/groupcast/gateway-agent/agent"
+	"github.com/groupcast/groupcast/internal/logtest"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
 )
@@ -38,7 +39,7 @@ type node struct {
 	args []string
 	as   func(dir string, command []string) []string // nil: as the test's own user
 	cmd  *exec.Cmd
-	log  *scripted.Log
+	log  *logtest.Log
 }
 
 func newNode(t testing.TB, in *netlab.Namespace, service http.Handler, args ...string) *node {
@@ -78,7 +79,7 @@ func (n *node) start() {
 	if n.as != nil {
 		command = n.as(n.dir, command)
 	}
-	n.cmd, n.log = exec.Command(command[0], command[1:]...), &scripted.Log{}
+	n.cmd, n.log = exec.Command(command[0], command[1:]...), &logtest.Log{}
 	n.cmd.Stderr = n.log
 	n.in.Start(n.cmd)
 	n.t.Cleanup(n.kill)

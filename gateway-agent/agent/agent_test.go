@@ -29,6 +29,7 @@ import (
 	"github.com/groupcast/groupcast/gateway-agent/agent"
 	"github.com/groupcast/groupcast/gateway-agent/config"
 	"github.com/groupcast/groupcast/gateway-agent/packet"
+	"github.com/groupcast/groupcast/internal/logtest"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
 	"github.com/groupcast/groupcast/receiver/consentcheck"
@@ -57,7 +58,7 @@ type home struct {
 	address string
 	server  *http.Server
 	config  config.Config
-	log     scripted.Log
+	log     logtest.Log
 	media   uint16 // the UDP port of the streams
 	cancel  context.CancelFunc
 	ended   chan error

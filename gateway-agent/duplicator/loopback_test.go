@@ -20,6 +20,7 @@ import (
 	"github.com/groupcast/groupcast/gateway-agent/duplicator"
 	"github.com/groupcast/groupcast/gateway-agent/packet"
 	"github.com/groupcast/groupcast/gateway-agent/table"
+	"github.com/groupcast/groupcast/internal/logtest"
 	"github.com/groupcast/groupcast/models"
 )
 
@@ -639,7 +640,7 @@ func ownAddress(t *testing.T) string {
 }
 
 func TestRefusalsAreLoggedOnceAndWithoutTheAddress(t *testing.T) {
-	var log lockedBuffer
+	var log logtest.Log
 	c := config()
 	c.Log = slog.New(slog.NewTextHandler(&log, nil))
 	d := open(t, c)
@@ -825,22 +826,4 @@ func TestOpenSocketRefuses(t *testing.T) {
 			}
 		})
 	}
-}
-
-// lockedBuffer is a log that tests may read while it is written.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

@@ -26,6 +26,7 @@ import (
 
 	"github.com/groupcast/groupcast/e2e/scripted"
 	"github.com/groupcast/groupcast/gateway-agent/sync"
+	"github.com/groupcast/groupcast/internal/logtest"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
 	"github.com/groupcast/groupcast/openapi/clientauth"
@@ -78,7 +79,7 @@ type conversation struct {
 	delivered []delivery
 	dials     int
 	failures  int // how often deliver shall still fail
-	log       scripted.Log
+	log       logtest.Log
 }
 
 type delivery struct {
@@ -647,7 +648,7 @@ func TestTheServersCertificateIsChecked(t *testing.T) {
 	poll := func(ca string) (delivered bool, log string) {
 		transport, err := sync.NewTransport(ca)
 		require.NoError(t, err)
-		var b scripted.Log
+		var b logtest.Log
 		credential, err := clientauth.Open(tokenFile, server.URL, clientauth.Options{Base: transport})
 		require.NoError(t, err)
 		poller, err := sync.New(sync.Config{

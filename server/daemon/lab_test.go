@@ -1,7 +1,6 @@
 package daemon_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -14,7 +13,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -23,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/groupcast/groupcast/e2e/harness"
+	"github.com/groupcast/groupcast/internal/logtest"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/adminapi"
 	"github.com/groupcast/groupcast/openapi/adminclient"
@@ -35,27 +34,10 @@ import (
 type service struct {
 	*daemon.Daemon
 	cfg       config.Config
-	log       *lockedBuffer
+	log       *logtest.Log
 	transport *http.Transport
 	client    *http.Client // what passes through it must not be logged
 	admin     *adminclient.ClientWithResponses
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // dataDir gives a directory whose path is short enough for a unix socket.
@@ -89,7 +71,7 @@ func start(t testing.TB, cfg config.Config) *service {
 // startOn starts one on a host with that clock, which trusts those.
 func startOn(t testing.TB, cfg config.Config, now func() time.Time, roots *x509.CertPool) *service {
 	t.Helper()
-	s := &service{cfg: cfg, log: &lockedBuffer{}, transport: &http.Transport{
+	s := &service{cfg: cfg, log: &logtest.Log{}, transport: &http.Transport{
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // the certificate is the test's own
 	}}
 	s.client = &http.Client{Transport: harness.Attentive(t, s.transport), Timeout: 5 * time.Minute}

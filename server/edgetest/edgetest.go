@@ -4,7 +4,6 @@
 package edgetest
 
 import (
-	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -27,6 +26,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/groupcast/groupcast/e2e/harness"
+	"github.com/groupcast/groupcast/internal/logtest"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi"
 	"github.com/groupcast/groupcast/server/devicegrant"
@@ -81,7 +81,7 @@ func (l *Lab) Replica(t testing.TB) *Lab {
 func newLab(t testing.TB, db *storetest.DB, st *store.Store, kekFile, issuer string) *Lab {
 	t.Helper()
 	ctx, end := context.WithCancel(context.Background())
-	printed := &lockedBuffer{}
+	printed := &logtest.Log{}
 	log := slog.New(slog.NewJSONHandler(printed, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	server := httptest.NewUnstartedServer(nil)
 	l := &Lab{Services: servertest.On(db, st), URL: "http://" + server.Listener.Addr().String(), kek: kekFile}
@@ -158,23 +158,6 @@ func (r rerouted) RoundTrip(q *http.Request) (*http.Response, error) {
 	q = q.Clone(q.Context())
 	q.URL.Host = r.host
 	return r.RoundTripper.RoundTrip(q)
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // Answer is an answer that was read whole.

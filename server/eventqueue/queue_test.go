@@ -16,7 +16,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
@@ -26,6 +25,7 @@ import (
 	"github.com/nats-io/nkeys"
 	"github.com/stretchr/testify/require"
 
+	"github.com/groupcast/groupcast/internal/logtest"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/eventqueue"
 )
@@ -133,17 +133,6 @@ func (o *operator) credentials(t *testing.T, signer nkeys.KeyPair) string {
 	return path
 }
 
-type logged struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
 // TestAClusterThatAsksWhoCalls: it wants a user's credentials and our certificate, and shows one of its own. Each is needed, and with all of
 // them events go there.
 func TestAClusterThatAsksWhoCalls(t *testing.T) {
@@ -168,7 +157,7 @@ func TestAClusterThatAsksWhoCalls(t *testing.T) {
 	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
 
 	cert, key := authority.sign(t, "groupcastd")
-	log := &logged{}
+	log := &logtest.Log{}
 	all := eventqueue.Options{
 		URL: fmt.Sprint("tls://", s.Addr()), Credentials: o.credentials(t, o.account), CA: ca, Cert: cert, Key: key, MaxBytes: 1 << 20,
 		Log: slog.New(slog.NewTextHandler(log, nil)),
@@ -217,7 +206,7 @@ func TestAClusterThatAsksWhoCalls(t *testing.T) {
 			require.False(t, q.Conn().IsConnected())
 		})
 	}
-	require.NotContains(t, log.b.String(), "SEED")
+	require.NotContains(t, log.String(), "SEED")
 }
 
 // TestMessagesThatGoTogether: all of them are there, one after the other, or none is.

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
 
+	"github.com/groupcast/groupcast/internal/logtest"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
 	"github.com/groupcast/groupcast/server/eventqueue"
@@ -211,7 +212,7 @@ func TestEventsThatWaitAreReported(t *testing.T) {
 		l := newLife(t, db)
 		l.happen(t, 3)
 		db.Exec(t, "UPDATE events SET created_at = created_at + 3600000") // this may take as long as it takes
-		log := &lines{}
+		log := &logtest.Log{}
 		var open atomic.Bool
 		registry := prometheus.NewRegistry()
 		away := &faulty{Queue: queue(t, eventqueue.Options{}), beforePublish: func() bool { return !open.Load() }, die: func() {}}
@@ -252,22 +253,4 @@ func value(t *testing.T, registry *prometheus.Registry, name string) float64 {
 	}
 	t.Fatalf("there is no metric %s", name)
 	return 0
-}
-
-// lines is a log that can be read while it is written.
-type lines struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

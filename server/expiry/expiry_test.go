@@ -1,7 +1,6 @@
 package expiry_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -13,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/groupcast/groupcast/internal/logtest"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/expiry"
 	"github.com/groupcast/groupcast/server/servertest"
@@ -238,7 +238,7 @@ func TestRun(t *testing.T) {
 	member(t, h, models.DeviceCamera, 30)
 	look(t, h)
 	db.Advance(t, 36*time.Second)
-	log := &lockedBuffer{}
+	log := &logtest.Log{}
 	running, stop := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
@@ -253,21 +253,4 @@ func TestRun(t *testing.T) {
 	stop()
 	<-done
 	require.Equal(t, 1, strings.Count(log.String(), "can't be ended"))
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

@@ -1,7 +1,6 @@
 package httpapi_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,7 +12,6 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -22,6 +20,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/groupcast/groupcast/internal/logtest"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/httpapi"
 )
@@ -71,25 +70,8 @@ components:
 // smallEdge serves the small contract. open and post may be nil.
 type smallEdge struct {
 	*httptest.Server
-	log *lockedBuffer
+	log *logtest.Log
 	reg *prometheus.Registry
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // token "device a" is a device with the scope gc:a, and so on.
@@ -103,7 +85,7 @@ func byWords(r *http.Request) (models.Principal, error) {
 
 func newSmallEdge(t *testing.T, proxies []netip.Prefix, open, post gin.HandlerFunc) *smallEdge {
 	t.Helper()
-	s := &smallEdge{log: &lockedBuffer{}, reg: prometheus.NewRegistry()}
+	s := &smallEdge{log: &logtest.Log{}, reg: prometheus.NewRegistry()}
 	e, err := httpapi.New(t.Context(), httpapi.Options{
 		Document: []byte(small), Authenticate: byWords, TrustedProxies: proxies,
 		Log:     slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug})),

@@ -1,11 +1,12 @@
-package scripted
+// Package logtest has what tests read logs with.
+package logtest
 
 import (
 	"bytes"
 	"sync"
 )
 
-// Log keeps what was written, for reading at any time.
+// Log keeps what was written, for reading while others write. The zero value is empty.
 type Log struct {
 	mu sync.Mutex
 	b  bytes.Buffer
