@@ -42,10 +42,14 @@ type home struct {
 	guard      *lan.Guard
 	way        *forwarding
 	away       bool // copies aren't made here now
+	here       bool // they are; neither, if nothing is in force
 }
 
 // drainTime is how long copying at home waits at most for what the backend has not judged yet; what comes meanwhile is lost.
 const drainTime = 200 * time.Millisecond
+
+// answerTime is how long copying at home goes on at most while the relay that is to copy hasn't answered in the tunnel: what is forwarded before that may be lost.
+const answerTime = time.Second
 
 func (h *home) put(v table.View, in table.Inputs, held *sync.Information) (effective, error) {
 	s, err := h.copy(v, in, held)
@@ -77,10 +81,17 @@ func (h *home) copy(v table.View, in table.Inputs, held *sync.Information) (effe
 			h.way.log.Warn("a datagram may have been copied twice: what waited before copies were made at home again was not worked off in time")
 		}
 	}
+	if copies != s && held.Relay != nil && h.here && !h.way.answered() {
+		if err := h.duplicator.Apply(s); err != nil { // who left gets nothing more meanwhile
+			return effective{s}, err
+		}
+		h.way.await(answerTime)
+	}
 	h.away = copies != s
 	if err := h.duplicator.Apply(copies); err != nil {
 		return effective{s}, errors.Join(err, wayErr)
 	}
+	h.here = copies == s
 	if copies != s && held.Relay != nil {
 		// Which of the destinations consents is the relay's to know.
 		in.Unasked = true
@@ -94,6 +105,7 @@ func (h *home) copy(v table.View, in table.Inputs, held *sync.Information) (effe
 }
 
 func (h *home) stop() error {
+	h.here = false
 	h.way.stop()
 	return errors.Join(h.guard.Apply(nil), h.duplicator.Apply(nil))
 }
@@ -166,6 +178,15 @@ func (w *forwarding) open(held *sync.Information) error {
 		})
 	}
 	return w.ends.Load().tunnel.Apply(peers)
+}
+
+// answered tells whether the relay has, if there is anything to ask it for; the tunnel is open.
+func (w *forwarding) answered() bool { return w.ends.Load().tunnel.Answered() }
+
+func (w *forwarding) await(wait time.Duration) {
+	for end := time.Now().Add(wait); !w.answered() && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 // needed are the premises from which something may have to be copied: those with a group that has a destination, consenting or not. At a gateway it is at most

@@ -162,8 +162,8 @@ func oneOfTheTwoAtEachStep(t *testing.T) {
 		backend.steps = nil
 		clear(became)
 		put(&yes)
-		require.Equal(t, []string{"don't copy"}, backend.steps)
-		require.Equal(t, neither, became["don't copy"], "before the network copies")
+		require.Equal(t, []string{"copy", "don't copy"}, backend.steps)
+		require.Equal(t, map[string][2]uint64{"copy": {1, 0}, "don't copy": neither}, became, "it copies until the relay answers in the tunnel, or for a moment; then nothing, before the network copies")
 		copies, forwards = send()
 		require.Equal(t, [2]uint64{0, 1}, [2]uint64{copies, forwards}, "copied in the network")
 
@@ -175,4 +175,11 @@ func oneOfTheTwoAtEachStep(t *testing.T) {
 		copies, forwards = send()
 		require.Equal(t, [2]uint64{1, 0}, [2]uint64{copies, forwards}, "copied at home again")
 	}
+
+	// Who copied nothing begins with nothing: the account holder may not want copies at home.
+	backend.at = func(string) {}
+	require.NoError(t, h.stop())
+	backend.steps = nil
+	put(&yes)
+	require.Equal(t, []string{"don't copy"}, backend.steps)
 }

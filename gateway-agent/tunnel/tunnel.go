@@ -177,6 +177,12 @@ func (t *Tunnel) knock(peers map[models.TunnelKey]Peer) (quiet func()) {
 	return sync.OnceFunc(func() { close(stop); done.Wait() })
 }
 
+// Answered tells whether all peers have answered that this host asks.
+func (t *Tunnel) Answered() bool {
+	silent, err := t.silent(t.held)
+	return err == nil && len(silent) == 0
+}
+
 // silent gives the peers that have an endpoint and have never answered.
 func (t *Tunnel) silent(peers map[models.TunnelKey]Peer) (silent []Peer, err error) {
 	all, err := t.peers()

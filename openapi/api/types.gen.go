@@ -1113,7 +1113,7 @@ type Pool struct {
 // Premises defines model for Premises.
 type Premises struct {
 	// CopiedAt Where copies are made now: `home`, `network`, or `nowhere` while `onRelayLoss: stop` waits for a relay. With `fanout: network` it stays `home` until a relay is
-	// ready.
+	// ready, and with `fanout: home` it stays `network` until the gateway has heard of it, for a few seconds at most.
 	CopiedAt *string `json:"copiedAt,omitempty"`
 
 	// Fanout Where copies are made, by the gateway (`home`) or by a relay of the operator (`network`).

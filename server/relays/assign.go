@@ -54,7 +54,8 @@ func (s *Service) Run(ctx context.Context) {
 	}
 }
 
-// Look does what is to be done about assignments now: premises of dead relays go to others, those that have none get one, and relays that are ready copy.
+// Look does what is to be done about assignments now: premises of dead relays go to others, those that have none get one, relays that are ready copy, and those
+// that were left let go.
 func (s *Service) Look(ctx context.Context) error {
 	now := time.Now()
 	if now.Sub(s.looked) > Settle/2 { // the first look, or the service or its database was away: relays couldn't ask
@@ -110,6 +111,11 @@ func (s *Service) step(ctx context.Context, settled bool) (more bool, err error)
 			return false, err
 		}
 	}
+	if len(due.Left) > 0 {
+		if err := s.leave(ctx, due.Left); err != nil {
+			return false, err
+		}
+	}
 	if len(due.Ready) > 0 {
 		if err := s.forward(ctx, due.Ready); err != nil {
 			return false, err
@@ -122,7 +128,7 @@ func (s *Service) step(ctx context.Context, settled bool) (more bool, err error)
 			}
 		}
 	}
-	return max(len(due.Lost), len(due.Unserved), len(due.Ready)) >= batch, nil
+	return max(len(due.Lost), len(due.Unserved), len(due.Ready), len(due.Left)) >= batch, nil
 }
 
 // forward lets relays copy that are ready.
@@ -142,6 +148,23 @@ func (s *Service) forward(ctx context.Context, premises []models.PremisesID) err
 			return err
 		}
 		return tx.AppendPremisesEvents(turned)
+	}))
+}
+
+// leave takes premises from relays to which no gateway of theirs forwards any more.
+func (s *Service) leave(ctx context.Context, premises []models.PremisesID) error {
+	return unlessNothing(s.store.Write(ctx, func(tx *store.Tx) error {
+		if err := tx.HoldGatewaysOf(premises...); err != nil {
+			return err
+		}
+		left, err := tx.LeaveRelays(premises)
+		switch {
+		case err != nil:
+			return err
+		case len(left) == 0:
+			return errNothing
+		}
+		return tx.AppendPremisesEvents(left)
 	}))
 }
 

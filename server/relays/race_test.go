@@ -190,7 +190,10 @@ func (r *race) check() {
 			WHERE w.relay_id <> coalesce(ra.relay_id, 0) OR w.forwarding <> coalesce(ra.forwarding, false)`,
 		"a gateway forwards to a relay that doesn't hold the premises": `SELECT ra.premises_id FROM relay_assignments ra JOIN relay_polls rp ON rp.relay_id = ra.relay_id
 			WHERE ra.forwarding AND rp.acked_revision < ra.revision`,
-		"two relays may copy": "SELECT premises_id FROM gateways WHERE relay_id <> 0 GROUP BY premises_id HAVING count(DISTINCT relay_id) > 1",
+		"gateways of one premises belong to two relays": "SELECT premises_id FROM gateways WHERE relay_id <> 0 GROUP BY premises_id HAVING count(DISTINCT relay_id) > 1",
+		"a gateway leaves the relay that it belongs to": "SELECT premises_id FROM gateways WHERE leaving_id <> 0 AND leaving_id = relay_id",
+		"a relay's report counts that doesn't copy": `SELECT c.registration_id FROM consents c JOIN registrations r ON r.id = c.registration_id JOIN groups g ON g.id = r.group_id
+			JOIN gateways w ON w.id = g.gateway_id WHERE c.counts AND c.relay_id NOT IN (0, w.relay_id, w.leaving_id)`,
 	} {
 		assert.Empty(r.t, r.db.Texts(r.t, query), what)
 	}

@@ -64,7 +64,8 @@ func (tx *Tx) Accounts(after string, limit int) ([]models.Account, error) {
 }
 
 const premisesColumns = `id, account_id, name, allow_public_range, fanout, on_relay_loss,
-	coalesce((SELECT CASE WHEN ra.forwarding THEN 'network' WHEN ra.halted THEN 'nowhere' END FROM relay_assignments ra WHERE ra.premises_id = premises.id),
+	coalesce((SELECT 'network' FROM gateways w WHERE w.premises_id = premises.id AND w.leaving_id <> 0 LIMIT 1),
+		(SELECT CASE WHEN ra.forwarding THEN 'network' WHEN ra.halted THEN 'nowhere' END FROM relay_assignments ra WHERE ra.premises_id = premises.id),
 		CASE WHEN EXISTS (SELECT 1 FROM gateways w WHERE w.premises_id = premises.id AND w.lan_prefix LIKE '%/32') THEN 'nowhere' ELSE 'home' END),
 	created_at`
 

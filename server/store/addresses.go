@@ -33,9 +33,11 @@ func (tx *Tx) Pool(gatewayID models.ID) (p Pool, err error) {
 }
 
 // heldUntil is until when a relay may copy for the group that had an address last: one that served the premises when the address was released, or left it
-// before, hasn't acknowledged that, and asked so lately that it may still go by what it had. The time may be over; 0 is none.
+// before, hasn't acknowledged that, and asked so lately that it may still go by what it had. One that is being left counts as one that has acknowledged
+// nothing. The time may be over; 0 is none.
 const heldUntil = `coalesce((SELECT max(rp.polled_at) + (` + maxStaleInForce + `) * 1000 FROM relay_polls rp
 	WHERE rp.relay_id = a.released_relay AND (rp.epoch <> i.epoch OR rp.acked_revision < a.released_relay_revision)
+	OR rp.relay_id = (SELECT w.leaving_id FROM gateways w WHERE w.id = a.gateway_id)
 	OR EXISTS (SELECT 1 FROM relay_departures rd JOIN gateways w ON w.premises_id = rd.premises_id
 		WHERE w.id = a.gateway_id AND rd.relay_id = rp.relay_id AND (rp.epoch <> i.epoch OR rp.acked_revision < rd.revision))), 0)`
 

@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/groupcast/groupcast/models"
@@ -10,6 +12,9 @@ import (
 
 // RelayReadyAfter is how long the acknowledgement of a relay waits for the consents that the gateway has.
 const RelayReadyAfter = 3 * time.Second
+
+// RelayLeftAfter is how long a relay holds a premises at most that leaves it, while its gateway hasn't acknowledged that it is to forward there no more.
+const RelayLeftAfter = 5 * time.Second
 
 // Assignment is which relay serves a premises.
 type Assignment struct {
@@ -82,7 +87,8 @@ const haltedIfWanted = `halted = (forwarding OR halted)
 	AND EXISTS (SELECT 1 FROM premises p WHERE p.id = relay_assignments.premises_id AND p.on_relay_loss = 'stop')`
 
 // MoveAssignments gives premises, whose gateways are locked, to a relay, or with 0 to none. Until it is ready the gateways copy; or nobody does, if the
-// account holder wants that and no gateway did before. What the relay before it reported is forgotten.
+// account holder wants that and no gateway did before. A relay that copies and lives keeps the premises until [Tx.LeaveRelays]; what another one reported is
+// forgotten.
 func (tx *Tx) MoveAssignments(premises []models.PremisesID, to models.ID) error {
 	all := texts(tx, premises)
 	var revision int64
@@ -101,25 +107,51 @@ func (tx *Tx) MoveAssignments(premises []models.PremisesID, to models.ID) error 
 		args []any
 	}{
 		{`INSERT INTO relay_departures (premises_id, relay_id, revision)
-			SELECT ra.premises_id, ra.relay_id, rl.revision FROM relay_assignments ra JOIN relays rl ON rl.id = ra.relay_id WHERE ra.premises_id {among texts}
-			ON CONFLICT (premises_id, relay_id) DO UPDATE SET revision = excluded.revision`, []any{all}},
-		{"DELETE FROM senders WHERE relay_id <> 0 AND registration_id IN " + membersOf, []any{all}},
-		{"DELETE FROM consents WHERE relay_id <> 0 AND registration_id IN " + membersOf, []any{all}},
-		{"UPDATE consents SET counts = true WHERE NOT counts AND registration_id IN " + membersOf, []any{all}},
+			SELECT DISTINCT w.premises_id, rl.id, rl.revision FROM gateways w JOIN relays rl ON rl.id IN (w.relay_id, w.leaving_id)
+			WHERE w.premises_id {among texts} AND rl.id <> ?
+			ON CONFLICT (premises_id, relay_id) DO UPDATE SET revision = excluded.revision`, []any{all, int64(to)}},
 		{"UPDATE relay_assignments SET relay_id = ?, revision = ?, acked_at = 0, forwarding = false, " + haltedIfWanted + " WHERE premises_id {among texts}", []any{orNull(int64(to)), revision, all}},
-		{"UPDATE gateways SET relay_id = ?, forwarding = false WHERE premises_id {among texts}", []any{int64(to), all}},
+		// A gateway that is told twice, before it has heard the first, may still forward to the relay of before.
+		{fmt.Sprintf(`UPDATE gateways SET leaving_id = relay_id, leaving_revision = revision, leaving_until = {now} + %d
+			WHERE premises_id {among texts} AND forwarding AND EXISTS (SELECT 1 FROM relays JOIN relay_polls rp ON rp.relay_id = relays.id
+				WHERE relays.id = gateways.relay_id AND %s)`, RelayLeftAfter.Milliseconds(), liveRelay), []any{all}},
+		{"UPDATE gateways SET relay_id = ?, forwarding = false, leaving_id = CASE leaving_id WHEN ? THEN 0 ELSE leaving_id END WHERE premises_id {among texts}",
+			[]any{int64(to), int64(to), all}},
 	} {
 		if _, err := tx.exec(s.text, s.args...); err != nil {
 			return err
 		}
 	}
-	return tx.tellGroupsOf(premises)
+	if err := tx.forgetRelays(premises); err != nil {
+		return err
+	}
+	return tx.tellGroupsOf(premises, " AND w.leaving_id = 0")
 }
 
-// tellGroupsOf tells the members of the groups of some premises how their consent stands now, and where copies come from.
-func (tx *Tx) tellGroupsOf(premises []models.PremisesID) error {
+// forgetRelays forgets what relays reported that don't hold the premises any more, and has those consents count that are with who copies.
+func (tx *Tx) forgetRelays(premises []models.PremisesID) error {
+	all := texts(tx, premises)
+	for _, table := range []string{"senders", "consents"} {
+		if _, err := tx.exec("DELETE FROM "+table+" WHERE (registration_id, relay_id) IN (SELECT t.registration_id, t.relay_id FROM "+table+` t
+			JOIN registrations r ON r.id = t.registration_id JOIN groups g ON g.id = r.group_id JOIN gateways w ON w.id = g.gateway_id
+			WHERE w.premises_id {among texts} AND t.relay_id NOT IN (0, w.relay_id, w.leaving_id))`, all); err != nil {
+			return err
+		}
+	}
+	return tx.recount(premises)
+}
+
+// recount has those consents count that are with who copies.
+func (tx *Tx) recount(premises []models.PremisesID) error {
+	_, err := tx.exec("UPDATE consents SET counts = NOT counts WHERE registration_id IN "+membersOf+" AND counts <> (relay_id = "+copier("consents.registration_id")+")",
+		texts(tx, premises))
+	return err
+}
+
+// tellGroupsOf tells the members of the groups of some premises how their consent stands now, and where copies come from. A condition on the gateways w leaves some out.
+func (tx *Tx) tellGroupsOf(premises []models.PremisesID, but string) error {
 	groups, err := list(tx, scanInto[models.GroupID], `SELECT g.id FROM groups g JOIN gateways w ON w.id = g.gateway_id
-		WHERE w.premises_id {among texts} ORDER BY g.id`, texts(tx, premises))
+		WHERE w.premises_id {among texts}`+but+" ORDER BY g.id", texts(tx, premises))
 	if err != nil || len(groups) == 0 {
 		return err
 	}
@@ -154,14 +186,58 @@ func (tx *Tx) Forward(premises []models.PremisesID) ([]models.PremisesID, error)
 	if err != nil || len(turned) == 0 {
 		return nil, err
 	}
-	if _, err := tx.exec("UPDATE consents SET counts = (relay_id <> 0) WHERE registration_id IN "+membersOf, texts(tx, turned)); err != nil {
-		return nil, err
-	}
 	if _, err := list(tx, tx.scanRaised, "UPDATE gateways SET revision = revision + 1, forwarding = true WHERE premises_id {among texts} RETURNING id",
 		texts(tx, turned)); err != nil {
 		return nil, err
 	}
-	return turned, tx.tellGroupsOf(turned)
+	if err := tx.recount(turned); err != nil {
+		return nil, err
+	}
+	return turned, tx.tellGroupsOf(turned, "")
+}
+
+// left is the condition that a gateway under the name gateways, which leaves a relay, doesn't forward there any more, or had the time to hear that it shouldn't.
+const left = `gateways.leaving_id <> 0 AND (gateways.leaving_until <= {now} OR EXISTS (SELECT 1 FROM gateway_polls p CROSS JOIN installation i
+	WHERE p.gateway_id = gateways.id AND p.epoch = i.epoch AND p.acked_revision >= gateways.leaving_revision))`
+
+// LeaveRelays takes premises, whose gateways are held, from the relays that those have left, and gives the premises. The relays hear of it; the gateways have no news.
+func (tx *Tx) LeaveRelays(premises []models.PremisesID) ([]models.PremisesID, error) {
+	type gone struct {
+		premises models.PremisesID
+		relay    models.ID
+	}
+	all := texts(tx, premises)
+	those, err := list(tx, func(r row) (v gone, err error) { err = r.Scan(&v.premises, &v.relay); return v, err },
+		"UPDATE gateways SET leaving_until = 0 WHERE premises_id {among texts} AND "+left+" RETURNING premises_id, leaving_id", all)
+	if err != nil || len(those) == 0 {
+		return nil, err
+	}
+	of := map[models.PremisesID]bool{}
+	relays := map[models.ID]bool{}
+	for _, v := range those {
+		of[v.premises], relays[v.relay] = true, true
+	}
+	for _, id := range slices.Sorted(maps.Keys(relays)) {
+		if _, _, err := tx.LockRelay(id); err != nil { // one that was removed hears nothing more
+			return nil, err
+		}
+	}
+	for _, text := range []string{
+		`INSERT INTO relay_departures (premises_id, relay_id, revision)
+			SELECT DISTINCT w.premises_id, rl.id, rl.revision FROM gateways w JOIN relays rl ON rl.id = w.leaving_id
+			WHERE w.premises_id {among texts} AND w.leaving_id <> 0 AND w.leaving_until = 0
+			ON CONFLICT (premises_id, relay_id) DO UPDATE SET revision = excluded.revision`,
+		"UPDATE gateways SET leaving_id = 0 WHERE premises_id {among texts} AND leaving_until = 0",
+	} {
+		if _, err := tx.exec(text, all); err != nil {
+			return nil, err
+		}
+	}
+	turned := slices.Sorted(maps.Keys(of))
+	if err := tx.forgetRelays(turned); err != nil {
+		return nil, err
+	}
+	return turned, tx.tellGroupsOf(turned, "")
 }
 
 // scanRaised notes that a gateway has news, and its relay none.
@@ -179,6 +255,8 @@ type Due struct {
 	// Lost are premises whose relay is dead or may not serve them any more, Unserved those that have none and could have one, Ready those whose relay can copy
 	// now; each up to the limit.
 	Lost, Unserved, Ready []models.PremisesID
+	// Left are premises that a relay holds still and needs to no more; up to the limit.
+	Left []models.PremisesID
 	// Rechecked are relays that serve nobody any more whom they may not.
 	Rechecked []models.ID
 }
@@ -200,6 +278,9 @@ func (s *Store) DueAssignments(ctx context.Context, relays []RelayStanding, limi
 		}
 	}
 	err = s.reading(ctx, func(tx *Tx) error {
+		if d.Left, err = list(tx, scanInto[models.PremisesID], "SELECT DISTINCT premises_id FROM gateways WHERE "+left+" ORDER BY premises_id LIMIT ?", limit); err != nil {
+			return err
+		}
 		pending, err := list(tx, scanInto[models.PremisesID], "SELECT premises_id FROM relay_assignments WHERE NOT forwarding AND relay_id IS NOT NULL LIMIT 1")
 		if err != nil {
 			return err

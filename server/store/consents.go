@@ -199,10 +199,10 @@ func (tx *Tx) ForgetConsent(id models.RegistrationID) error {
 	return tx.later(nil, "DELETE FROM consents WHERE registration_id = ?", string(id))
 }
 
-// copier is the relay that copies for the registration that an expression names; 0 if the gateway does.
+// copier is the relay that copies for the registration that an expression names, also one that is being left; 0 if the gateway does.
 func copier(registration string) string {
-	return `coalesce((SELECT ra.relay_id FROM relay_assignments ra JOIN groups cg ON cg.premises_id = ra.premises_id JOIN registrations cr ON cr.group_id = cg.id
-		WHERE cr.id = ` + registration + ` AND ra.forwarding), 0)`
+	return `coalesce((SELECT CASE WHEN cw.forwarding THEN cw.relay_id ELSE cw.leaving_id END FROM registrations cr JOIN groups cg ON cg.id = cr.group_id
+		JOIN gateways cw ON cw.id = cg.gateway_id WHERE cr.id = ` + registration + `), 0)`
 }
 
 // ForgetSenders forgets what a gateway reserved at addresses that it has no more.

@@ -9,8 +9,8 @@ import (
 const gatewayColumns = `gateways.id, gateways.account_id, gateways.premises_id, gateways.lan_prefix, gateways.lan_addr, gateways.uplink,
 	gateways.range_first, gateways.range_last, gateways.revision, gateways.behind_nat, gateways.tunnel_key, gateways.tunnel_address`
 
-// lockedColumns are those of a gateway that is being locked, and the relay that serves it.
-const lockedColumns = gatewayColumns + ", gateways.relay_id"
+// lockedColumns are those of a gateway that is being locked, the relay that serves it, and the one that it leaves.
+const lockedColumns = gatewayColumns + ", gateways.relay_id, gateways.leaving_id"
 
 func gatewayFields(g *models.Gateway) []any {
 	return []any{
@@ -27,16 +27,18 @@ func gatewayFields(g *models.Gateway) []any {
 	}
 }
 
-// scanLocked scans a gateway that is being locked, and notes that it and its relay have news. The database raises the relay's revision with the
+// scanLocked scans a gateway that is being locked, and notes that it and its relays have news. The database raises the relays' revisions with the
 // gateway's (docs/adr/0063).
 func (tx *Tx) scanLocked(r row) (g models.Gateway, err error) {
-	var relay models.ID
-	if err = r.Scan(append(gatewayFields(&g), &relay)...); err != nil {
+	var relays [2]models.ID
+	if err = r.Scan(append(gatewayFields(&g), &relays[0], &relays[1])...); err != nil {
 		return g, err
 	}
 	tx.changed.raised(g.ID)
-	if relay != 0 {
-		tx.changed.raised(relay)
+	for _, id := range relays {
+		if id != 0 {
+			tx.changed.raised(id)
+		}
 	}
 	return g, nil
 }

@@ -353,7 +353,7 @@ func (s *Store) RelayInformation(ctx context.Context, id models.ID, knows func(e
 		if len(unknown) == 0 {
 			return nil
 		}
-		return tx.homesContent(unknown, &v)
+		return tx.homesContent(id, unknown, &v)
 	})
 	return v, found, err
 }
@@ -365,7 +365,7 @@ func scanRelayInformation(r row) (v RelayInformation, err error) {
 	return v, err
 }
 
-// homesOf reads the premises that a relay serves. The rows of their gateways say so (docs/adr/0074).
+// homesOf reads the premises that a relay serves, or that leave it. The rows of their gateways say so (docs/adr/0074, 0079).
 func (tx *Tx) homesOf(relay models.ID) (homes []RelayHome, err error) {
 	_, err = list(tx, func(r row) (none struct{}, err error) {
 		var premises models.PremisesID
@@ -380,12 +380,13 @@ func (tx *Tx) homesOf(relay models.ID) (homes []RelayHome, err error) {
 			homes = append(homes, RelayHome{premises, string(state)})
 		}
 		return none, nil
-	}, "SELECT w.premises_id, w.id, w.revision FROM gateways w WHERE w.relay_id = ? AND w.relay_id <> 0 AND w.tunnel_key <> '' ORDER BY w.premises_id, w.id", int64(relay))
+	}, `SELECT w.premises_id, w.id, w.revision FROM gateways w WHERE w.relay_id = ? AND w.relay_id <> 0 AND w.tunnel_key <> ''
+		UNION ALL SELECT w.premises_id, w.id, w.revision FROM gateways w WHERE w.leaving_id = ? AND w.leaving_id <> 0 AND w.tunnel_key <> '' ORDER BY 1, 2`, int64(relay), int64(relay))
 	return homes, err
 }
 
-// homesContent reads the content of some premises: a row for each member.
-func (tx *Tx) homesContent(premises []models.PremisesID, v *RelayInformation) error {
+// homesContent reads the content that some premises have at a relay: a row for each member.
+func (tx *Tx) homesContent(relay models.ID, premises []models.PremisesID, v *RelayInformation) error {
 	_, err := list(tx, func(r row) (none struct{}, err error) {
 		var at models.RelayPremises
 		var line InformationRow
@@ -406,7 +407,7 @@ func (tx *Tx) homesContent(premises []models.PremisesID, v *RelayInformation) er
 		LEFT JOIN groups g ON g.gateway_id = w.id
 		LEFT JOIN registrations r ON r.group_id = g.id
 		LEFT JOIN devices d ON d.id = r.owner_device
-		WHERE w.premises_id {among texts} AND w.tunnel_key <> ''
-		ORDER BY w.premises_id, w.id, g.id, r.role DESC, r.number`, texts(tx, premises))
+		WHERE w.premises_id {among texts} AND ? IN (w.relay_id, w.leaving_id) AND w.tunnel_key <> ''
+		ORDER BY w.premises_id, w.id, g.id, r.role DESC, r.number`, texts(tx, premises), int64(relay))
 	return err
 }

@@ -154,6 +154,7 @@ func (tx *Tx) RemoveRelay(id models.ID) (bool, error) {
 func (s *Store) SweepRelays(ctx context.Context) error {
 	return s.writing(ctx, func(tx *Tx) error {
 		_, err := tx.exec(`DELETE FROM relays WHERE removed AND NOT EXISTS (SELECT 1 FROM relay_assignments ra WHERE ra.relay_id = relays.id)
+			AND NOT EXISTS (SELECT 1 FROM gateways w WHERE w.leaving_id = relays.id AND w.leaving_id <> 0)
 			AND (SELECT p.polled_at + (` + maxStaleInForce + `) * 1000 FROM relay_polls p CROSS JOIN installation WHERE p.relay_id = relays.id) < {now}`)
 		return err
 	})
@@ -276,11 +277,11 @@ func (tx *Tx) BeginRelayReport(id models.ID, sequence int64) (newest int64, appl
 	return tx.beginReport("relays", id, sequence)
 }
 
-// MembersAtRelay reads those of the registrations that are in groups of the premises that a relay serves.
+// MembersAtRelay reads those of the registrations that are in groups of the premises that a relay serves, or that leave it.
 func (tx *Tx) MembersAtRelay(relay models.ID, ids []models.RegistrationID) ([]models.Registration, error) {
 	return list(tx, scanRegistration, "SELECT "+registrationColumns+`
-		FROM registrations r JOIN groups g ON g.id = r.group_id JOIN gateways w ON w.id = g.gateway_id JOIN relay_assignments ra ON ra.premises_id = w.premises_id
-		WHERE r.id {among texts} AND ra.relay_id = ? AND w.tunnel_key <> ''`, texts(tx, ids), int64(relay))
+		FROM registrations r JOIN groups g ON g.id = r.group_id JOIN gateways w ON w.id = g.gateway_id
+		WHERE r.id {among texts} AND ? IN (w.relay_id, w.leaving_id) AND w.tunnel_key <> ''`, texts(tx, ids), int64(relay))
 }
 
 // ServedBy reads the premises that a relay serves, sorted.
