@@ -46,6 +46,9 @@ func (o *operation) draw(t *rapid.T, w *world) *sent {
 	s.caller = rapid.SampledFrom(w.callers).Draw(t, "caller")
 	if allowed := o.allowed(w.callers); len(allowed) > 0 && !rarely(t, "anybody") {
 		s.caller = rapid.SampledFrom(allowed).Draw(t, "allowed caller")
+		if name := mostly[o.OperationID]; name != "" && !rarely(t, "anybody else") {
+			s.caller = w.called(name)
+		}
 	}
 	for _, p := range o.parameters() {
 		if !p.Required && rapid.Bool().Draw(t, "without "+p.Name) {

@@ -1,14 +1,18 @@
 package relay
 
 import (
+	"fmt"
 	"path/filepath"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/groupcast/groupcast/e2e/netlab"
 	"github.com/groupcast/groupcast/e2e/scripted"
 	"github.com/groupcast/groupcast/gateway-agent/duplicator"
+	"github.com/groupcast/groupcast/gateway-agent/packet"
 	"github.com/groupcast/groupcast/openapi/api"
 )
 
@@ -42,6 +46,7 @@ func TestRelayAgentChoosesItsBackend(t *testing.T) {
 			h.send(datagram(1, cameraAddr, payload(1, 700)))
 			require.Equal(t, string(payload(1, 700)), r.next())
 			l.until("counted", func() bool { g := relay.status().Groups; return len(g) == 1 && g[0].Received == 1 })
+			hangs(l, relay, h, r)
 			// What the network answers comes to the reserved port.
 			require.NoError(t, r.conn.Close())
 			l.until("that nobody listens is counted", func() bool {
@@ -53,4 +58,38 @@ func TestRelayAgentChoosesItsBackend(t *testing.T) {
 			require.Contains(t, relay.log.String(), c.says)
 		})
 	}
+}
+
+// hangs has the relay stand still for as long as the service waits for one. What was sent to it meanwhile waits with it, and is copied to nobody when it goes on: another
+// relay may copy by then. It goes on to copy once the service has answered.
+func hangs(l *lab, relay *node, h *home, r *receiver) {
+	t := l.t
+	t.Helper()
+	require.NoError(t, relay.cmd.Process.Signal(syscall.SIGSTOP))
+	stopped := time.Now()
+	const first, many = 100, 20
+	for n := first; n < first+many; n++ {
+		h.send(datagram(uint16(n), cameraAddr, payload(n, 700)))
+	}
+	l.until("it stood still for too long", func() bool { return time.Since(stopped) > duplicator.StandStill+500*time.Millisecond })
+	require.NoError(t, relay.cmd.Process.Signal(syscall.SIGCONT))
+	l.until("what waited was judged", func() bool {
+		g := relay.status().Groups
+		return len(g) == 1 && g[0].Drops[packet.Stale.String()] >= many
+	})
+	n := first + many
+	l.until("it copies again", func() bool {
+		n++
+		h.send(datagram(uint16(n), cameraAddr, payload(n, 700)))
+		for p := r.poll(); p != ""; p = r.poll() {
+			number := 0
+			_, err := fmt.Sscanf(p, "%06d ", &number)
+			require.NoError(t, err)
+			require.GreaterOrEqual(t, number, first+many, "what waited was copied")
+			if number == n {
+				return true
+			}
+		}
+		return false
+	})
 }

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -172,6 +173,15 @@ func TestRelayBackendsCopyAsPackagePacketSays(t *testing.T) {
 			for _, r := range receivers {
 				require.Equal(t, string(payload(52, 70)), r.next(), "and nothing twice")
 			}
+			l.until("the last copies are on the wire", func() bool {
+				last := 0
+				for _, p := range l.copies() {
+					if bytes.HasSuffix(p, payload(52, 70)) {
+						last++
+					}
+				}
+				return last == len(receivers)
+			})
 			for _, p := range l.copies() {
 				if binary.BigEndian.Uint16(p[6:])&0x1fff == 0 {
 					assert.Equal(t, reservedPort(h), binary.BigEndian.Uint16(p[20:]), "both paths' copies come from one port")

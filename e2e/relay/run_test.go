@@ -2,7 +2,9 @@ package relay
 
 import (
 	"bytes"
+	"database/sql"
 	"encoding/binary"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
@@ -14,9 +16,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
+	_ "github.com/mattn/go-sqlite3"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -47,8 +51,8 @@ const (
 	runSize     = 700   // bytes of payload
 )
 
-// TestRelayRun has homes that all use 172.16.0.233, two relays of which one is killed under load, and the programs as they are delivered. Every packet that leaves a
-// home, a relay or the internet for a home is judged: it may carry video only of the home whose receiver it is for, in the clear only from whoever copies at the
+// TestRelayRun has homes that all use 172.16.0.233, two relays of which first one hangs and then the other is killed under load, and the programs as they are delivered.
+// A lease that nobody renews ends meanwhile. Every packet that leaves a home, a relay or the internet for a home is judged: it may carry video only of the home whose receiver it is for, in the clear only from whoever copies at the
 // moment, and each datagram once.
 func TestRelayRun(t *testing.T) {
 	t.Parallel()
@@ -76,13 +80,21 @@ func TestRelayRun(t *testing.T) {
 	served := r.served()
 	require.Len(t, served, 2, "both relays have premises: %v", served)
 	r.mark()
-	r.relays[0].Kill()
-	r.until("the other relay copies for every home", func(h *runHome) bool { return h.from == r.relayAddrs[1] })
-	r.pauses(fmt.Sprintf("relay killed, %d of %d premises moved", served[r.relayAddrs[0]], len(r.homes)), mayStandStill)
+	require.NoError(t, r.relays[0].Cmd.Process.Signal(syscall.SIGSTOP))
+	r.until("the other relay copies for every home of one that hangs", func(h *runHome) bool { return h.from == r.relayAddrs[1] })
+	r.pauses(fmt.Sprintf("relay stopped, %d of %d premises moved", served[r.relayAddrs[0]], len(r.homes)), mayStandStill)
+	r.over(r.relayAddrs[0])
+	require.NoError(t, r.relays[0].Cmd.Process.Signal(syscall.SIGCONT))
+	r.expires()
+
+	r.mark()
+	r.relays[1].Kill()
+	r.until("the relay that hung copies for every home of one that was killed", func(h *runHome) bool { return h.from == r.relayAddrs[0] })
+	r.pauses(fmt.Sprintf("relay killed, %d of %d premises moved", len(r.homes), len(r.homes)), mayStandStill)
 
 	// With no relay left each account holder's decision counts.
 	r.change(`{"onRelayLoss":"home"}`, r.holders[1])
-	r.relays[1].Kill()
+	r.relays[0].Kill()
 	atHome := func(h *runHome) bool { return h.from == h.uplink }
 	stopped := func(h *runHome) bool { return h.n%len(r.holders) == 0 }
 	r.until("homes copy whose account holder wants that", func(h *runHome) bool { return stopped(h) || atHome(h) })
@@ -107,7 +119,10 @@ type run struct {
 	homes      []*runHome
 	holders    []holder
 
+	token string // of the service that all destinations are
+
 	mu       sync.Mutex
+	brief    brief
 	wrong    []string
 	captures []*netlab.Capture
 }
@@ -132,6 +147,67 @@ type runHome struct {
 	at      time.Time         // when
 	longest time.Duration     // without a copy, since mark
 	crossed int               // messages with data into the tunnel
+	over    map[string]int    // up to which datagram a relay may copy no more
+}
+
+// briefPort is where the first home's destination is whose lease nobody renews.
+const briefPort = 30000
+
+// brief is that destination.
+type brief struct {
+	registration string
+	copies       int
+	over         bool
+}
+
+// over says that a relay may copy nothing of what was sent until now.
+func (r *run) over(relay string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, h := range r.homes {
+		h.over[relay] = h.sent
+	}
+}
+
+// expires has a destination behind a relay whose lease nobody renews: it ends, and nothing more gets there, whoever copies afterwards. The others go on.
+func (r *run) expires() {
+	r.t.Helper()
+	copies := func() int {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.brief.copies
+	}
+	r.wait("the relay copies to who has a brief lease", func() bool { return copies() > 0 })
+	// As if its time and its grace had passed, for this lease only: relays count as alive by the clock that tests can set.
+	db, err := sql.Open("sqlite3", "file:"+filepath.Join(r.DataDir, "groupcast.db")+"?_txlock=immediate&_busy_timeout=30000")
+	require.NoError(r.t, err)
+	defer db.Close()
+	moved, err := db.ExecContext(r.t.Context(), "UPDATE leases SET expires_at = expires_at - 1000*(ttl_seconds+60), removable_at = removable_at - 1000*(ttl_seconds+60) WHERE registration_id = ?",
+		r.brief.registration)
+	require.NoError(r.t, err)
+	rows, err := moved.RowsAffected()
+	require.NoError(r.t, err)
+	require.EqualValues(r.t, 1, rows)
+	r.wait("its lease has ended", func() bool {
+		status, _ := r.Send(r.t, http.MethodGet, "/v1/registrations/"+r.brief.registration, r.token, "")
+		return status == http.StatusNotFound
+	})
+	// The relay hears of it within two seconds, also if each hint is lost (SPEC §6): so none comes while the home's other destination gets twenty of them, after a while.
+	r.wait("nothing comes there", func() bool {
+		before, others := copies(), r.copied(0)
+		r.wait("others go on", func() bool { return r.copied(0) >= others+20 })
+		return copies() == before
+	})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.brief.over = true
+}
+
+// copied is how many datagrams of a home were copied to its own destination.
+func (r *run) copied(home int) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.homes[home].seen)
 }
 
 func newRun(t *testing.T, homes int) *run {
@@ -155,7 +231,7 @@ func newRun(t *testing.T, homes int) *run {
 		links = append(links, r.Link(t, "svc-view", r.holders[i].account, 0))
 		r.login(i)
 	}
-	token := r.ServiceToken(t, "svc-view")
+	r.token = r.ServiceToken(t, "svc-view")
 	var declared []func() bool
 	var register []func()
 	for n := range homes {
@@ -167,8 +243,14 @@ func newRun(t *testing.T, homes int) *run {
 		register = append(register, func() {
 			r.post(r.DeviceToken(t, camera), fmt.Sprintf(`{"type":"Device","id":"%s","destination":false,"privateIPv4":%q,"publicIPv4":%q,"groupName":"door","groupIP":%q}`,
 				camera, cameraAddr, h.uplink, groupIP))
-			r.post(token, fmt.Sprintf(`{"type":"Service","id":"%s","destination":true,"publicIPv4":%q,"groupName":"door","groupIP":%q,"premisesId":%q,"instance":"%d","port":%d}`,
-				links[n%accounts], runReceiver, groupIP, premises, n, runPort+n))
+			join := func(instance string, port, ttl int) string {
+				return r.post(r.token, fmt.Sprintf(`{"type":"Service","id":"%s","destination":true,"publicIPv4":%q,"groupName":"door","groupIP":%q,"premisesId":%q,"instance":%q,"port":%d,"TTLs":%d}`,
+					links[n%accounts], runReceiver, groupIP, premises, instance, port, ttl))
+			}
+			join(fmt.Sprint(n), runPort+n, 3600)
+			if n == 0 {
+				r.brief.registration = join("brief", briefPort, 600)
+			}
 		})
 	}
 	for n, is := range declared {
@@ -178,10 +260,14 @@ func newRun(t *testing.T, homes int) *run {
 	return r
 }
 
-func (r *run) post(token, body string) {
+// post registers and gives the registration's id.
+func (r *run) post(token, body string) string {
 	r.t.Helper()
 	status, text := r.Post(r.t, "/v1/registrations", token, body)
 	require.Equal(r.t, http.StatusOK, status, "%s", text)
+	var answer struct{ RegistrationID string }
+	require.NoError(r.t, json.Unmarshal([]byte(text), &answer))
+	return answer.RegistrationID
 }
 
 // newRelay has the operator enrol a relay for all premises, and starts it.
@@ -213,7 +299,7 @@ func (r *run) newRelay(i int) {
 
 // newHome builds a home, whose camera is an interface that sends, and starts its gateway's agent.
 func (r *run) newHome(n int, of *holder) (h *runHome, gateway models.ID, token string, camera models.ID, premises models.PremisesID) {
-	h = &runHome{n: n, uplink: fmt.Sprintf("71.230.%d.1", n), gateway: netlab.New(r.t, fmt.Sprint("gateway", n)), seen: map[string]string{}}
+	h = &runHome{n: n, uplink: fmt.Sprintf("71.230.%d.1", n), gateway: netlab.New(r.t, fmt.Sprint("gateway", n)), seen: map[string]string{}, over: map[string]int{}}
 	cam, wan := fmt.Sprint("cam", n), fmt.Sprint("home", n)
 	netlab.Connect(r.cameras, cam, h.gateway, "lan0")
 	h.gateway.Address("lan0", "172.16.0.1/24")
@@ -267,6 +353,13 @@ func (r *run) judge(f netlab.Frame, p []byte, host string, h *runHome) {
 	switch {
 	case f.Outgoing:
 		r.wrongly("a copy of home %d's video goes to %s", home, host)
+	case home < len(r.homes) && number <= r.homes[home].over[host]:
+		r.wrongly("%s copies datagram %d of home %d, which waited while it hung", host, number, home)
+	case home == 0 && to == runReceiver && port == briefPort && (h == nil || h.n == 0):
+		r.brief.copies++
+		if r.brief.over {
+			r.wrongly("%s copies datagram %d for a lease that is over", host, number)
+		}
 	case to != runReceiver || port != runPort+home || home >= len(r.homes):
 		r.wrongly("a copy of home %d's video from %s goes to %s:%d", home, host, to, port)
 	case h != nil && home != h.n:

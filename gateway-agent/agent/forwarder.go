@@ -55,9 +55,14 @@ type hearing struct {
 	at       time.Time
 	up       time.Duration
 	maxStale time.Duration
+	asked    time.Time // before the answer was given
 }
 
 func (h hearing) until() time.Time { return h.at.Add(h.maxStale) }
+
+func (h hearing) inputs() table.Inputs {
+	return table.Inputs{ValidUntil: h.until(), Heard: h.asked}
+}
 
 func (h hearing) over(now time.Time, up time.Duration) bool {
 	return !now.Before(h.until()) || up-h.up >= h.maxStale
@@ -179,7 +184,7 @@ func (f *forwarder) restore() error {
 		return err
 	}
 	f.held = info
-	f.heard = hearing{time.Now().Add(-kept.Age), f.uptime() - kept.Age, info.MaxStale}
+	f.heard = hearing{time.Now().Add(-kept.Age), f.uptime() - kept.Age, info.MaxStale, time.Now().Add(-kept.Age)}
 	f.kept = info.Cursor()
 	if err := f.apply(); err != nil {
 		return err
@@ -214,7 +219,7 @@ func (f *forwarder) take(a sync.Answer) error {
 		f.held = info
 		f.log.Info("group information received", "cursor", info.Cursor(), "groups", len(info.Groups))
 	}
-	f.heard = hearing{time.Now(), f.uptime(), info.MaxStale}
+	f.heard = hearing{time.Now(), f.uptime(), info.MaxStale, a.Asked}
 	if f.acked == info.Cursor() {
 		if err := f.apply(); err != nil {
 			return err
@@ -261,7 +266,7 @@ func (f *forwarder) apply() error {
 }
 
 func (f *forwarder) inputs() table.Inputs {
-	return f.consents.inputs(time.Now(), table.Inputs{ValidUntil: f.heard.until()})
+	return f.consents.inputs(time.Now(), f.heard.inputs())
 }
 
 // follow puts into force what consents have changed. It leaves alone what they don't concern.
@@ -274,7 +279,7 @@ func (f *forwarder) follow() {
 	if !changed {
 		return
 	}
-	tables, err := f.place.follow(f.db.Read(), f.consents, table.Inputs{ValidUntil: f.heard.until()}, f.held)
+	tables, err := f.place.follow(f.db.Read(), f.consents, f.heard.inputs(), f.held)
 	switch {
 	case errors.Is(err, duplicator.ErrNotApplied), tables == nil:
 		f.log.Warn("a change of who consents could not be put into force; trying again with the next one", "err", err)

@@ -112,7 +112,7 @@ func (h *home) stop() error {
 
 // withoutDestinations keeps the groups: what comes for them is counted and refused as ever, and no camera is told that nobody is there.
 func withoutDestinations(s *table.Snapshot) *table.Snapshot {
-	out := &table.Snapshot{Version: s.Version, ValidUntil: s.ValidUntil, Groups: make(map[netip.Addr]*table.Group, len(s.Groups))}
+	out := &table.Snapshot{Version: s.Version, ValidUntil: s.ValidUntil, Heard: s.Heard, Groups: make(map[netip.Addr]*table.Group, len(s.Groups))}
 	for ip, g := range s.Groups {
 		quiet := *g
 		quiet.Destinations = nil
@@ -285,7 +285,7 @@ func (n *network) follow(v table.View, k *consents, in table.Inputs, held *sync.
 		for _, at := range n.of[id] {
 			before := n.homes[at]
 			if next[before] == nil {
-				next[before] = &table.Snapshot{Version: before.Version, ValidUntil: before.ValidUntil, Groups: maps.Clone(before.Groups)}
+				next[before] = &table.Snapshot{Version: before.Version, ValidUntil: before.ValidUntil, Heard: before.Heard, Groups: maps.Clone(before.Groups)}
 			}
 			next[before].Groups[g.IP] = g
 		}

@@ -28,6 +28,7 @@ func newPlan(s *table.Snapshot, now time.Time, c Config, r refusals) (*plan, err
 			Version: s.Version,
 			// Counted from now, so a wall clock that jumps later neither ends the snapshot nor prolongs it.
 			ValidUntil: now.Add(min(s.ValidUntil.Sub(now), c.MaxStale)),
+			Heard:      s.Heard,
 			Groups:     map[netip.Addr]*table.Group{},
 		},
 		refused: map[refusal]string{},

@@ -16,6 +16,7 @@ import (
 
 	"github.com/groupcast/groupcast/gateway-agent/packet"
 	"github.com/groupcast/groupcast/gateway-agent/table"
+	"github.com/groupcast/groupcast/models"
 )
 
 // Network is what every backend of a relay does.
@@ -56,7 +57,11 @@ type Relay struct {
 	groups   map[groupKey]relayGroup
 	waiting  []relayed
 	overflow uint32
+	looked   time.Time // when run last had the processor
+	stood    time.Time // when it found that it hadn't had it for StandStill; zero: never
+	tidied   time.Time
 
+	untidy                     atomic.Bool
 	lost, strangers, malformed atomic.Uint64
 
 	mu       sync.Mutex // one Apply or Close at a time, and counters
@@ -68,6 +73,14 @@ type Relay struct {
 
 // relayStreams bounds the camera streams of all homes, unless the configuration does.
 const relayStreams = 1 << 15
+
+// StandStill is for how long a relay's process may not have run (stopped, a host that was paused) and still go on by what it heard before. The service takes a
+// relay for dead that isn't heard of for models.RelayLiveFor, and its last question may have waited: after that another may copy, and what was on its way to this one
+// and waited with it would come late, to destinations that may have left.
+const StandStill = models.RelayLiveFor - models.RelayMaxWait
+
+// pulse is how often a relay looks whether it stood still, at least.
+const pulse = time.Second
 
 // premises are the plans in force by tunnel address.
 type premises map[netip.Addr]*plan
@@ -246,7 +259,10 @@ func (r *Relay) Close() error {
 }
 
 // wake has run tidy up soon.
-func (r *Relay) wake() { _ = r.file.SetReadDeadline(time.Unix(1, 0)) }
+func (r *Relay) wake() {
+	r.untidy.Store(true)
+	_ = r.file.SetReadDeadline(time.Unix(1, 0))
+}
 
 func (r *Relay) run() {
 	defer close(r.done)
@@ -255,7 +271,8 @@ func (r *Relay) run() {
 			l.closeStreams()
 		}
 	}()
-	r.tidy(time.Now())
+	r.looked = time.Now()
+	r.rest(r.looked)
 	for {
 		n := 0
 		var receiveErr error
@@ -263,17 +280,36 @@ func (r *Relay) run() {
 			n, receiveErr = r.in.receive(int(fd))
 			return !errors.Is(receiveErr, unix.EAGAIN)
 		})
+		now := time.Now()
+		r.look(now)
 		switch {
 		case err == nil && receiveErr == nil:
-			r.copyBatch(n, time.Now())
+			r.copyBatch(n, now)
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			r.tidy(time.Now())
+			r.rest(now)
 		case err != nil: // closed
 			return
 		default:
 			r.core.config.Log.Error("receiving from the tunnel failed; trying again", "error", receiveErr)
 			time.Sleep(errorPause)
 		}
+	}
+}
+
+// look notes if this process stood still: then nothing is copied by what was heard before.
+func (r *Relay) look(now time.Time) {
+	if still := now.Sub(r.looked); still > StandStill {
+		r.stood = now
+		r.core.config.Log.Error("this process stood still: nothing is copied until the service answers", "for", still.Round(time.Millisecond))
+	}
+	r.looked = now
+}
+
+// rest is what there is to do while nothing comes.
+func (r *Relay) rest(now time.Time) {
+	_ = r.file.SetReadDeadline(now.Add(min(pulse, r.core.config.StreamIdle)))
+	if r.untidy.Swap(false) || now.Sub(r.tidied) >= min(tidyInterval, r.core.config.StreamIdle) {
+		r.tidy(now)
 	}
 }
 
@@ -304,6 +340,9 @@ func (r *Relay) copyBatch(n int, now time.Time) {
 		l := r.groupOf(key, group)
 		// Each fragment is judged, so that what nobody registered takes no room.
 		v := packet.Decide(home.Snapshot, now, p.Datagram)
+		if home.HeardBefore(r.stood) {
+			v = packet.Verdict{Reason: packet.Stale}
+		}
 		if v.Reason != packet.Copy {
 			l.counters.received.Add(1)
 			l.counters.reasons[v.Reason].Add(1)
@@ -400,7 +439,7 @@ func (r *Relay) countLost(oob []byte) {
 
 // tidy closes the sockets of streams that ended and of destinations that left. It runs now and then, and after each Apply.
 func (r *Relay) tidy(now time.Time) {
-	_ = r.file.SetReadDeadline(now.Add(min(tidyInterval, r.core.config.StreamIdle)))
+	r.tidied = now
 	all := *r.premises.Load()
 	for key, l := range r.groups {
 		var group *table.Group

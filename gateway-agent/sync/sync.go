@@ -41,6 +41,8 @@ const (
 type Answer struct {
 	// Information is the full snapshot, nil if nothing changed since the cursor that was sent.
 	Information *Information
+	// Asked is when the question was sent.
+	Asked time.Time
 
 	size int // of the snapshot in bytes
 }
@@ -257,11 +259,15 @@ func (p *Poller) poll(ctx context.Context, held Held) (Answer, error) {
 		maxWait, known = &seconds, &etag
 		deadline += wait + wait/16 // the server spreads its answers over a sixteenth
 	}
+	asked := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
 	a, err := p.node.largest().read(p.node.groups(ctx, p.client, maxWait, known))
 	if err != nil {
 		return Answer{}, err
+	}
+	if took := time.Since(asked); took > deadline {
+		return Answer{}, fmt.Errorf("it was read %s after it was asked for, and may have been true then only: did this process stand still?", took.Round(time.Second))
 	}
 	etag := a.header.Get("ETag")
 	switch a.status {
@@ -270,7 +276,7 @@ func (p *Poller) poll(ctx context.Context, held Held) (Answer, error) {
 			return Answer{}, errors.New("the server says that nothing changed since something that was not asked about")
 		}
 		p.counts.unchanged.Add(1)
-		return Answer{}, nil
+		return Answer{Asked: asked}, nil
 	case http.StatusOK:
 		info, err := p.node.decode(a.body)
 		if err == nil && etag != `"`+info.Cursor()+`"` {
@@ -293,7 +299,7 @@ func (p *Poller) poll(ctx context.Context, held Held) (Answer, error) {
 			p.declared = false // another life of the database may not know what this gateway declared
 		}
 		p.counts.changed.Add(1)
-		return Answer{Information: info, size: len(a.body)}, nil
+		return Answer{Information: info, Asked: asked, size: len(a.body)}, nil
 	case http.StatusNotFound, http.StatusConflict:
 		p.declared = false
 	}

@@ -14,6 +14,8 @@ import (
 type Inputs struct {
 	// ValidUntil is when the snapshot ends unless the server is heard from before.
 	ValidUntil time.Time
+	// Heard is Snapshot.Heard.
+	Heard time.Time
 	// Ports are the senders' reserved ones, by the source's registration id.
 	Ports map[string]uint16
 	// Leases are where and until when those who consented may get copies.
@@ -31,7 +33,7 @@ func Derive(v View, in Inputs) (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Snapshot{Version: version, ValidUntil: in.ValidUntil, Groups: map[netip.Addr]*Group{}}
+	s := &Snapshot{Version: version, ValidUntil: in.ValidUntil, Heard: in.Heard, Groups: map[netip.Addr]*Group{}}
 	for row, err := range rows[*models.Group](v, tableGroups, byIP) {
 		if err != nil {
 			return nil, err
@@ -61,7 +63,7 @@ func DeriveRelay(v View, in Inputs, homes []models.RelayPremises) (map[netip.Add
 	for _, h := range homes {
 		at := home{h.PremisesID, h.GatewayID}
 		if of[at] == nil {
-			of[at] = &Snapshot{Version: version, ValidUntil: in.ValidUntil, Groups: map[netip.Addr]*Group{}}
+			of[at] = &Snapshot{Version: version, ValidUntil: in.ValidUntil, Heard: in.Heard, Groups: map[netip.Addr]*Group{}}
 		}
 		all[h.TunnelAddress] = of[at]
 	}

@@ -66,8 +66,13 @@ func (g *Group) Source(addr netip.Addr) (Source, bool) {
 type Snapshot struct {
 	Version    string    // "<epoch>.<revision>" it was derived from
 	ValidUntil time.Time // the packet path copies nothing after this instant (fail closed, SPEC §9)
-	Groups     map[netip.Addr]*Group
+	// Heard is when the service was asked for what it answered, or stood by; zero: it wasn't.
+	Heard  time.Time
+	Groups map[netip.Addr]*Group
 }
+
+// HeardBefore tells whether the service was asked before that time.
+func (s *Snapshot) HeardBefore(t time.Time) bool { return !s.Heard.IsZero() && s.Heard.Before(t) }
 
 // Group returns the group that owns the group IP.
 func (s *Snapshot) Group(ip netip.Addr) (*Group, bool) {

@@ -35,6 +35,7 @@ type Service struct {
 	told     chan struct{} // closed when there are more
 	deaf     bool
 	asked    []string // how events were asked for
+	tunnel   tunnel
 }
 
 // Start serves until the test ends.
@@ -56,6 +57,8 @@ func Open() (s *Service, url string, stop func()) {
 	mux.HandleFunc("GET /v1/registrations/{id}", s.read)
 	mux.HandleFunc("GET /v1/groups", s.list)
 	mux.HandleFunc("GET /v1/groups/{id}/events", s.stream)
+	mux.HandleFunc("PUT /v1/devices/{id}/tunnel", s.declareTunnel)
+	mux.HandleFunc("GET /v1/devices/{id}/tunnel", s.tellTunnel)
 	server := httptest.NewServer(mux)
 	return s, server.URL, func() {
 		server.CloseClientConnections()

@@ -22,6 +22,10 @@ type deadlines struct {
 	lease   time.Duration
 	limit   time.Duration            // boot time: no longer than the snapshot
 	present map[uint32]time.Duration // boot time until when each may be served at most
+	// A relay's doesn't bring back by itself what has run out: this process stood still, and another may copy now.
+	strict  bool
+	renewed time.Duration // boot time
+	stood   time.Time     // when it was found that this process stood still; zero: never
 }
 
 func newDeadlines(m *ebpf.Map, lease time.Duration) (*deadlines, error) {
@@ -76,8 +80,21 @@ func (d *deadlines) keep(present map[uint32]time.Time) {
 	_ = d.renew()
 }
 
+// look ends everything if this process stood still for so long that all has run out.
+func (d *deadlines) look() {
+	now := bootTime()
+	if d.strict && d.renewed != 0 && now-d.renewed >= d.lease {
+		d.stood = time.Now()
+		for index := range d.present {
+			d.present[index] = 0
+		}
+	}
+	d.renewed = now
+}
+
 // renew pushes all forward.
 func (d *deadlines) renew() error {
+	d.look()
 	for index, until := range d.present {
 		if err := d.write(index, d.value(until)); err != nil {
 			return err

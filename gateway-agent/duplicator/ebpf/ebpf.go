@@ -19,7 +19,7 @@ type Config struct {
 	Interface string
 	// PinDir is a directory in a BPF file system; it is made if it isn't there. Default: /sys/fs/bpf/groupcast.
 	PinDir string
-	// Lease is how long the kernel goes on without a living agent. Default and most: 30 seconds (SPEC §9).
+	// Lease is how long the kernel goes on without a living agent. Most, and default at home: 30 seconds (SPEC §9); a relay's default is duplicator.StandStill.
 	Lease time.Duration
 }
 

@@ -41,6 +41,9 @@ const (
 
 // OpenRelay loads the program. Interface and PinDir don't count for it, nor does what doesn't for duplicator.OpenRelay.
 func OpenRelay(c Config, inside duplicator.Inside) (*Relay, error) {
+	if c.Lease == 0 {
+		c.Lease = duplicator.StandStill
+	}
 	if err := c.completeLease(); err != nil {
 		return nil, err
 	}
@@ -87,7 +90,7 @@ func (r *Relay) open(device *net.Interface, inside netip.Addr) error {
 	if err := r.begin(); err != nil {
 		return err
 	}
-	r.until.limit = forever // homes may differ
+	r.until.limit, r.until.strict = forever, true // homes may differ
 	k.link, err = link.AttachTCX(link.TCXOptions{Interface: k.lan, Program: k.prog, Attach: ebpf.AttachTCXIngress, Anchor: link.Head()})
 	if err != nil {
 		return fmt.Errorf("%w: attach the program to %s: %w%s", ErrUnavailable, device.Name, err, advice(err))
@@ -145,6 +148,7 @@ func (*Relay) candidate(g *table.Group) bool {
 // swap makes the kernel's maps those of the table, as the network is now. The kernel waits once for all groups, not for each, until no packet is copied by what
 // was there before.
 func (r *Relay) swap() error {
+	r.until.look()
 	wanted := r.candidates()
 	var addrs []netip.Addr
 	for _, g := range wanted {
@@ -160,7 +164,7 @@ func (r *Relay) swap() error {
 	inner := map[place]*ebpf.Map{}
 	stay := map[place]bool{}
 	for at, g := range wanted {
-		built := r.build(at, g, r.homes[at.premises].ValidUntil, hops)
+		built := r.build(at, g, r.ends(r.homes[at.premises]), hops)
 		if built.index == 0 || built.socket {
 			continue
 		}
@@ -183,6 +187,14 @@ func (r *Relay) swap() error {
 	errs = append(errs, r.removeAllBut(stay))
 	r.until.keep(r.present())
 	return errors.Join(errs...)
+}
+
+// ends is when a home's groups end if nothing is heard.
+func (r *Relay) ends(home *table.Snapshot) time.Time {
+	if home.HeardBefore(r.until.stood) {
+		return r.until.stood
+	}
+	return home.ValidUntil
 }
 
 // putAll puts groups into force.

@@ -26,7 +26,8 @@ import (
 )
 
 const (
-	tunnelWait = 50 // seconds of one long poll
+	tunnelWait = 50 * time.Second // of one long poll, at most
+	reserve    = 10 * time.Second // for everything in a call that is not waiting
 	firstRetry = time.Second
 	lastRetry  = 15 * time.Second
 )
@@ -50,13 +51,15 @@ type Tunnel struct {
 
 	mu     sync.Mutex // those below
 	tunnel *tunnel.Tunnel
-	state  string // what was logged last
+	state  string    // what was logged last
+	until  time.Time // what the service said holds
 }
 
 // way is where datagrams go.
 type way struct {
 	*net.IPConn
 	relay net.IPAddr
+	until time.Time
 }
 
 // OpenTunnel reads this host's key from a file, or makes one, and opens nothing yet. The datagrams are to come from an address and port; port 0 is a drawn one.
@@ -88,18 +91,23 @@ func (t *Tunnel) Declare(ctx context.Context) error {
 
 // Follow keeps the tunnel going to the relay that the service names, until ctx is done; then the tunnel is gone. What the service said holds for maxStaleSeconds.
 func (t *Tunnel) Follow(ctx context.Context) {
-	stale := time.AfterFunc(time.Hour, func() {
-		t.log.Error("the service was not heard from for too long: nothing is sent until it answers")
-		t.stop()
-	})
+	stale := time.AfterFunc(time.Hour, t.expire)
 	defer t.close()
 	defer stale.Stop()
+	var held api.TunnelInformation
 	index, retry := "", firstRetry
 	for ctx.Err() == nil {
-		info, err := t.poll(ctx, index)
+		info, err := t.poll(ctx, index, time.Duration(held.MaxStaleSeconds)*time.Second)
 		if err == nil {
-			stale.Reset(time.Duration(info.MaxStaleSeconds) * time.Second)
-			if err = t.apply(ctx, info); err == nil {
+			another := held.Epoch != "" && held.Epoch != info.Epoch
+			held = info
+			maxStale := time.Duration(info.MaxStaleSeconds) * time.Second
+			stale.Reset(maxStale)
+			err = t.apply(ctx, info, time.Now().Add(maxStale))
+			if err == nil && another { // another life of the service's database may know another key
+				err = t.Declare(ctx)
+			}
+			if err == nil {
 				index, retry = info.Epoch+"."+info.Revision, firstRetry
 				continue
 			}
@@ -122,12 +130,29 @@ func (t *Tunnel) Follow(ctx context.Context) {
 	}
 }
 
-func (t *Tunnel) poll(ctx context.Context, index string) (api.TunnelInformation, error) {
-	params := &api.GetTunnelInformationParams{}
-	if index != "" {
-		wait := int32(tunnelWait)
-		params.Index, params.Wait = &index, &wait
+// expire ends what the service said, unless it has said it again.
+func (t *Tunnel) expire() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if time.Now().Before(t.until) {
+		return
 	}
+	t.stopLocked()
+	t.tellLocked("the service was not heard from for too long: nothing is sent until it answers")
+}
+
+// poll asks where the tunnel goes. What it held before is said again several times before it is over.
+func (t *Tunnel) poll(ctx context.Context, index string, maxStale time.Duration) (api.TunnelInformation, error) {
+	params := &api.GetTunnelInformationParams{}
+	limit := reserve
+	if index != "" {
+		wait := max(min(tunnelWait, maxStale/3), time.Second)
+		seconds := int32(wait / time.Second)
+		params.Index, params.Wait = &index, &seconds
+		limit += wait + wait/16 // the service spreads its answers over a sixteenth
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	answer, err := t.client.GetTunnelInformationWithResponse(ctx, t.device, params)
 	if err == nil {
 		err = refusal.Check(answer, answer.HTTPResponse.Header)
@@ -141,8 +166,8 @@ func (t *Tunnel) poll(ctx context.Context, index string) (api.TunnelInformation,
 	return *answer.JSON200, nil
 }
 
-// apply has datagrams go to the relay that copies, or nowhere.
-func (t *Tunnel) apply(ctx context.Context, info api.TunnelInformation) error {
+// apply has datagrams go to the relay that copies, or nowhere, and nowhere after that time.
+func (t *Tunnel) apply(ctx context.Context, info api.TunnelInformation, until time.Time) error {
 	r := info.Relay
 	switch {
 	case info.Fanout != models.FanoutNetwork:
@@ -160,6 +185,7 @@ func (t *Tunnel) apply(ctx context.Context, info api.TunnelInformation) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.until = until
 	if t.tunnel != nil && t.tunnel.Address() != r.OwnTunnelAddress {
 		t.closeLocked()
 	}
@@ -177,7 +203,7 @@ func (t *Tunnel) apply(ctx context.Context, info api.TunnelInformation) error {
 	if err := t.tunnel.Apply([]tunnel.Peer{relay}); err != nil {
 		return err
 	}
-	next := &way{relay: net.IPAddr{IP: r.TunnelAddress.AsSlice()}}
+	next := &way{relay: net.IPAddr{IP: r.TunnelAddress.AsSlice()}, until: until}
 	if before := t.way.Load(); before != nil {
 		next.IPConn = before.IPConn
 	} else {
@@ -250,14 +276,14 @@ func (t *Tunnel) tell(state string) {
 func (t *Tunnel) tellLocked(state string, more ...any) {
 	if now := fmt.Sprint(state, more); now != t.state {
 		t.state = now
-		t.log.Info("tunnel: "+state, more...) //nolint:sloglint // one of four sentences of this file
+		t.log.Info("tunnel: "+state, more...) //nolint:sloglint // one of five sentences of this file
 	}
 }
 
 // send puts one datagram into the tunnel; errNoWay while nobody copies.
 func (t *Tunnel) send(payload []byte, to netip.AddrPort) error {
 	w := t.way.Load()
-	if w == nil {
+	if w == nil || !time.Now().Before(w.until) {
 		return errNoWay
 	}
 	whole, err := datagram(t.from, to, uint16(t.id.Add(1)), t.option, payload)
