@@ -34,7 +34,8 @@ func (s *service) relayNode(t testing.TB, name string) relayNode {
 	harness.Secret("relay ticket", created.JSON200.Ticket)
 	c, err := clientauth.Enrolment{Path: filepath.Join(t.TempDir(), "credential"), Server: s.base()}.UseTicket(t.Context(), created.JSON200.Ticket)
 	require.NoError(t, err)
-	require.Equal(t, created.JSON200.RelayID.String(), c.DeviceID())
+	require.Equal(t, created.JSON200.RelayID.String(), c.RelayID())
+	require.Empty(t, c.DeviceID())
 	return relayNode{created.JSON200.RelayID, &http.Client{Transport: c.Transport()}, s}
 }
 
