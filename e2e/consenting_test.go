@@ -82,7 +82,7 @@ func (c *consenting) next(t testing.TB) []byte {
 	select {
 	case b := <-c.media:
 		return b
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		require.Fail(t, "the copies stopped")
 		return nil
 	}

@@ -5,10 +5,12 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -177,6 +179,23 @@ func TestGroupcastctl(t *testing.T) {
 	require.Len(t, accounts.Accounts, 1)
 	assert.Empty(t, accounts.Accounts[0].Links)
 	assert.Len(t, accounts.Accounts[0].Devices, 1)
+
+	// Who enrols with a ticket is told its own id.
+	for _, who := range []struct {
+		field  string
+		ticket []string
+	}{
+		{"relayId", []string{"admin", "relay", "create", "--name", "relay-1"}},
+		{"deviceId", []string{"admin", "ticket", "--premises", string(premises.PremisesID), "--type", "gateway"}},
+	} {
+		ticket := filepath.Join(c.tokens, who.field+".ticket")
+		_, errs, code := c.run(append(who.ticket, "--out", ticket)...)
+		require.Zero(t, code, errs)
+		enrolled := map[string]string{}
+		c.json(&enrolled, "enrol", "--ticket-file", ticket, "--out", filepath.Join(c.tokens, who.field+".credential"))
+		assert.ElementsMatch(t, []string{"clientId", who.field}, slices.Collect(maps.Keys(enrolled)))
+		assert.Regexp(t, `^[1-9]\d*$`, enrolled[who.field])
+	}
 }
 
 // feed writes transport stream packets that all differ: until the first arrive in the file, then some hundred more.

@@ -160,7 +160,7 @@ func (f *far) registered(t *testing.T) map[string]models.RegistrationID {
 func (f *far) hears(t *testing.T, player *net.UDPConn, why string) {
 	t.Helper()
 	from := f.sent.Load()
-	require.NoError(t, player.SetReadDeadline(time.Now().Add(30*time.Second)))
+	require.NoError(t, player.SetReadDeadline(time.Now().Add(time.Minute)))
 	b := make([]byte, 2000)
 	for n := 0; n < 20; {
 		size, err := player.Read(b)

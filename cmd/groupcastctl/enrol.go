@@ -138,7 +138,11 @@ a key set for "groupcastctl admin service credential create --jwks".`
 }
 
 func (p *program) enrolled(c *clientauth.Client) error {
-	return p.show(map[string]string{"clientId": c.ClientID(), "deviceId": c.DeviceID()}, func() error {
-		return report.Fields(p.out, "clientId", c.ClientID(), "deviceId", c.DeviceID())
+	name, id := "deviceId", c.DeviceID()
+	if c.RelayID() != "" {
+		name, id = "relayId", c.RelayID()
+	}
+	return p.show(map[string]string{"clientId": c.ClientID(), name: id}, func() error {
+		return report.Fields(p.out, "clientId", c.ClientID(), name, id)
 	})
 }

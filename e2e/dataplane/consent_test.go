@@ -151,7 +151,7 @@ func (k *keeper) run(d duplicator.Duplicator) {
 
 // end says if no check was answered, those that are still to be judged among them.
 func (k *keeper) end() error {
-	for end := time.Now().Add(10 * time.Second); k.answered.Load() == 0 && time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); k.answered.Load() == 0 && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
 	close(k.quit)

@@ -134,7 +134,7 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
-// Stop asks the program to end and gives its error, or says that it didn't end within ten seconds.
+// Stop asks the program to end and gives its error, or says that it didn't end within a minute.
 func (p *Process) Stop() error {
 	if err := p.Cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("ask %s to stop: %w", p.Name, err)
@@ -142,8 +142,8 @@ func (p *Process) Stop() error {
 	select {
 	case <-p.done:
 		return p.err
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		p.Kill()
-		return fmt.Errorf("%s did not stop within 10 s", p.Name)
+		return fmt.Errorf("%s did not stop within a minute", p.Name)
 	}
 }

@@ -269,7 +269,7 @@ func (l *lab) receiver(address string) *receiver {
 // next is the next datagram's payload.
 func (r *receiver) next() string {
 	r.t.Helper()
-	require.NoError(r.t, r.conn.SetReadDeadline(time.Now().Add(5*time.Second)))
+	require.NoError(r.t, r.conn.SetReadDeadline(time.Now().Add(time.Minute)))
 	b := make([]byte, 1<<16)
 	n, _, err := r.conn.ReadFrom(b)
 	require.NoError(r.t, err)

@@ -1088,7 +1088,8 @@ type OAuthProblem struct {
 	AdditionalProperties map[string]interface{} `json:"-"`
 }
 
-// OnRelayLoss What happens while no relay can serve the premises: the gateway copies again (`home`), or nobody does (`stop`), which spares the uplink.
+// OnRelayLoss What happens while no relay can serve the premises: the gateway copies again (`home`), or nobody does (`stop`), which spares the uplink. What it means before the
+// first relay is ready is said at `copiedAt`.
 type OnRelayLoss = models.OnRelayLoss
 
 // Password A new one has 12 to 128 characters.
@@ -1112,15 +1113,18 @@ type Pool struct {
 
 // Premises defines model for Premises.
 type Premises struct {
-	// CopiedAt Where copies are made now: `home`, `network`, or `nowhere` while `onRelayLoss: stop` waits for a relay. With `fanout: network` it stays `home` until a relay is
-	// ready, and with `fanout: home` it stays `network` until the gateway has heard of it, for a few seconds at most.
+	// CopiedAt Where copies are made now: `home`, `network` or `nowhere`. With `fanout: network` it stays `home` until the first relay is ready, also if `onRelayLoss: stop` is set
+	// in the same request; with `fanout: home` it stays `network` until the gateway has heard of it, for a few seconds at most. With `onRelayLoss: stop` it becomes
+	// `nowhere` when the relay that copies is lost, or at once if that is set while the premises have no relay; and it stays so until a relay is ready, or
+	// `onRelayLoss: home` or `fanout: home` is set. A camera that has no gateway is copied by a relay or `nowhere`.
 	CopiedAt *string `json:"copiedAt,omitempty"`
 
 	// Fanout Where copies are made, by the gateway (`home`) or by a relay of the operator (`network`).
 	Fanout *Fanout `json:"fanout,omitempty"`
 	Name   string  `json:"name"`
 
-	// OnRelayLoss What happens while no relay can serve the premises: the gateway copies again (`home`), or nobody does (`stop`), which spares the uplink.
+	// OnRelayLoss What happens while no relay can serve the premises: the gateway copies again (`home`), or nobody does (`stop`), which spares the uplink. What it means before the
+	// first relay is ready is said at `copiedAt`.
 	OnRelayLoss *OnRelayLoss `json:"onRelayLoss,omitempty"`
 
 	// PremisesID A home or building of an account.
@@ -1135,7 +1139,8 @@ type PremisesChange struct {
 	// Name What people call it.
 	Name *string `json:"name,omitempty"`
 
-	// OnRelayLoss What happens while no relay can serve the premises: the gateway copies again (`home`), or nobody does (`stop`), which spares the uplink.
+	// OnRelayLoss What happens while no relay can serve the premises: the gateway copies again (`home`), or nobody does (`stop`), which spares the uplink. What it means before the
+	// first relay is ready is said at `copiedAt`.
 	OnRelayLoss *OnRelayLoss `json:"onRelayLoss,omitempty"`
 }
 

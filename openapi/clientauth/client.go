@@ -117,8 +117,11 @@ func (c *Client) Server() string { return c.endpoint.issuer }
 // ClientID names the client at the server; empty with a bare token.
 func (c *Client) ClientID() string { return c.credential.Load().file.ClientID }
 
-// DeviceID is the device's, gateway's or relay's own id in decimal, if the server told it at the enrolment.
+// DeviceID is the device's or gateway's own id in decimal, if the server told it at the enrolment; empty for a relay.
 func (c *Client) DeviceID() string { return c.credential.Load().file.DeviceID }
+
+// RelayID is the relay's own id in decimal; empty for everybody else.
+func (c *Client) RelayID() string { return c.credential.Load().file.RelayID }
 
 // PublicKey is the public half of the credential's key as a JWK; nil if it has none.
 func (c *Client) PublicKey() []byte {

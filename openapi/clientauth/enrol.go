@@ -1,7 +1,6 @@
 package clientauth
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -62,7 +61,7 @@ func (n Enrolment) UseTicket(ctx context.Context, ticket string) (*Client, error
 	if a.ClientID == "" {
 		return nil, errors.New("enrol the device: the answer has no client_id: check that it is a groupcast server of the same release")
 	}
-	f.ClientID, f.DeviceID, f.DPoP = a.ClientID, cmp.Or(a.DeviceID, a.RelayID), true
+	f.ClientID, f.DeviceID, f.RelayID, f.DPoP = a.ClientID, a.DeviceID, a.RelayID, true
 	return finish(n.Path, f, k, e)
 }
 

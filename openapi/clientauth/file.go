@@ -35,8 +35,9 @@ type file struct {
 	Scope        string `json:"scope,omitempty"`
 	// DPoP binds the access tokens to PrivateKey.
 	DPoP bool `json:"dpop,omitempty"`
-	// DeviceID is the device's, gateway's or relay's own id, if the server told it.
+	// DeviceID is the device's or gateway's own id, and RelayID a relay's, if the server told it.
 	DeviceID string `json:"deviceId,omitempty"`
+	RelayID  string `json:"relayId,omitempty"`
 }
 
 func (f *file) check() error {

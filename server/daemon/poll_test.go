@@ -275,7 +275,7 @@ func TestAWaitIsAnsweredLikeAnyPoll(t *testing.T) {
 	conn, err := net.Dial("tcp", s.Addr().String())
 	require.NoError(t, err)
 	defer conn.Close()
-	require.NoError(t, conn.SetDeadline(time.Now().Add(30*time.Second)))
+	require.NoError(t, conn.SetDeadline(time.Now().Add(time.Minute)))
 	from := bufio.NewReader(conn)
 	ask := func(etag string) {
 		_, err := fmt.Fprintf(conn, "GET /v1/gateways/%s/groups?wait=50 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nIf-None-Match: %s\r\n\r\n",

@@ -37,7 +37,7 @@ func TestServicesReadTheQueue(t *testing.T) {
 	token := s.token(t, adminapi.TokenRequest{ServiceID: &service})
 
 	connect := func(o ...nats.Option) (*nats.Conn, error) {
-		return nats.Connect("tls://"+s.QueueAddr().String(), append([]nats.Option{nats.NoReconnect(), nats.Timeout(10 * time.Second), nats.Secure(&tls.Config{
+		return nats.Connect("tls://"+s.QueueAddr().String(), append([]nats.Option{nats.NoReconnect(), nats.Timeout(time.Minute), nats.Secure(&tls.Config{
 			InsecureSkipVerify: true, //nolint:gosec // the certificate is the test's own
 			VerifyConnection: func(state tls.ConnectionState) error {
 				assert.Equal(t, "groupcast", state.PeerCertificates[0].Subject.CommonName)
@@ -72,7 +72,7 @@ func TestServicesReadTheQueue(t *testing.T) {
 	s.source(t, h, "door")
 	var types []string
 	for range 2 {
-		m, err := consumer.Next(jetstream.FetchMaxWait(20 * time.Second))
+		m, err := consumer.Next(jetstream.FetchMaxWait(time.Minute))
 		require.NoError(t, err)
 		var e struct{ Type string }
 		require.NoError(t, json.Unmarshal(m.Data(), &e))

@@ -154,7 +154,7 @@ func (e *ear) take(wait time.Duration) (bool, error) {
 // next waits for n events.
 func (e *ear) next(n int) (all []told) {
 	e.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for len(e.pending) < n {
 		require.True(e.t, time.Now().Before(deadline), "only %v came", e.pending)
 		_, err := e.take(time.Second)
@@ -186,7 +186,7 @@ func (e *ear) nothing(l *lab) {
 // over wants the stream to end within the wait that a client waits anyway.
 func (e *ear) over(reason string) {
 	e.t.Helper()
-	_, err := e.take(20 * time.Second)
+	_, err := e.take(time.Minute)
 	end, ok := errors.AsType[*eventstreams.EndedError](err)
 	require.True(e.t, ok, "%v, pending %v", err, e.pending)
 	require.Equal(e.t, reason, end.Reason)

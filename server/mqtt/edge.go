@@ -9,6 +9,7 @@ package mqtt
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -32,7 +33,7 @@ const (
 	lookEvery = 2 * time.Second
 	// readTimeout bounds a reading that listeners share.
 	readTimeout = 10 * time.Second
-	// writeTimeout is how long a packet may take to get into the network, and ackTimeout how long a client has to acknowledge one.
+	// What Options.WriteTimeout and AckTimeout are without a value.
 	writeTimeout = 10 * time.Second
 	ackTimeout   = 20 * time.Second
 	// connectTimeout is how long a client has for TLS and CONNECT.
@@ -78,6 +79,10 @@ type Options struct {
 	Trusted []netip.Prefix
 	// The most connections of the process, of an account, and from one network (/24, or /64 for IPv6).
 	MaxConnections, MaxPerAccount, MaxPerSource int
+	// WriteTimeout is how long a packet may take to get into the network. Zero is 10 s.
+	WriteTimeout time.Duration
+	// AckTimeout is how long a client has to acknowledge a message (QoS 1); the next look after that ends its connection. Zero is 20 s.
+	AckTimeout time.Duration
 	// Now is the clock that tokens end by.
 	Now     func() time.Time
 	Log     *slog.Logger
@@ -114,6 +119,7 @@ type sessionKey struct {
 
 // New makes an edge. Run has to run for as long as it is used.
 func New(o Options) *Edge {
+	o.WriteTimeout, o.AckTimeout = cmp.Or(o.WriteTimeout, writeTimeout), cmp.Or(o.AckTimeout, ackTimeout)
 	e := &Edge{
 		o: o, metrics: newMetrics(o.Metrics), loads: make(chan struct{}, loads), conns: map[net.Conn]netip.Prefix{}, sources: map[netip.Prefix]int{},
 		sessions: map[sessionKey]*session{}, accounts: map[models.AccountID]int{}, feeds: map[models.EventStream]*feed{}, empty: make(chan struct{}),

@@ -300,6 +300,7 @@ func TestAStalledReaderDelaysNobody(t *testing.T) {
 	db := storetest.SQLite(t)
 	var rev atomic.Int64
 	l := newLab(t, db, func(o *mqtt.Options) {
+		o.WriteTimeout = time.Hour // it isn't cut off meanwhile, which would take ten seconds
 		truth := o.State
 		o.State = func(ctx context.Context, of models.EventStream) (events.State, bool, error) {
 			s, found, err := truth(ctx, of)
@@ -316,7 +317,7 @@ func TestAStalledReaderDelaysNobody(t *testing.T) {
 	prompt := l.connect(d.camera.Device.ID, "prompt")
 	prompt.subscribe(d.topic(), 0)
 	place := prompt.next().rev
-	// 15 MB. It isn't cut off meanwhile, which would take ten seconds.
+	// 15 MB.
 	for i := range int64(15) {
 		rev.Store(i + 1)
 		l.edge.Wake(models.EventPlace{EventStream: models.EventStream{AccountID: d.Account.ID, GroupID: d.group}})
@@ -376,7 +377,7 @@ func TestRestartStorm(t *testing.T) {
 					if !m.retained || m.state != 50 {
 						t.Errorf("%+v", m)
 					}
-				case <-time.After(30 * time.Second):
+				case <-time.After(patience):
 					t.Error("no state came")
 				}
 			})
@@ -418,13 +419,13 @@ func TestCaps(t *testing.T) {
 			require.EqualValues(t, 1, counter(t, registry, "groupcast_mqtt_refused_total", name))
 			goes.send(packets.NewControlPacket(packets.Disconnect))
 			require.Empty(t, goes.closed())
-			require.Eventually(t, func() bool { return counter(t, registry, "groupcast_mqtt_connections") == 1 }, time.Minute, time.Millisecond)
+			require.Eventually(t, func() bool { return counter(t, registry, "groupcast_mqtt_connections") == 1 }, patience, time.Millisecond)
 			require.Eventually(t, func() bool { // its place is free again
 				r := l.dial()
 				_ = connectPacket(d.camera.Device.ID.String(), "").Write(r)
 				p, err := packets.ReadPacket(r)
 				return err == nil && p.(*packets.ConnackPacket).ReturnCode == 0
-			}, time.Minute, 10*time.Millisecond)
+			}, patience, 10*time.Millisecond)
 		})
 	}
 }
@@ -503,7 +504,43 @@ func TestKeepAlive(t *testing.T) {
 	r.send(p)
 	require.Zero(t, r.receive().(*packets.ConnackPacket).ReturnCode)
 	require.Empty(t, r.closed())
-	require.Eventually(t, func() bool { return counter(t, registry, "groupcast_mqtt_ended_total", "silent") == 1 }, time.Minute, time.Millisecond)
+	require.Eventually(t, func() bool { return counter(t, registry, "groupcast_mqtt_ended_total", "silent") == 1 }, patience, time.Millisecond)
+}
+
+// TestWhoNeverAcknowledges: a client that takes a message and doesn't acknowledge it in time is cut off by the next look, and nobody else is. Until then it
+// stays, and hears the next once it has acknowledged.
+func TestWhoNeverAcknowledges(t *testing.T) {
+	for name, limit := range map[string]time.Duration{"in time": 0, "too late": time.Nanosecond} {
+		t.Run(name, func(t *testing.T) {
+			registry := prometheus.NewRegistry()
+			l := newLab(t, storetest.SQLite(t), func(o *mqtt.Options) { o.Metrics, o.AckTimeout = registry, limit })
+			d := l.door()
+			witness := l.connect(d.camera.Device.ID, "witness")
+			require.Zero(t, witness.subscribe(d.topic(), 0))
+			require.EqualValues(t, 1, witness.next().rev)
+			c := l.connect(d.camera.Device.ID, "silent", func(o *paho.ClientOptions) { o.SetAutoAckDisabled(true) })
+			taken := make(chan paho.Message, 10)
+			token := c.Subscribe(d.topic(), 1, func(_ paho.Client, m paho.Message) { taken <- m })
+			token.Wait()
+			require.NoError(t, token.Error())
+			first := <-taken
+			require.NoError(t, l.edge.Look(ctx))
+			if limit != 0 {
+				c.ended()
+				require.Eventually(t, func() bool { return counter(t, registry, "groupcast_mqtt_ended_total", "slow") == 1 }, patience, time.Millisecond)
+			}
+			phone := d.Device(t, models.DevicePhone, "phone")
+			d.Join(t, phone, servertest.Destination(phone, "198.51.99.9", "door"))
+			require.EqualValues(t, 2, witness.next().rev)
+			if limit == 0 {
+				require.NoError(t, l.edge.Look(ctx))
+				first.Ack()
+				second := <-taken
+				require.EqualValues(t, 2, read(t, second.Topic(), second.Retained(), second.Payload()).rev)
+			}
+			require.EqualValues(t, 1, witness.subscribe(mqtt.EventsTopic, 1), "it is still connected")
+		})
+	}
 }
 
 // TestUnsubscribe: nothing comes any more, and another subscription to the same topic begins with the state.
@@ -551,7 +588,7 @@ func TestDrain(t *testing.T) {
 			r.Close()
 		}
 		return err != nil
-	}, time.Minute, time.Millisecond, "nobody is taken any more")
+	}, patience, time.Millisecond, "nobody is taken any more")
 	require.EqualValues(t, 20, counter(t, registry, "groupcast_mqtt_connections"), "not all at once")
 	cancel()
 	<-drained

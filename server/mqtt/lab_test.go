@@ -42,6 +42,9 @@ type lab struct {
 
 const tokenLife = time.Hour
 
+// patience is how long a test waits for what must come, however busy the machine is.
+const patience = 2 * time.Minute
+
 func newLab(t testing.TB, db *storetest.DB, change ...func(*mqtt.Options)) *lab {
 	t.Helper()
 	l := &lab{Services: servertest.On(db, db.Store), t: t}
@@ -126,13 +129,17 @@ type client struct {
 
 func (l *lab) options(device models.ID, clientID string) *paho.ClientOptions {
 	return paho.NewClientOptions().AddBroker("tcp://" + l.addr).SetClientID(clientID).SetUsername("device").SetPassword(device.String()).
-		SetProtocolVersion(4).SetAutoReconnect(false).SetConnectTimeout(20 * time.Second).SetOrderMatters(true)
+		SetProtocolVersion(4).SetAutoReconnect(false).SetConnectTimeout(patience).SetPingTimeout(patience).SetOrderMatters(true)
 }
 
-func (l *lab) connect(device models.ID, clientID string) *client {
+func (l *lab) connect(device models.ID, clientID string, change ...func(*paho.ClientOptions)) *client {
 	l.t.Helper()
 	c := &client{t: l.t, heard: make(chan message, 5000), lost: make(chan error, 1)}
-	c.Client = paho.NewClient(l.options(device, clientID).SetConnectionLostHandler(func(_ paho.Client, err error) { c.lost <- err }))
+	o := l.options(device, clientID).SetConnectionLostHandler(func(_ paho.Client, err error) { c.lost <- err })
+	for _, f := range change {
+		f(o)
+	}
+	c.Client = paho.NewClient(o)
 	token := c.Connect()
 	token.Wait()
 	require.NoError(l.t, token.Error())
@@ -157,7 +164,7 @@ func (c *client) next() message {
 		return m
 	case err := <-c.lost:
 		require.Fail(c.t, "the connection ended", "%v", err)
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		require.Fail(c.t, "nothing came")
 	}
 	return message{}
@@ -178,7 +185,7 @@ func (c *client) ended() {
 	c.t.Helper()
 	select {
 	case <-c.lost:
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		require.Fail(c.t, "the connection goes on")
 	}
 }
@@ -211,7 +218,7 @@ func (l *lab) dial() raw {
 	conn, err := net.Dial("tcp", l.addr)
 	require.NoError(l.t, err)
 	l.t.Cleanup(func() { conn.Close() })
-	require.NoError(l.t, conn.SetDeadline(time.Now().Add(30*time.Second)))
+	require.NoError(l.t, conn.SetDeadline(time.Now().Add(patience)))
 	return raw{conn, l.t}
 }
 

@@ -354,7 +354,7 @@ func (s *session) publish(sub *subscription, n next) {
 func (s *session) write(b []byte) bool {
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	_ = s.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+	_ = s.conn.SetWriteDeadline(time.Now().Add(s.edge.o.WriteTimeout))
 	_, err := s.conn.Write(b)
 	return err == nil
 }
@@ -367,7 +367,7 @@ func (s *session) overdue(now time.Time) Reason {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, sub := range s.subs {
-		if !sub.inFlight.IsZero() && time.Since(sub.inFlight) > ackTimeout {
+		if !sub.inFlight.IsZero() && time.Since(sub.inFlight) > s.edge.o.AckTimeout {
 			return Slow
 		}
 	}

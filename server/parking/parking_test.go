@@ -78,7 +78,7 @@ func (l *lot) dial(t *testing.T) (net.Conn, *bufio.Reader) {
 	if l.server.TLS != nil {
 		c = tls.Client(c, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
 	}
-	require.NoError(t, c.SetDeadline(time.Now().Add(20*time.Second)))
+	require.NoError(t, c.SetDeadline(time.Now().Add(time.Minute)))
 	t.Cleanup(func() { _ = c.Close() })
 	return c, bufio.NewReader(c)
 }
@@ -116,7 +116,7 @@ func TestAConnectionGoesOnAfterItsAnswer(t *testing.T) {
 				p := <-l.parked
 				require.NotNil(t, p)
 				require.True(t, p.Keeps())
-				require.NoError(t, p.Answer([]byte(answer), time.Second, true, nil))
+				require.NoError(t, p.Answer([]byte(answer), time.Minute, true, nil))
 				assert.Equal(t, "ok", body(t, r))
 				send(t, c, plain)
 				assert.Equal(t, fmt.Sprintf("plain, TLS %t", secure), body(t, r))
@@ -131,7 +131,7 @@ func TestAnAnswerMayEndTheConnection(t *testing.T) {
 	l := newLot(t, false)
 	c, r := l.dial(t)
 	send(t, c, wait)
-	require.NoError(t, (<-l.parked).Answer([]byte(answer), time.Second, false, nil))
+	require.NoError(t, (<-l.parked).Answer([]byte(answer), time.Minute, false, nil))
 	assert.Equal(t, "ok", body(t, r))
 	_, err := r.ReadByte()
 	assert.ErrorIs(t, err, io.EOF)
@@ -159,7 +159,7 @@ func TestAClientThatLeavesIsNoticed(t *testing.T) {
 				leave(t, tcp)
 				select {
 				case <-l.gone:
-				case <-time.After(10 * time.Second):
+				case <-time.After(time.Minute):
 					t.Fatal("nobody noticed")
 				}
 				_ = p.Close() // TLS can't say goodbye any more
@@ -179,7 +179,7 @@ func TestWhatComesEarlyIsServedLater(t *testing.T) {
 			send(t, c, plain)
 			time.Sleep(20 * time.Millisecond) // it arrives; where it doesn't, the test shows less but is right
 			assert.Empty(t, l.gone)
-			require.NoError(t, p.Answer([]byte(answer), time.Second, true, nil))
+			require.NoError(t, p.Answer([]byte(answer), time.Minute, true, nil))
 			assert.Equal(t, "ok", body(t, r))
 			assert.Equal(t, fmt.Sprintf("plain, TLS %t", secure), body(t, r))
 		})
@@ -244,7 +244,7 @@ func TestCloseWaitsForTheAnswers(t *testing.T) {
 	send(t, other, wait)
 	assert.Nil(t, <-l.parked, "a lot that closes takes nobody")
 	assert.Equal(t, "plain, TLS false", body(t, from))
-	require.NoError(t, p.Answer([]byte(answer), time.Second, true, nil))
+	require.NoError(t, p.Answer([]byte(answer), time.Minute, true, nil))
 	assert.Equal(t, "ok", body(t, r))
 	<-closed
 	_, err := r.ReadByte()

@@ -7,9 +7,6 @@ package relays
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"log/slog"
 	"net/netip"
@@ -17,6 +14,7 @@ import (
 
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/server/audit"
+	"github.com/groupcast/groupcast/server/secrets"
 	"github.com/groupcast/groupcast/server/store"
 )
 
@@ -59,12 +57,12 @@ type Ticket struct {
 
 // Create makes a relay that serves nobody yet, and its ticket, which is shown once.
 func (s *Service) Create(ctx context.Context, name string) (t Ticket, err error) {
-	t = newTicket(models.NewID())
+	t = Ticket{RelayID: models.NewID(), Secret: secrets.New()}
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
 		if err := tx.InsertRelay(models.Relay{ID: t.RelayID, Name: name}); err != nil {
 			return err
 		}
-		if t.ExpiresAt, err = tx.PutRelayTicket(hash(t.Secret), t.RelayID, TicketLife); err != nil {
+		if t.ExpiresAt, err = tx.PutRelayTicket(secrets.Hash(t.Secret), t.RelayID, TicketLife); err != nil {
 			return err
 		}
 		return audit.Note(ctx, tx, audit.Entry{Action: audit.RelayCreate, Object: audit.OfRelay(t.RelayID)})
@@ -74,28 +72,17 @@ func (s *Service) Create(ctx context.Context, name string) (t Ticket, err error)
 
 // NewTicket makes another ticket for a relay; those before it are good no more.
 func (s *Service) NewTicket(ctx context.Context, id models.ID) (t Ticket, err error) {
-	t = newTicket(id)
+	t = Ticket{RelayID: id, Secret: secrets.New()}
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
 		if err := exists(tx, id); err != nil {
 			return err
 		}
-		if t.ExpiresAt, err = tx.PutRelayTicket(hash(t.Secret), id, TicketLife); err != nil {
+		if t.ExpiresAt, err = tx.PutRelayTicket(secrets.Hash(t.Secret), id, TicketLife); err != nil {
 			return err
 		}
 		return audit.Note(ctx, tx, audit.Entry{Action: audit.TicketCreate, Object: audit.OfRelay(id)})
 	})
 	return t, err
-}
-
-func newTicket(id models.ID) Ticket {
-	var b [32]byte
-	_, _ = rand.Read(b[:]) // never fails: it ends the process instead
-	return Ticket{RelayID: id, Secret: base64.RawURLEncoding.EncodeToString(b[:])}
-}
-
-func hash(secret string) []byte {
-	sum := sha256.Sum256([]byte(secret))
-	return sum[:]
 }
 
 func exists(tx *store.Tx, id models.ID) error {
@@ -206,7 +193,7 @@ func (s *Service) Remove(ctx context.Context, id models.ID) error {
 // Enrol uses a ticket up and gives the relay its key, in place of any before; ok is false if the ticket is none of a relay that can be used. It is a step of a
 // transaction. A key that another relay has is CodeAlreadyExists.
 func (s *Service) Enrol(ctx context.Context, tx *store.Tx, ticket, thumbprint, jwk string) (id models.ID, ok bool, err error) {
-	id, ok, err = tx.TakeRelayTicket(hash(ticket))
+	id, ok, err = tx.TakeRelayTicket(secrets.Hash(ticket))
 	if err != nil || !ok {
 		return 0, false, err
 	}

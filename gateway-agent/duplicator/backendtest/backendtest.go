@@ -66,7 +66,7 @@ func Cases() (names []string) {
 }
 
 const (
-	wait      = 10 * time.Second
+	wait      = time.Minute
 	mediaPort = 5004
 )
 
