@@ -32,7 +32,7 @@ func TestMQTTWithAProofOfPossession(t *testing.T) {
 		c := h.enrol(t, models.DeviceCamera)
 		connect := func(username, password string) error {
 			o := paho.NewClientOptions().AddBroker("tcp://" + addr).SetClientID("camera").SetUsername(username).SetPassword(password).
-				SetProtocolVersion(4).SetAutoReconnect(false).SetConnectTimeout(20 * time.Second)
+				SetProtocolVersion(4).SetAutoReconnect(false).SetConnectTimeout(time.Minute)
 			m := paho.NewClient(o)
 			token := m.Connect()
 			token.Wait()

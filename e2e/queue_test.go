@@ -28,7 +28,7 @@ func TestAttackABoundTokenAtTheQueue(t *testing.T) {
 	require.NoError(t, err)
 	require.NotNil(t, credential.JSON200, "%s", credential.Body)
 	connect := func(user, password string) error {
-		c, err := nats.Connect(queue, nats.UserInfo(user, password), nats.NoReconnect(), nats.Timeout(10*time.Second))
+		c, err := nats.Connect(queue, nats.UserInfo(user, password), nats.NoReconnect(), nats.Timeout(time.Minute))
 		if err == nil {
 			c.Close()
 		}

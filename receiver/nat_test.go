@@ -121,7 +121,7 @@ func gets(t *testing.T, media <-chan struct{}, what string) {
 	}
 	select {
 	case <-media:
-	case <-time.After(20 * time.Second):
+	case <-time.After(soon):
 		t.Fatalf("no media %s", what)
 	}
 }

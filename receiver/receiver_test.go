@@ -163,7 +163,7 @@ func besideAnotherProgram(t *testing.T, address, bound, agentAt string) {
 	m := machine(at.Addr().String(), at.Port())
 	b := make([]byte, 1500)
 	exchange := func() bool { // a request and what it leads to
-		_ = agent.SetReadDeadline(time.Now().Add(20 * time.Second))
+		_ = agent.SetReadDeadline(time.Now().Add(soon))
 		n, from, err := agent.ReadFromUDPAddrPort(b)
 		if err != nil {
 			return false
@@ -180,7 +180,7 @@ func besideAnotherProgram(t *testing.T, address, bound, agentAt string) {
 		require.NoError(t, err)
 		require.True(t, exchange(), "it consents")
 	}
-	_ = media.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = media.SetReadDeadline(time.Now().Add(soon))
 	n, _, err := media.ReadFromUDPAddrPort(b)
 	require.NoError(t, err)
 	assert.NotZero(t, n, "the other program gets what comes")

@@ -42,7 +42,7 @@ func (p *program) end() {
 		go func() { _ = p.cmd.Wait(); close(done) }()
 		select {
 		case <-done:
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			_ = p.cmd.Process.Kill()
 			<-done
 		}

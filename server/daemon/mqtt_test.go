@@ -31,7 +31,7 @@ func TestMQTTOverTLS(t *testing.T) {
 	heard, lost := make(chan string, 10), make(chan struct{})
 	var connected atomic.Int32
 	c := paho.NewClient(paho.NewClientOptions().AddBroker("ssl://" + s.MQTTAddr().String()).SetClientID("camera").SetUsername("device").SetPassword(h.cameraToken).
-		SetProtocolVersion(4).SetAutoReconnect(false).SetConnectTimeout(20 * time.Second).SetTLSConfig(&tls.Config{
+		SetProtocolVersion(4).SetAutoReconnect(false).SetConnectTimeout(time.Minute).SetTLSConfig(&tls.Config{
 		InsecureSkipVerify: true, //nolint:gosec // the certificate is the test's own
 		VerifyConnection: func(state tls.ConnectionState) error {
 			assert.Equal(t, "groupcast", state.PeerCertificates[0].Subject.CommonName)

@@ -154,7 +154,7 @@ func (e *ear) take(wait time.Duration) (bool, error) {
 // next waits for n events.
 func (e *ear) next(n int) (all []told) {
 	e.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for len(e.pending) < n {
 		require.True(e.t, time.Now().Before(deadline), "only %v came", e.pending)
 		_, err := e.take(time.Second)

@@ -126,7 +126,7 @@ type client struct {
 
 func (l *lab) options(device models.ID, clientID string) *paho.ClientOptions {
 	return paho.NewClientOptions().AddBroker("tcp://" + l.addr).SetClientID(clientID).SetUsername("device").SetPassword(device.String()).
-		SetProtocolVersion(4).SetAutoReconnect(false).SetConnectTimeout(20 * time.Second).SetOrderMatters(true)
+		SetProtocolVersion(4).SetAutoReconnect(false).SetConnectTimeout(time.Minute).SetOrderMatters(true)
 }
 
 func (l *lab) connect(device models.ID, clientID string) *client {
@@ -157,7 +157,7 @@ func (c *client) next() message {
 		return m
 	case err := <-c.lost:
 		require.Fail(c.t, "the connection ended", "%v", err)
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		require.Fail(c.t, "nothing came")
 	}
 	return message{}
@@ -178,7 +178,7 @@ func (c *client) ended() {
 	c.t.Helper()
 	select {
 	case <-c.lost:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		require.Fail(c.t, "the connection goes on")
 	}
 }

@@ -502,7 +502,7 @@ func TestAttackLogins(t *testing.T) {
 			}()),
 			"the system account": nats.Token(l.token("GROUPCAST-SYSTEM")),
 		} {
-			c, err := nats.Connect(l.url, o, nats.MaxReconnects(0), nats.Timeout(10*time.Second))
+			c, err := nats.Connect(l.url, o, nats.MaxReconnects(0), nats.Timeout(patience))
 			if err == nil {
 				c.Close()
 			}

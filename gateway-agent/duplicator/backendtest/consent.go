@@ -64,7 +64,7 @@ func reservedPorts(t *testing.T, b Backend) {
 				if c.port != port || c.from != netip.MustParseAddrPort(netlab.Upload+":5004") {
 					t.Errorf("heard %v", c)
 				}
-			case <-time.After(5 * time.Second):
+			case <-time.After(wait):
 				t.Fatal("a check was lost")
 			}
 		}
