@@ -70,9 +70,9 @@ test: ## All tests; as root also those on the wire (PKG=./server/... RUN=TestX s
 	@programs=$$(mktemp -d) && trap 'rm -rf "$$programs"' EXIT && export TEST_PROGRAMS="$$programs" && $(GOTEST) -- $(PKG)
 
 .PHONY: test-race
-test-race: ## All tests but the end-to-end ones (which run built programs) under the race detector
+test-race: ## The tests of what runs at the same time as something else (.ci/raced) under the race detector
 	@.ci/install test
-	@$(GOTEST) -race -- $$(go list $(PKG) | grep -vE '/e2e(/demo|/drills|/figures|/dataplane|/relay)?$$')
+	@GORACE=atexit_sleep_ms=100 $(GOTEST) -race -- $$(.ci/raced $(PKG))
 
 .PHONY: fuzz
 fuzz: ## Every fuzz target for FUZZTIME (10s)

@@ -70,7 +70,7 @@ func (l *lab) agentMemory(program, backend string, changes int) float64 {
 		_ = cmd.Wait()
 	}()
 	inForce := func(revision int) {
-		for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 			polls := service.Polls()
 			if len(polls) > 0 && polls[len(polls)-1].Cursor == fmt.Sprintf("e1.%d", revision) {
 				return

@@ -23,7 +23,7 @@ const (
 	// startTimeout is far above what a start takes (half a second), for a box that is busy with other things.
 	startTimeout = time.Minute
 	// stopTimeout is when an orderly stop gives way to a kill.
-	stopTimeout = 20 * time.Second
+	stopTimeout = time.Minute
 
 	superuser = "postgres"
 	// appUser owns the tests' databases and is no superuser, as in production.

@@ -23,13 +23,17 @@ const (
 
 // each runs a test on a service with SQLite and on one with a real Postgres, beside each other and other parallel tests.
 func each(t *testing.T, test func(t *testing.T, s *service), args ...string) {
-	t.Run("sqlite", func(t *testing.T) {
-		t.Parallel()
-		test(t, start(t, settings(t, dataDir(t), args...)))
-	})
+	onSQLite(t, test, args...)
 	t.Run("postgres", func(t *testing.T) {
 		t.Parallel()
 		test(t, start(t, settings(t, dataDir(t), append([]string{"--migrate", "--database-url", pgtest.URL(t)}, args...)...)))
+	})
+}
+
+func onSQLite(t *testing.T, test func(t *testing.T, s *service), args ...string) {
+	t.Run("sqlite", func(t *testing.T) {
+		t.Parallel()
+		test(t, start(t, settings(t, dataDir(t), args...)))
 	})
 }
 

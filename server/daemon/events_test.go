@@ -59,7 +59,7 @@ func (s *service) curl(t *testing.T, path string, args ...string) (next func() s
 						return strings.TrimSpace(event + " " + id + " " + strings.TrimPrefix(kind, "groupcast."))
 					}
 				}
-			case <-time.After(time.Minute):
+			case <-time.After(waitLong):
 				t.Errorf("nothing came; before: %q", all)
 				return ""
 			}

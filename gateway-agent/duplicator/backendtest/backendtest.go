@@ -66,7 +66,7 @@ func Cases() (names []string) {
 }
 
 const (
-	wait      = time.Minute
+	wait      = time.Minute // nothing takes as long unless the test fails
 	mediaPort = 5004
 )
 

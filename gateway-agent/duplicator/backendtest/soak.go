@@ -276,14 +276,14 @@ func (s *soak) seen() uint64 {
 func (s *soak) holds(before holdings) holdings {
 	s.t.Helper()
 	var now holdings
-	for end := time.Now().Add(10 * soakIdle); ; time.Sleep(soakIdle / 4) {
+	for began := time.Now(); ; time.Sleep(soakIdle / 4) {
 		last := now.things
 		now = s.look()
-		settled := last != nil && maps.Equal(last, now.things) && time.Until(end) < 7*soakIdle
+		settled := last != nil && maps.Equal(last, now.things) && time.Since(began) > 3*soakIdle
 		if before.things != nil {
 			settled = maps.Equal(before.things, now.things)
 		}
-		if settled || time.Now().After(end) {
+		if settled || time.Since(began) > wait {
 			break
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,7 +28,7 @@ import (
 
 const (
 	shortLease = 2 * time.Second
-	patience   = time.Minute
+	patience   = time.Minute // nothing takes as long unless the test fails
 )
 
 // The tests of this file are about what stays in the kernel while agents come and go.
@@ -88,6 +89,7 @@ type stream struct {
 	camera   *net.UDPConn
 	receiver *net.UDPConn
 	sent     uint32
+	passed   atomic.Uint32 // sent, for other goroutines
 	from     netip.AddrPort
 }
 
@@ -102,15 +104,26 @@ func (s *stream) send() {
 	if _, err := s.camera.WriteToUDPAddrPort(binary.BigEndian.AppendUint32(nil, s.sent), to); err != nil {
 		s.t.Fatal(err)
 	}
+	s.passed.Store(s.sent)
 }
 
 // arrived gives the numbers that the receiver got so far, and checks that they come from one port.
 func (s *stream) arrived() []uint32 {
 	s.t.Helper()
+	return s.await(0)
+}
+
+// await is arrived, but waits for n of them.
+func (s *stream) await(n int) []uint32 {
+	s.t.Helper()
 	var all []uint32
 	buf := make([]byte, 100)
-	for {
-		_ = s.receiver.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	for end := time.Now().Add(patience); ; {
+		deadline := time.Now().Add(100 * time.Millisecond)
+		if len(all) < n {
+			deadline = end
+		}
+		_ = s.receiver.SetReadDeadline(deadline)
 		_, from, err := s.receiver.ReadFromUDPAddrPort(buf)
 		if err != nil {
 			return all
@@ -126,10 +139,7 @@ func (s *stream) arrived() []uint32 {
 // expect fails unless the receiver got all from one number to another, once each.
 func (s *stream) expect(first, last uint32) {
 	s.t.Helper()
-	got := s.arrived()
-	for end := time.Now().Add(patience); len(got) < int(last-first+1) && time.Now().Before(end); {
-		got = append(got, s.arrived()...)
-	}
+	got := s.await(int(last - first + 1))
 	slices.Sort(got)
 	for i := range max(len(got), int(last-first+1)) {
 		if want := first + uint32(i); i >= len(got) || got[i] != want || want > last {
@@ -149,6 +159,13 @@ func (s *stream) untilArrived(what string) {
 		if time.Now().After(end) {
 			s.t.Fatalf("nothing arrives: %s", what)
 		}
+	}
+}
+
+// goesOn waits for n more datagrams to be sent.
+func (s *stream) goesOn(n uint32) {
+	for enough := s.passed.Load() + n; s.passed.Load() < enough; {
+		time.Sleep(time.Millisecond)
 	}
 }
 
@@ -176,10 +193,10 @@ func TestARestartInterruptsNothing(t *testing.T) {
 			lifted := make(chan *ebpf.Backend)
 			go func(agent *ebpf.Backend) { // not t.Fatal on this goroutine
 				_ = agent.Close()
-				time.Sleep(50 * time.Millisecond)
+				s.goesOn(50)
 				next, err := ebpf.Open(c)
 				if err == nil {
-					time.Sleep(20 * time.Millisecond)
+					s.goesOn(20)
 					err = next.Apply(backendtest.WorkedExample())
 				}
 				if err != nil {
@@ -196,9 +213,6 @@ func TestARestartInterruptsNothing(t *testing.T) {
 				}
 			}
 			s.expect(began, s.sent)
-			if s.sent-began < 50 {
-				t.Errorf("only %d datagrams were sent during the restart", s.sent-began)
-			}
 		}
 		// It is the new one that copies now.
 		s.send()
@@ -232,7 +246,18 @@ func TestADeadAgentsProgramGoesSilent(t *testing.T) {
 		s.expect(1, 1)
 		time.Sleep(2 * shortLease)
 		s.untilArrived("a living agent pushes the deadline forward") // on a busy machine not always in time, and then again
-		agent.kill()
+		for tries := 1; ; tries++ {
+			agent.kill()
+			s.send()
+			if len(s.arrived()) == 1 {
+				break
+			}
+			if tries == 5 { // once, the lease may have ended on a busy machine
+				t.Fatal("the program goes silent with the agent")
+			}
+			agent = startProcess(t, bpf)
+			s.untilArrived("the next agent copies")
+		}
 		time.Sleep(shortLease)
 		captured := len(h.Wide.Frames())
 		for range 100 {

@@ -15,10 +15,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/groupcast/groupcast/e2e/netlab"
-	"github.com/groupcast/groupcast/e2e/scripted"
 	"github.com/groupcast/groupcast/gateway-agent/packet"
 	"github.com/groupcast/groupcast/gateway-agent/tunnel"
 	service "github.com/groupcast/groupcast/internal/scripted"
+	"github.com/groupcast/groupcast/internal/logtest"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/api"
 	"github.com/groupcast/groupcast/openapi/client"
@@ -54,13 +54,13 @@ type following struct {
 	*testing.T
 	*Tunnel
 	service *service.Service
-	log     *scripted.Log
+	log     *logtest.Log
 	keys    int
 }
 
 func follow(t *testing.T) *following {
 	s, c := service.Start(t)
-	f := &following{T: t, service: s, log: &scripted.Log{}}
+	f := &following{T: t, service: s, log: &logtest.Log{}}
 	var err error
 	f.Tunnel, err = openTunnel(c, filepath.Join(t.TempDir(), "tunnel.key"), f.log)
 	require.NoError(t, err)
@@ -81,7 +81,7 @@ func follow(t *testing.T) *following {
 
 var aim = netip.MustParseAddrPort("198.18.0.230:5004")
 
-func openTunnel(c *client.ClientWithResponses, keyFile string, log *scripted.Log) (*Tunnel, error) {
+func openTunnel(c *client.ClientWithResponses, keyFile string, log *logtest.Log) (*Tunnel, error) {
 	return OpenTunnel(c, 7, keyFile, netip.MustParseAddrPort("192.168.8.5:40000"), true, slog.New(slog.NewTextHandler(log, nil)))
 }
 
@@ -204,7 +204,7 @@ func TestTunnelKeyFile(t *testing.T) {
 	netlab.Isolated(t, func(t *testing.T) {
 		s, c := service.Start(t)
 		good := filepath.Join(t.TempDir(), "good")
-		_, err := openTunnel(c, good, &scripted.Log{})
+		_, err := openTunnel(c, good, &logtest.Log{})
 		require.NoError(t, err)
 		key, err := os.ReadFile(good)
 		require.NoError(t, err)
@@ -221,16 +221,16 @@ func TestTunnelKeyFile(t *testing.T) {
 		} {
 			path := filepath.Join(dir, c.at)
 			require.NoError(t, os.WriteFile(path, c.file, c.mode))
-			_, err := openTunnel(nil, path, &scripted.Log{})
+			_, err := openTunnel(nil, path, &logtest.Log{})
 			require.ErrorContains(t, err, c.says, name)
 			require.ErrorContains(t, err, "--tunnel", name)
 			after, err := os.ReadFile(path)
 			require.NoError(t, err)
 			require.Equal(t, string(c.file), string(after), name)
 		}
-		_, err = openTunnel(c, dir, &scripted.Log{})
+		_, err = openTunnel(c, dir, &logtest.Log{})
 		require.ErrorContains(t, err, "is a directory")
-		_, err = openTunnel(c, filepath.Join(good, "below"), &scripted.Log{})
+		_, err = openTunnel(c, filepath.Join(good, "below"), &logtest.Log{})
 		require.ErrorContains(t, err, "not a directory")
 		require.Empty(t, s.DeclaredTunnels())
 	})
