@@ -3,7 +3,6 @@ package e2e
 import (
 	"encoding/binary"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -23,7 +22,6 @@ import (
 	"github.com/groupcast/groupcast/e2e/netlab"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/adminapi"
-	"github.com/groupcast/groupcast/openapi/clientauth"
 )
 
 // tunnelled is a network with the service, receivers and relays on the internet, and homes without gateways behind NATs of their own.
@@ -56,37 +54,7 @@ func newTunnelled(t *testing.T) *tunnelled {
 	return l
 }
 
-// reach lets programs in a namespace reach the service, which is at a loopback address.
-func (l *tunnelled) reach(from *netlab.Namespace) {
-	l.t.Helper()
-	var listener net.Listener
-	var err error
-	from.Do(func() { listener, err = net.Listen("tcp", serviceAt) })
-	require.NoError(l.t, err)
-	l.t.Cleanup(func() { listener.Close() })
-	go func() {
-		for {
-			near, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			var far net.Conn
-			l.internet.Do(func() { far, err = net.Dial("tcp", serviceAt) })
-			if err != nil {
-				near.Close()
-				continue
-			}
-			for _, way := range [][2]net.Conn{{near, far}, {far, near}} {
-				go func() {
-					defer way[0].Close()
-					_, _ = io.Copy(way[0], way[1])
-				}()
-			}
-		}
-	}()
-}
-
-// addRelay has the operator enrol a relay for all premises, and runs it.
+// addRelay adds one for all premises.
 func (l *tunnelled) addRelay(n int) {
 	t := l.t
 	t.Helper()
@@ -96,21 +64,8 @@ func (l *tunnelled) addRelay(n int) {
 	in.Address("wan0", at.String()+"/30")
 	l.internet.Address(fmt.Sprint("relay", n), at.Next().String()+"/30")
 	in.Route("0.0.0.0/0", at.Next().String())
-	l.reach(in)
-	ticket, err := l.Admin.CreateRelayWithResponse(t.Context(), nil, adminapi.RelayRequest{Name: fmt.Sprint("relay-", n)})
-	require.NoError(t, err)
-	require.NotNil(t, ticket.JSON200, "%s", ticket.Body)
-	all := true
-	may, err := l.Admin.SetRelayPremisesWithResponse(t.Context(), ticket.JSON200.RelayID, adminapi.RelayPremisesRequest{All: &all})
-	require.NoError(t, err)
-	require.Less(t, may.StatusCode(), 300, "%s", may.Body)
-	dir := t.TempDir()
-	credential := filepath.Join(dir, "credential")
-	_, err = clientauth.Enrolment{Path: credential, Server: l.URL, Options: clientauth.Options{Base: l.HTTP.Transport}}.UseTicket(t.Context(), ticket.JSON200.Ticket)
-	require.NoError(t, err)
-	l.relays[at] = harness.Start(t, in, "gateway-agent", exec.Command(harness.Bin(t, "gateway-agent"), "run", "--mode", "relay", "--server", l.URL, "--credential", credential,
-		"--relay-id", ticket.JSON200.RelayID.String(), "--tunnel-endpoint", at.String()+":51820", "--uplink-address", at.String(),
-		"--state-dir", filepath.Join(dir, "state"), "--metrics-listen", ""))
+	harness.Reach(t, in, l.internet, serviceAt)
+	l.relays[at] = harness.StartRelay(t, harness.RelayOptions{Server: l.Server, In: in, Name: fmt.Sprint("relay-", n), Address: at.String()})
 }
 
 // addHome is a home whose camera is the only thing behind its NAT, with a camera program that sends what comes in locally, as it does.
@@ -132,7 +87,7 @@ func (l *tunnelled) addHome(n int, premises models.PremisesID, group string) *tu
 	nat.Run("nft", "table ip nat { chain post { type nat hook postrouting priority 100; oifname wan0 masquerade; }; chain in { type filter hook forward priority 0; policy drop; "+
 		"ct state established,related accept; iifname lan0 accept; }; }")
 	h.uplink = nat.Capture("wan0")
-	l.reach(h.camera)
+	harness.Reach(t, h.camera, l.internet, serviceAt)
 
 	off := false
 	id := l.Device(t, premises, adminapi.DeviceRequest{Type: models.DeviceCamera, Name: fmt.Sprint("camera", n), Pop: &off})

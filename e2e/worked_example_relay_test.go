@@ -4,11 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,7 +17,6 @@ import (
 	"github.com/groupcast/groupcast/e2e/harness"
 	"github.com/groupcast/groupcast/e2e/netlab"
 	"github.com/groupcast/groupcast/openapi/adminapi"
-	"github.com/groupcast/groupcast/openapi/clientauth"
 )
 
 const relayAddr = "96.114.20.6"
@@ -44,7 +40,8 @@ func TestRelayCarriesTheWorkedExample(t *testing.T) {
 		LANInterface: "lan0", LANPrefix: "172.168.0.0/24", LANAddress: gatewayAddr, Uplink: uplinkAddr, GroupRange: "172.168.0.233-172.168.0.254",
 	})
 	e.awaitDeclared(t)
-	e.startRelay(t, relay, w.gateway)
+	harness.Reach(t, relay, w.gateway, strings.TrimPrefix(e.URL, "http://"))
+	harness.StartRelay(t, harness.RelayOptions{Server: e.Server, In: relay, Name: "relay-1", Address: relayAddr})
 	e.postCamera(t)
 	e.postSecondGroup(t)
 	e.postUpload(t)
@@ -124,51 +121,6 @@ func TestRelayCarriesTheWorkedExample(t *testing.T) {
 		}
 		return atHome(payload) == 2 && relayed(payload) == 0
 	}, time.Minute, time.Millisecond, "the gateway doesn't copy again")
-}
-
-// startRelay has the operator enrol a relay for all premises, and runs it. The service is in the gateway's namespace.
-func (e *example) startRelay(t *testing.T, in, service *netlab.Namespace) {
-	t.Helper()
-	ticket, err := e.Admin.CreateRelayWithResponse(t.Context(), nil, adminapi.RelayRequest{Name: "relay-1"})
-	require.NoError(t, err)
-	require.NotNil(t, ticket.JSON200, "%s", ticket.Body)
-	all := true
-	may, err := e.Admin.SetRelayPremisesWithResponse(t.Context(), ticket.JSON200.RelayID, adminapi.RelayPremisesRequest{All: &all})
-	require.NoError(t, err)
-	require.Less(t, may.StatusCode(), 300, "%s", may.Body)
-	dir := t.TempDir()
-	credential := filepath.Join(dir, "credential")
-	_, err = clientauth.Enrolment{Path: credential, Server: e.URL, Options: clientauth.Options{Base: e.HTTP.Transport}}.UseTicket(t.Context(), ticket.JSON200.Ticket)
-	require.NoError(t, err)
-
-	address := strings.TrimPrefix(e.URL, "http://")
-	var listener net.Listener
-	in.Do(func() { listener, err = net.Listen("tcp", address) })
-	require.NoError(t, err)
-	t.Cleanup(func() { listener.Close() })
-	go func() {
-		for {
-			near, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			var far net.Conn
-			service.Do(func() { far, err = net.Dial("tcp", address) })
-			if err != nil {
-				near.Close()
-				continue
-			}
-			for _, way := range [][2]net.Conn{{near, far}, {far, near}} {
-				go func() {
-					defer way[0].Close()
-					_, _ = io.Copy(way[0], way[1])
-				}()
-			}
-		}
-	}()
-	harness.Start(t, in, "gateway-agent", exec.Command(harness.Bin(t, "gateway-agent"), "run", "--mode", "relay", "--server", e.URL, "--credential", credential,
-		"--relay-id", ticket.JSON200.RelayID.String(), "--tunnel-endpoint", relayAddr+":51820", "--uplink-address", relayAddr,
-		"--state-dir", filepath.Join(dir, "state"), "--metrics-listen", ""))
 }
 
 // fanout is the account holder's decision where copies are made.

@@ -18,13 +18,17 @@ import (
 	receiverkit "github.com/groupcast/groupcast/receiver"
 )
 
-// lossy is a service that can be lost.
+// lossy is a service that can be lost: each other call is refused by what stands before it, or cut off, as by one that was killed.
 type lossy struct {
 	http.Handler
-	lost atomic.Bool
+	lost  atomic.Bool
+	calls atomic.Int64
 }
 
 func (l *lossy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if l.lost.Load() && l.calls.Add(1)%2 == 0 {
+		panic(http.ErrAbortHandler)
+	}
 	if l.lost.Load() {
 		scripted.Problem(w, http.StatusServiceUnavailable, "unavailable", "It is away.")
 		return

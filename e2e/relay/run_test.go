@@ -11,7 +11,6 @@ import (
 	"maps"
 	"net/http"
 	"net/netip"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -28,7 +27,6 @@ import (
 	"github.com/groupcast/groupcast/e2e/netlab"
 	"github.com/groupcast/groupcast/models"
 	"github.com/groupcast/groupcast/openapi/adminapi"
-	"github.com/groupcast/groupcast/openapi/clientauth"
 )
 
 var (
@@ -52,7 +50,7 @@ const (
 )
 
 // TestRelayRun has homes that all use 172.16.0.233, two relays of which first one hangs and then the other is killed under load, and the programs as they are delivered.
-// A lease that nobody renews ends meanwhile. Every packet that leaves a home, a relay or the internet for a home is judged: it may carry video only of the home whose receiver it is for, in the clear only from whoever copies at the
+// Destinations go meanwhile. Every packet that leaves a home, a relay or the internet for a home is judged: it may carry video only of the home whose receiver it is for, in the clear only from whoever copies at the
 // moment, and each datagram once.
 func TestRelayRun(t *testing.T) {
 	t.Parallel()
@@ -85,7 +83,7 @@ func TestRelayRun(t *testing.T) {
 	r.pauses(fmt.Sprintf("relay stopped, %d of %d premises moved", served[r.relayAddrs[0]], len(r.homes)), mayStandStill)
 	r.over(r.relayAddrs[0])
 	require.NoError(t, r.relays[0].Cmd.Process.Signal(syscall.SIGCONT))
-	r.expires()
+	r.guestsGo()
 
 	r.mark()
 	r.relays[1].Kill()
@@ -119,10 +117,11 @@ type run struct {
 	homes      []*runHome
 	holders    []holder
 
-	token string // of the service that all destinations are
+	token      string // of the service that all destinations are but one
+	guestToken string // of the other one
 
 	mu       sync.Mutex
-	brief    brief
+	guests   []*guest
 	wrong    []string
 	captures []*netlab.Capture
 }
@@ -150,15 +149,22 @@ type runHome struct {
 	over    map[string]int    // up to which datagram a relay may copy no more
 }
 
-// briefPort is where the first home's destination is whose lease nobody renews.
-const briefPort = 30000
-
-// brief is that destination.
-type brief struct {
+// guest is a further destination of the first home, which goes in one of three ways while a relay copies.
+type guest struct {
+	how          string
 	registration string
 	copies       int
 	over         bool
 }
+
+// guestPort is that of the first one; the others follow.
+const guestPort = 30000
+
+const (
+	expires = iota
+	leaves
+	unlinked
+)
 
 // over says that a relay may copy nothing of what was sent until now.
 func (r *run) over(relay string) {
@@ -169,38 +175,61 @@ func (r *run) over(relay string) {
 	}
 }
 
-// expires has a destination behind a relay whose lease nobody renews: it ends, and nothing more gets there, whoever copies afterwards. The others go on.
-func (r *run) expires() {
+// guestsGo has one destination's lease end because nobody renews it, another leave, and the account holder end the consent to the service of a third. Nothing more gets
+// there, whoever copies afterwards. The others go on.
+func (r *run) guestsGo() {
 	r.t.Helper()
-	copies := func() int {
+	copies := func() (all []int) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		return r.brief.copies
+		for _, g := range r.guests {
+			all = append(all, g.copies)
+		}
+		return all
 	}
-	r.wait("the relay copies to who has a brief lease", func() bool { return copies() > 0 })
+	before := copies()
+	r.wait("the relay copies to each guest", func() bool {
+		for i, n := range copies() {
+			if n == before[i] {
+				return false
+			}
+		}
+		return true
+	})
 	// As if its time and its grace had passed, for this lease only: relays count as alive by the clock that tests can set.
 	db, err := sql.Open("sqlite3", "file:"+filepath.Join(r.DataDir, "groupcast.db")+"?_txlock=immediate&_busy_timeout=30000")
 	require.NoError(r.t, err)
 	defer db.Close()
 	moved, err := db.ExecContext(r.t.Context(), "UPDATE leases SET expires_at = expires_at - 1000*(ttl_seconds+60), removable_at = removable_at - 1000*(ttl_seconds+60) WHERE registration_id = ?",
-		r.brief.registration)
+		r.guests[expires].registration)
 	require.NoError(r.t, err)
 	rows, err := moved.RowsAffected()
 	require.NoError(r.t, err)
 	require.EqualValues(r.t, 1, rows)
-	r.wait("its lease has ended", func() bool {
-		status, _ := r.Send(r.t, http.MethodGet, "/v1/registrations/"+r.brief.registration, r.token, "")
-		return status == http.StatusNotFound
-	})
-	// The relay hears of it within two seconds, also if each hint is lost (SPEC §6): so none comes while the home's other destination gets twenty of them, after a while.
-	r.wait("nothing comes there", func() bool {
+	status, text := r.Send(r.t, http.MethodDelete, "/v1/registrations/"+r.guests[leaves].registration, r.token, "")
+	require.Equal(r.t, http.StatusOK, status, text)
+	require.Less(r.t, r.do(http.MethodDelete, "/v1/account/services/svc-guest", "", r.holders[0].cookie).StatusCode, 300)
+	for _, g := range r.guests {
+		token := r.token
+		if g == r.guests[unlinked] {
+			token = r.guestToken
+		}
+		r.wait("the service doesn't know any more who "+g.how, func() bool {
+			status, _ := r.Send(r.t, http.MethodGet, "/v1/registrations/"+g.registration, token, "")
+			return status == http.StatusNotFound
+		})
+	}
+	// The relay hears of it within two seconds, also if each hint is lost (SPEC §6): so none comes while the home's other destination gets some, after a while.
+	r.wait("nothing comes to the guests", func() bool {
 		before, others := copies(), r.copied(0)
 		r.wait("others go on", func() bool { return r.copied(0) >= others+20 })
-		return copies() == before
+		return slices.Equal(copies(), before)
 	})
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.brief.over = true
+	for _, g := range r.guests {
+		g.over = true
+	}
 }
 
 // copied is how many datagrams of a home were copied to its own destination.
@@ -232,6 +261,11 @@ func newRun(t *testing.T, homes int) *run {
 		r.login(i)
 	}
 	r.token = r.ServiceToken(t, "svc-view")
+	r.Service(t, "svc-guest", "guest")
+	r.Exempt(t, "svc-guest", runReceiver)
+	guestLink := r.Link(t, "svc-guest", r.holders[0].account, 0)
+	r.guestToken = r.ServiceToken(t, "svc-guest")
+	r.guests = []*guest{{how: "expired"}, {how: "left"}, {how: "was unlinked"}}
 	var declared []func() bool
 	var register []func()
 	for n := range homes {
@@ -243,14 +277,17 @@ func newRun(t *testing.T, homes int) *run {
 		register = append(register, func() {
 			r.post(r.DeviceToken(t, camera), fmt.Sprintf(`{"type":"Device","id":"%s","destination":false,"privateIPv4":%q,"publicIPv4":%q,"groupName":"door","groupIP":%q}`,
 				camera, cameraAddr, h.uplink, groupIP))
-			join := func(instance string, port, ttl int) string {
-				return r.post(r.token, fmt.Sprintf(`{"type":"Service","id":"%s","destination":true,"publicIPv4":%q,"groupName":"door","groupIP":%q,"premisesId":%q,"instance":%q,"port":%d,"TTLs":%d}`,
-					links[n%accounts], runReceiver, groupIP, premises, instance, port, ttl))
+			join := func(token string, link models.ID, port int) string {
+				return r.post(token, fmt.Sprintf(`{"type":"Service","id":"%s","destination":true,"publicIPv4":%q,"groupName":"door","groupIP":%q,"premisesId":%q,"instance":"%d","port":%[5]d}`,
+					link, runReceiver, groupIP, premises, port))
 			}
-			join(fmt.Sprint(n), runPort+n, 3600)
-			if n == 0 {
-				r.brief.registration = join("brief", briefPort, 600)
+			join(r.token, links[n%accounts], runPort+n)
+			if n > 0 {
+				return
 			}
+			r.guests[expires].registration = join(r.token, links[0], guestPort+expires)
+			r.guests[leaves].registration = join(r.token, links[0], guestPort+leaves)
+			r.guests[unlinked].registration = join(r.guestToken, guestLink, guestPort+unlinked)
 		})
 	}
 	for n, is := range declared {
@@ -280,20 +317,7 @@ func (r *run) newRelay(i int) {
 	in.Route("0.0.0.0/0", near)
 	r.watch(iface, func(f netlab.Frame, p []byte) { r.judge(f, p, address, nil) })
 
-	ticket, err := r.Admin.CreateRelayWithResponse(r.t.Context(), nil, adminapi.RelayRequest{Name: iface})
-	require.NoError(r.t, err)
-	require.NotNil(r.t, ticket.JSON200, "%s", ticket.Body)
-	all := true
-	may, err := r.Admin.SetRelayPremisesWithResponse(r.t.Context(), ticket.JSON200.RelayID, adminapi.RelayPremisesRequest{All: &all})
-	require.NoError(r.t, err)
-	require.Less(r.t, may.StatusCode(), 300, "%s", may.Body)
-	dir := r.t.TempDir()
-	credential := filepath.Join(dir, "credential")
-	_, err = clientauth.Enrolment{Path: credential, Server: r.URL, Options: clientauth.Options{Base: r.HTTP.Transport, AllowPlainHTTP: true}}.UseTicket(r.t.Context(), ticket.JSON200.Ticket)
-	require.NoError(r.t, err)
-	r.relays = append(r.relays, harness.Start(r.t, in, "gateway-agent", exec.Command(harness.Bin(r.t, "gateway-agent"), "run", "--mode", "relay", "--server", r.URL,
-		"--credential", credential, "--relay-id", ticket.JSON200.RelayID.String(), "--tunnel-endpoint", address+":51820", "--uplink-address", address,
-		"--state-dir", filepath.Join(dir, "state"), "--metrics-listen", "", "--allow-plain-http")))
+	r.relays = append(r.relays, harness.StartRelay(r.t, harness.RelayOptions{Server: r.Server, In: in, Name: iface, Address: address, PlainHTTP: true}))
 	r.relayAddrs = append(r.relayAddrs, address)
 }
 
@@ -355,10 +379,11 @@ func (r *run) judge(f netlab.Frame, p []byte, host string, h *runHome) {
 		r.wrongly("a copy of home %d's video goes to %s", home, host)
 	case home < len(r.homes) && number <= r.homes[home].over[host]:
 		r.wrongly("%s copies datagram %d of home %d, which waited while it hung", host, number, home)
-	case home == 0 && to == runReceiver && port == briefPort && (h == nil || h.n == 0):
-		r.brief.copies++
-		if r.brief.over {
-			r.wrongly("%s copies datagram %d for a lease that is over", host, number)
+	case home == 0 && to == runReceiver && port >= guestPort && port < guestPort+len(r.guests) && (h == nil || h.n == 0):
+		g := r.guests[port-guestPort]
+		g.copies++
+		if g.over {
+			r.wrongly("%s copies datagram %d to one who %s", host, number, g.how)
 		}
 	case to != runReceiver || port != runPort+home || home >= len(r.homes):
 		r.wrongly("a copy of home %d's video from %s goes to %s:%d", home, host, to, port)

@@ -90,7 +90,7 @@ func (r *Relay) open(device *net.Interface, inside netip.Addr) error {
 	if err := r.begin(); err != nil {
 		return err
 	}
-	r.until.limit, r.until.strict = forever, true // homes may differ
+	r.until.limit = forever // homes may differ
 	k.link, err = link.AttachTCX(link.TCXOptions{Interface: k.lan, Program: k.prog, Attach: ebpf.AttachTCXIngress, Anchor: link.Head()})
 	if err != nil {
 		return fmt.Errorf("%w: attach the program to %s: %w%s", ErrUnavailable, device.Name, err, advice(err))
@@ -110,6 +110,9 @@ func (r *Relay) Apply(snapshots map[netip.Addr]*table.Snapshot) error {
 		return err
 	}
 	r.homes = r.socket.InForce()
+	for _, s := range r.homes {
+		r.until.strict = !s.Heard.IsZero()
+	}
 	r.counters.keep(r.counted(), time.Now())
 	return errors.Join(err, r.swap(), r.hops.ask())
 }
