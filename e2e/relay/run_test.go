@@ -145,6 +145,7 @@ type runHome struct {
 	from    string            // who copied last
 	at      time.Time         // when
 	longest time.Duration     // without a copy, since mark
+	missing int               // datagrams that nobody had copied at mark
 	crossed int               // messages with data into the tunnel
 	over    map[string]int    // up to which datagram a relay may copy no more
 }
@@ -475,7 +476,7 @@ func (r *run) mark() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, h := range r.homes {
-		h.longest = 0
+		h.longest, h.missing = 0, h.sent-len(h.seen)
 	}
 }
 
@@ -484,14 +485,15 @@ func (r *run) pauses(what string, most time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var all []time.Duration
-	copies := 0
+	copies, lost := 0, 0
 	for _, h := range r.homes {
 		all = append(all, h.longest)
 		copies += len(h.seen)
+		lost += h.sent - len(h.seen) - h.missing
 	}
 	slices.Sort(all)
-	netlab.Progress("relay run: %s: longest without video %s, median %s; %d homes, %d copies judged, %d wrong", what, all[len(all)-1].Round(time.Millisecond), all[len(all)/2].Round(time.Millisecond),
-		len(all), copies, len(r.wrong))
+	netlab.Progress("relay run: %s: longest without video %s, median %s, %d datagrams lost or on their way; %d homes, %d copies judged, %d wrong", what, all[len(all)-1].Round(time.Millisecond), all[len(all)/2].Round(time.Millisecond),
+		lost, len(all), copies, len(r.wrong))
 	if *runJudged && all[len(all)-1] > most {
 		r.t.Errorf("%s: video stood still for %s", what, all[len(all)-1])
 	}

@@ -69,7 +69,10 @@ func (h *home) copy(v table.View, in table.Inputs, held *sync.Information) (effe
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", duplicator.ErrNotApplied, err)
 	}
-	wayErr := h.way.open(held)
+	var wayErr error
+	if held.Relay != nil {
+		wayErr = h.way.open(held)
+	}
 	copies := s
 	if held.Network && wayErr == nil && (held.Relay == nil || held.Relay.Forwarding) {
 		copies = withoutDestinations(s)
@@ -88,7 +91,11 @@ func (h *home) copy(v table.View, in table.Inputs, held *sync.Information) (effe
 		h.way.await(answerTime)
 	}
 	h.away = copies != s
-	if err := h.duplicator.Apply(copies); err != nil {
+	err = h.duplicator.Apply(copies)
+	if held.Relay == nil {
+		wayErr = h.way.close() // which takes a while, so that copying doesn't wait for it
+	}
+	if err != nil {
 		return effective{s}, errors.Join(err, wayErr)
 	}
 	h.here = copies == s
@@ -146,12 +153,9 @@ type forwardEnds struct {
 
 var errNoTunnel = errors.New("the account holder has copies made in the network, but this gateway has no tunnel: copying at home")
 
-// open has the tunnel be that to the relay, or none.
+// open has the tunnel be that to the relay, which there is.
 func (w *forwarding) open(held *sync.Information) error {
 	r := held.Relay
-	if r == nil {
-		return w.close()
-	}
 	if !w.enabled {
 		return errNoTunnel
 	}

@@ -181,10 +181,12 @@ func TestRelayIsLeftForAnother(t *testing.T) {
 		l.ask(b)
 		l.look()
 		require.True(t, h.Information(t).Relay.Forwarding, "the relay doesn't report again what it has reported")
+		now := l.information(b.Relay.ID).Revision
 		l.DB.Advance(t, store.RelayLeftAfter)
 		l.ask(b)
 		l.look()
 		require.Len(t, l.of(b), 1)
+		require.Equal(t, now, l.information(b.Relay.ID).Revision, "it was not left")
 		require.Equal(t, []string{"relay"}, l.counting())
 
 		// Two changes before the gateway has heard of one: home, and to the first relay, which is not the one that it forwards to.

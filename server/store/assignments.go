@@ -115,8 +115,10 @@ func (tx *Tx) MoveAssignments(premises []models.PremisesID, to models.ID) error 
 		{fmt.Sprintf(`UPDATE gateways SET leaving_id = relay_id, leaving_revision = revision, leaving_until = {now} + %d
 			WHERE premises_id {among texts} AND forwarding AND EXISTS (SELECT 1 FROM relays JOIN relay_polls rp ON rp.relay_id = relays.id
 				WHERE relays.id = gateways.relay_id AND %s)`, RelayLeftAfter.Milliseconds(), liveRelay), []any{all}},
-		{"UPDATE gateways SET relay_id = ?, forwarding = false, leaving_id = CASE leaving_id WHEN ? THEN 0 ELSE leaving_id END WHERE premises_id {among texts}",
-			[]any{int64(to), int64(to), all}},
+		{
+			"UPDATE gateways SET relay_id = ?, forwarding = false, leaving_id = CASE leaving_id WHEN ? THEN 0 ELSE leaving_id END WHERE premises_id {among texts}",
+			[]any{int64(to), int64(to), all},
+		},
 	} {
 		if _, err := tx.exec(s.text, s.args...); err != nil {
 			return err
