@@ -40,6 +40,8 @@ type Forward struct {
 	packets, bytes, lost, idle, full, failed atomic.Uint64
 	reasons                                  [packet.ReasonCount]atomic.Uint64
 
+	batch sync.Mutex // held while packets are judged and sent on
+
 	mu     sync.Mutex // one Apply or Close at a time
 	closed bool
 }
@@ -113,6 +115,8 @@ func (f *Forward) Apply(s *table.Snapshot, relay netip.Addr) error {
 		next.Snapshot = p.Snapshot
 	}
 	f.way.Store(next)
+	f.batch.Lock() // whoever forwards by the way before is done
+	defer f.batch.Unlock()
 	return nil
 }
 
@@ -180,6 +184,8 @@ func (f *Forward) run() {
 
 // forward judges each packet of a batch by one snapshot, and sends those on that a Duplicator would copy.
 func (f *Forward) forward(n int, now time.Time) {
+	f.batch.Lock()
+	defer f.batch.Unlock()
 	w := f.way.Load()
 	f.to.Addr = w.relay.As16()
 	out := 0

@@ -95,6 +95,19 @@ func forwardLeavesWhatCameBefore(t *testing.T) {
 	if n := f.Counters().Packets; n != 2 {
 		t.Errorf("%d datagrams were forwarded, want 2", n)
 	}
+	// Nor is what is being sent on still on its way when Apply has returned.
+	f.batch.Lock() // as while a batch is forwarded
+	applied := make(chan error, 1)
+	go func() { applied <- f.Apply(nil, netip.Addr{}) }()
+	select {
+	case <-applied:
+		t.Error("Apply returned while a batch was being forwarded")
+	case <-time.After(50 * time.Millisecond):
+	}
+	f.batch.Unlock()
+	if err := <-applied; err != nil {
+		t.Error(err)
+	}
 	go f.run()
 	if err := f.Close(); err != nil {
 		t.Error(err)

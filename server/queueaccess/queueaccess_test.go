@@ -321,7 +321,10 @@ func TestAnEndedLinkTakesBack(t *testing.T) {
 		l.happen(t, 3)
 		l.published(t)
 		h := &heard{}
-		batch, err := consumer.Fetch(50, jetstream.FetchMaxWait(2*time.Second))
+		revoked, err := consumer.Next(jetstream.FetchMaxWait(patience))
+		require.NoError(t, err)
+		h.take("svc-upload", revoked)
+		batch, err := consumer.Fetch(50, jetstream.FetchMaxWait(time.Second)) // and nothing else
 		require.NoError(t, err)
 		for m := range batch.Messages() {
 			h.take("svc-upload", m)

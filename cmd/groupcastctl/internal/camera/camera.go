@@ -38,7 +38,7 @@ type Config struct {
 	Log     *slog.Logger
 	// Joined is told the group IP at first and each time it changed.
 	Joined func(api.RegistrationAnswer)
-	// Await, if it isn't nil, returns when the stream is to begin. What comes in at Relay before that is dropped.
+	// Await, if it isn't nil, returns when the stream is to begin, or its context is done. What comes in at Relay before that is dropped.
 	Await func(context.Context, api.RegistrationAnswer) error
 }
 
@@ -125,8 +125,12 @@ func Run(ctx, leaveBy context.Context, c Config) (Summary, error) {
 		})
 	}()
 	go func() { ended <- stream(ctx) }()
-	if c.Await != nil {
+	awaited := make(chan struct{})
+	if c.Await == nil {
+		close(awaited)
+	} else {
 		go func() {
+			defer close(awaited)
 			if err := c.Await(ctx, answer); err != nil {
 				ended <- err
 				return
@@ -150,6 +154,7 @@ func Run(ctx, leaveBy context.Context, c Config) (Summary, error) {
 	stop()
 	_ = sender.Close() // what a read still brings isn't sent after the camera has left
 	<-kept
+	<-awaited // and nothing is said any more
 	_, leaveErr := c.Lease.Leave(leaveBy)
 	return Summary{Sent: sender.sent.Load(), Failed: sender.failed.Load(), Dropped: sender.dropped.Load()}, errors.Join(err, leaveErr)
 }
