@@ -38,7 +38,7 @@ func TestWritersTakeTurns(t *testing.T) {
 // waiting counts the goroutines that wait to write.
 func waiting() (n int) {
 	stacks := make([]byte, 4<<20)
-	for _, s := range bytes.Split(stacks[:runtime.Stack(stacks, true)], []byte("\n\n")) {
+	for s := range bytes.SplitSeq(stacks[:runtime.Stack(stacks, true)], []byte("\n\n")) {
 		head, _, _ := bytes.Cut(s, []byte("\n"))
 		in := func(what string) bool { return bytes.Contains(s, []byte(what)) }
 		if bytes.Contains(head, []byte("[select")) && in("TestWritersTakeTurns") && in("store.(*Store).Write(") && !in("require.Eventually") {
