@@ -272,6 +272,7 @@ func acknowledged(c *jetstream.ConsumerInfo) bool { return c.NumAckPending == 0 
 
 // TestAServiceReadsDurably: what it hasn't acknowledged comes when it is back, through restarts of the service and of the queue; each once.
 func TestAServiceReadsDurably(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, l *lab) {
 		c := l.connect(t, l.token("svc-upload"))
 		h, consuming := listen(t, c, "svc-upload")
@@ -305,6 +306,7 @@ func TestAServiceReadsDurably(t *testing.T) {
 
 // TestAnEndedLinkTakesBack: what was published for a service and not fetched is not delivered when its link has ended, but for the end itself.
 func TestAnEndedLinkTakesBack(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, l *lab) {
 		c := l.connect(t, l.token("svc-upload"))
 		js, err := jetstream.New(c)
@@ -337,6 +339,7 @@ func TestAnEndedLinkTakesBack(t *testing.T) {
 
 // TestAConnectionEndsWithItsToken: when it expires and when it was withdrawn, by a replica that didn't let it in, too; and it doesn't come back.
 func TestAConnectionEndsWithItsToken(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, l *lab) {
 		ended := func(token string, with func()) {
 			t.Helper()
@@ -390,6 +393,7 @@ func TestAConnectionEndsWithItsToken(t *testing.T) {
 
 // TestAttackReadingWhatIsAnothers: whatever a service asks of NATS, it gets nothing of another's, and puts nothing anywhere.
 func TestAttackReadingWhatIsAnothers(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, l *lab) {
 		l.happen(t, 5)
 		l.published(t)
@@ -492,6 +496,7 @@ func TestAttackReadingWhatIsAnothers(t *testing.T) {
 
 // TestAttackLogins: who has no token of a service doesn't get in, whatever else it shows.
 func TestAttackLogins(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, l *lab) {
 		good := l.token("svc-upload")
 		l.connect(t, good).Close()

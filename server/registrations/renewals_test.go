@@ -20,7 +20,11 @@ import (
 // nothing is audited, and each takes one statement.
 func TestTenThousandRenewalsWakeNobody(t *testing.T) {
 	storetest.Each(t, func(t *testing.T, db *storetest.DB) {
-		const leases, phones = 10_000, 20
+		const phones = 20
+		leases := 10_000
+		if raced { // what they do at the same moment is the same
+			leases = 1_000
+		}
 		h := servertest.On(db, db.Store).NewHome(t)
 		camera := h.Device(t, models.DeviceCamera, "camera")
 		request := func(phone models.Principal, i int) registrations.Request {
@@ -57,7 +61,7 @@ func TestTenThousandRenewalsWakeNobody(t *testing.T) {
 				all.Go(func() error {
 					for i := range leases / phones {
 						a, err := h.Registrations.Join(context.Background(), phone, request(phone, i))
-						for unavailable(err) && again.Add(1) < leases {
+						for unavailable(err) && again.Add(1) < int64(leases) {
 							a, err = h.Registrations.Join(context.Background(), phone, request(phone, i))
 						}
 						if err != nil {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 	"gorm.io/driver/postgres"
 	"gorm.io/driver/sqlite"
@@ -47,6 +48,7 @@ func (s *Store) openSQLite(ctx context.Context) error {
 	if err := f.Close(); err != nil {
 		return fmt.Errorf("data-dir: %w", err)
 	}
+	s.turns = semaphore.NewWeighted(1)
 	if s.writer, err = s.sqlitePool(file, 1, url.Values{
 		// A transaction that begins by reading and then writes fails at once when another wrote in between; immediate
 		// ones wait for each other.

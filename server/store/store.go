@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/semaphore"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
 
@@ -48,7 +49,8 @@ type Store struct {
 
 	// On SQLite the writer is one connection and the reader a pool; on Postgres both are the same pool.
 	writer, reader *gorm.DB
-	relay          *gorm.DB // see relayed; nil on SQLite
+	turns          *semaphore.Weighted // to write on SQLite; nil on Postgres
+	relay          *gorm.DB            // see relayed; nil on SQLite
 	pools          []*sql.DB
 	// What Postgres is asked for several requests at once; nil on SQLite, which has no round trips and one writer.
 	devices   *gather[deviceKey, *models.Device]
@@ -186,18 +188,43 @@ func (s *Store) writing(ctx context.Context, f func(tx *Tx) error) error {
 	if tx := s.around(ctx); tx != nil {
 		return f(tx)
 	}
-	return s.attempt(ctx, func(ctx context.Context) error { return f(&Tx{db: s.writer.WithContext(ctx), store: s}) })
+	return s.attempt(ctx, func(ctx context.Context) error {
+		done, err := s.turn(ctx, s.writer)
+		if err != nil {
+			return err
+		}
+		defer done()
+		return f(&Tx{db: s.writer.WithContext(ctx), store: s})
+	})
+}
+
+// turn waits until it is this one's turn to write, in the order in which they came: database/sql gives SQLite's one writing connection to any of those who wait,
+// so under load some would wait until their time is over while others write again and again.
+func (s *Store) turn(ctx context.Context, db *gorm.DB) (done func(), err error) {
+	if s.turns == nil || db != s.writer {
+		return func() {}, nil
+	}
+	if err := s.turns.Acquire(ctx, 1); err != nil {
+		return nil, fmt.Errorf("wait for the turn to write: %w", err)
+	}
+	return func() { s.turns.Release(1) }, nil
 }
 
 func (s *Store) transaction(ctx context.Context, db *gorm.DB, opts *sql.TxOptions, f func(tx *Tx) error) (err error) {
+	done, err := s.turn(ctx, db)
+	if err != nil {
+		return err
+	}
 	t := db.WithContext(ctx).Begin(opts)
 	if t.Error != nil {
+		done()
 		return fmt.Errorf("begin a transaction: %w", t.Error)
 	}
 	committed := false
 	defer func() {
 		if !committed { // f failed or panicked; the error of a rollback says nothing that the first one doesn't
 			t.Rollback()
+			done()
 		}
 	}()
 	tx := &Tx{db: t, store: s}
@@ -208,6 +235,7 @@ func (s *Store) transaction(ctx context.Context, db *gorm.DB, opts *sql.TxOption
 		return fmt.Errorf("commit: %w", err)
 	}
 	committed = true
+	done() // whoever hears of it may write
 	s.committed(tx.changed)
 	return nil
 }

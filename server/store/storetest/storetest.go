@@ -128,6 +128,9 @@ func HoldConnections(t testing.TB, url string) (release func()) {
 
 func open(t testing.TB, o store.Options) *DB {
 	t.Helper()
+	if o.Timeout == 0 {
+		o.Timeout = time.Minute // on a busy machine, what takes the default's ten seconds is no error of ours
+	}
 	db := &DB{Options: o}
 	o.OnStatement = func(text string) {
 		db.mu.Lock()

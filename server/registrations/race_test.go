@@ -1,0 +1,5 @@
+//go:build race
+
+package registrations_test
+
+const raced = true
