@@ -2,7 +2,9 @@ package ebpf
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -22,6 +24,7 @@ type deadlines struct {
 	lease   time.Duration
 	limit   time.Duration            // boot time: no longer than the snapshot
 	present map[uint32]time.Duration // boot time until when each may be served at most
+	holders map[uint32]int           // of a relay: how many groups of the kernel's have it
 }
 
 func newDeadlines(m *ebpf.Map, lease time.Duration) (*deadlines, error) {
@@ -29,7 +32,7 @@ func newDeadlines(m *ebpf.Map, lease time.Duration) (*deadlines, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map the deadlines: %w", err)
 	}
-	return &deadlines{memory: memory, lease: lease, present: map[uint32]time.Duration{}}, nil
+	return &deadlines{memory: memory, lease: lease, present: map[uint32]time.Duration{}, holders: map[uint32]int{}}, nil
 }
 
 func bootTime() time.Duration {
@@ -74,6 +77,35 @@ func (d *deadlines) keep(present map[uint32]time.Time) {
 		d.present[index] = ends(until)
 	}
 	_ = d.renew()
+}
+
+// served is an index and until when it may be served at most; the zero time: as long as the snapshot.
+type served struct {
+	index uint32
+	until time.Time
+}
+
+// change is keep for those that groups of the kernel's have from here on or had until here. A group may be there twice: in two homes.
+func (d *deadlines) change(gone, come []served) error {
+	for _, s := range come {
+		d.holders[s.index]++
+		d.present[s.index] = ends(s.until)
+	}
+	for _, s := range gone {
+		if d.holders[s.index]--; d.holders[s.index] <= 0 {
+			delete(d.holders, s.index)
+			delete(d.present, s.index)
+		}
+	}
+	var errs []error
+	for _, s := range slices.Concat(gone, come) {
+		value := uint32(0)
+		if until, ok := d.present[s.index]; ok {
+			value = d.value(until)
+		}
+		errs = append(errs, d.write(s.index, value))
+	}
+	return errors.Join(errs...)
 }
 
 // renew pushes all forward.

@@ -96,9 +96,10 @@ func (b *path) locked(what string, f func() error) {
 
 // answers reads what the network answered to copies: at the sockets that hold reserved ports, and where else there are any.
 func (b *path) answers(count func(to netip.AddrPort, a answer), others func(each func(to netip.AddrPort, a answer))) {
-	smaller := false
 	each := func(to netip.AddrPort, a answer) {
-		smaller = smaller || a == answerTooBig
+		if a == answerTooBig {
+			b.hops.forgetRoute(to.Addr()) // the kernel's knows the smaller MTU now
+		}
 		count(to, a)
 	}
 	if others != nil {
@@ -106,9 +107,6 @@ func (b *path) answers(count func(to netip.AddrPort, a answer), others func(each
 	}
 	if b.config.Answered != nil {
 		b.config.Answered(func(fd int) { answersAt(fd, each) })
-	}
-	if smaller {
-		b.hops.dirty() // the kernel's route knows the smaller MTU now
 	}
 }
 
