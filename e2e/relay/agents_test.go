@@ -48,6 +48,12 @@ func newNode(t testing.TB, in *netlab.Namespace, service http.Handler, args ...s
 
 func newNodeAs(t testing.TB, in *netlab.Namespace, as func(dir string, command []string) []string, service http.Handler, args ...string) *node {
 	t.Helper()
+	return newAsking(t, in, as, service, append([]string{"--allow-without-consent"}, args...)...)
+}
+
+// newAsking is newNodeAs, but destinations are asked for their consent.
+func newAsking(t testing.TB, in *netlab.Namespace, as func(dir string, command []string) []string, service http.Handler, args ...string) *node {
+	t.Helper()
 	var listener net.Listener
 	var err error
 	in.Do(func() { listener, err = net.Listen("tcp", "127.0.0.1:0") })
@@ -61,7 +67,7 @@ func newNodeAs(t testing.TB, in *netlab.Namespace, as func(dir string, command [
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "token"), []byte(token), 0o600))
 	n := &node{t: t, in: in, dir: dir, as: as, args: append([]string{
 		"run", "--server", "http://" + listener.Addr().String(), "--credential", filepath.Join(dir, "token"), "--state-dir", filepath.Join(dir, "state"),
-		"--metrics-listen", "", "--log-level", "debug", "--allow-without-consent",
+		"--metrics-listen", "", "--log-level", "debug",
 	}, args...)}
 	t.Cleanup(func() {
 		if t.Failed() {
