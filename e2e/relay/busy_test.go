@@ -158,7 +158,6 @@ func busyFigures(b *testing.B, backend string, homes int) {
 	asked := cost(func() {
 		wait("all consent", func() bool {
 			time.Sleep(5 * time.Second)
-			fmt.Fprintln(os.Stderr, live(), n.status().Checks, answered.Load(), n.files())
 			return live() == homes*watchers
 		})
 	})
