@@ -254,7 +254,7 @@ func TestWhatIsWrongIsFound(t *testing.T) {
 			h.relay("203.0.113.1")
 			h.Gateway.Run("ip", "link", "add", "gctry", "type", "veth", "peer", "name", "gcother")
 		}, "tunnel device", doctor.Fail, "gctry"},
-		"a relay where all is well": {func(h *host) { h.relay("203.0.113.1") }, "ebpf", doctor.OK, "the ebpf backend can run: the agent takes it"},
+		"a relay where all is well":      {func(h *host) { h.relay("203.0.113.1") }, "ebpf", doctor.OK, "the ebpf backend can run: the agent takes it"},
 		"a relay's address is another's": {func(h *host) { h.relay("203.0.113.77") }, "tunnel-endpoint", doctor.Warn, "is no address of this host"},
 		"a relay's address is its own":   {func(h *host) { h.relay("203.0.113.1") }, "tunnel-endpoint", doctor.OK, "is an address of this host"},
 		"the firewall drops the tunnel": {func(h *host) {
