@@ -143,8 +143,9 @@ bench-dataplane: ## What a copy costs, beside other ways of copying; as root, wi
 	@BENCH_FIGURES=1 AGENT_TAGS='$(AGENT_TAGS)' go test -timeout 30m -run '^$$' -bench '^BenchmarkDataPlaneFigures$$' -benchtime 1x ./e2e/dataplane | grep -E '^(figure|dataplane|FAIL|---|    )'
 
 .PHONY: bench-relay
-bench-relay: ## What 10,000 homes cost a relay that idles; as root (docs/benchmarks.md)
-	@BENCH_FIGURES=1 go test -timeout 30m -run '^$$' -bench '^BenchmarkRelayFigures$$' -benchtime 1x ./e2e/relay | grep -E '^(figure|beside|FAIL|---|    )'
+bench-relay: ## What PREMISES (10,000) homes cost a relay, idle and busy; as root (docs/benchmarks.md)
+	@BENCH_FIGURES=1 PREMISES=$(PREMISES) go test -timeout 60m -run '^$$' -bench '^BenchmarkRelay(Figures|Busy)$$' -benchtime 1x ./e2e/relay | grep -E '^(figure|beside|FAIL|---|    )'
+	@go test -timeout 30m -run '^$$' -bench '^BenchmarkRelayApply$$' -benchtime 20x ./e2e/relay | grep -E '^(Benchmark|FAIL|---|    )'
 
 .PHONY: bench
 bench: bench-identity bench-registrations bench-events bench-dataplane bench-relay ## All figures

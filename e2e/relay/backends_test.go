@@ -283,6 +283,22 @@ func TestRelayBackendsKeepHomesApart(t *testing.T) {
 		a.send(datagram(79, cameraAddr, []byte("again")))
 		require.Equal(t, "again", ofA.next())
 		ofB.nothing()
+
+		// One home at two addresses is copied from both, and what leaves takes nothing from what stays.
+		same := l.groups(a, netlab.Upload)
+		require.NoError(t, b.forward.Apply(same, relayInside))
+		l.applyRelay(map[netip.Addr]*table.Snapshot{a.inside: same, b.inside: same})
+		l.inKernel(2)
+		for i, h := range []*home{a, b} {
+			h.send(datagram(80, cameraAddr, fmt.Appendf(nil, "twice %d", i)))
+			require.Equal(t, fmt.Sprintf("twice %d", i), ofA.next())
+		}
+		l.applyRelay(map[netip.Addr]*table.Snapshot{b.inside: same})
+		l.inKernel(1)
+		a.send(datagram(81, cameraAddr, []byte("nobody's any more")))
+		b.send(datagram(82, cameraAddr, []byte("the other's")))
+		require.Equal(t, "the other's", ofA.next())
+		ofA.nothing()
 		for _, p := range l.copies() {
 			assert.NotContains(t, string(p[28:]), "nobody's")
 			assert.NotContains(t, string(p[28:]), "stranger")

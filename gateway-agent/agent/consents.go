@@ -24,9 +24,12 @@ import (
 const (
 	// settleLeases is how long leases that were only prolonged may wait to be put into force.
 	settleLeases = time.Second
-	// waitingChecks is how many datagrams may wait for the goroutine that judges them; the others are lost, as on the way.
-	waitingChecks = 256
-	checksAtOnce  = 64
+	// waitingChecks is how many datagrams may wait for the goroutine that judges them; the others are lost, as on the way. A relay has those of thousands of homes:
+	// as many come while a change is put into force.
+	waitingChecks      = 256
+	waitingRelayChecks = 1 << 13
+	// takenAtOnce is the part of them that is judged before what follows from it is put into force.
+	takenAtOnce = 4
 	// atMostOneIn so much time is spent on looking through all consents.
 	atMostOneIn = 20
 )
@@ -50,6 +53,7 @@ type consents struct {
 	ipv6    netip.Addr // that copies to IPv6 destinations leave from; the zero Addr if there is none
 
 	relay     bool
+	private6  bool // among the private networks that may get media there is one of IPv6
 	uplink    netip.Addr
 	behindNAT bool
 	mapping   mapping.Machine
@@ -66,13 +70,18 @@ type consents struct {
 }
 
 func newConsents(c config.Config, portFile string, log *slog.Logger) *consents {
+	waiting := waitingChecks
+	if c.Mode == config.ModeRelay {
+		waiting = waitingRelayChecks
+	}
 	k := &consents{
-		heard: make(chan heardCheck, waitingChecks), due: time.NewTimer(0), unasked: c.AllowWithoutConsent,
+		heard: make(chan heardCheck, waiting), due: time.NewTimer(0), unasked: c.AllowWithoutConsent,
 		relay: c.Mode == config.ModeRelay, uplink: c.Gateway.Uplink, behindNAT: c.Gateway.BehindNAT, exempt: map[string]bool{}, log: log,
 	}
 	if k.unasked {
 		log.Warn("allow-without-consent is set: copies go to whatever address is registered, asked for or not; whoever can register can flood others")
 	}
+	k.private6 = slices.ContainsFunc(c.PrivateNetworks, func(p netip.Prefix) bool { return p.Addr().Is6() })
 	k.permit = k.permitted(c)
 	k.machine = consent.New(k.permit)
 	k.ports = sender.Open(c.Gateway.Uplink, portFile, k.hear, log)
@@ -159,6 +168,7 @@ func (k *consents) want(now time.Time, info models.GroupInformation) error {
 	}
 	k.exempt = exempt
 	k.ipv6 = sender.IPv6Address()
+	k.ports.Only4(k.relay && !k.ipv6.IsValid() && !k.private6)
 	err := k.ports.Keep(senders)
 	if own, ownErr := duplicator.OwnAddresses(); ownErr == nil { // else those of before; the duplicator says why
 		k.own = own
@@ -241,7 +251,7 @@ func (k *consents) common(in table.Inputs) table.Inputs {
 // take judges a check and those that wait behind it, and tells whether the NAT does something else with a port now.
 func (k *consents) take(now time.Time, first heardCheck) (moved bool) {
 	next, more := first, true
-	for n := 0; more && n < checksAtOnce; n++ {
+	for n := 0; more && n < cap(k.heard)/takenAtOnce; n++ {
 		if s, ok := k.ports.At(next.port); ok {
 			ours, elsewhere := k.mapping.Receive(now, s, next.from, next.datagram)
 			if elsewhere {

@@ -44,7 +44,9 @@ type forwarder struct {
 	acked      string            // cursor of what is applied and kept, also over a power cut; "": nothing
 	heard      hearing
 	forwarding bool
-	fault      string // what the last application could not do
+	applied    time.Time // when what is held was put into force last
+	appliedBy  time.Time // when the service had been asked for that
+	fault      string    // what the last application could not do
 
 	view atomic.Pointer[view]
 }
@@ -221,7 +223,11 @@ func (f *forwarder) take(a sync.Answer) error {
 	}
 	f.heard = hearing{time.Now(), f.uptime(), info.MaxStale, a.Asked}
 	if f.acked == info.Cursor() {
-		if err := f.apply(); err != nil {
+		if f.mayWait() {
+			seen := *f.view.Load()
+			seen.heard = f.heard
+			f.view.Store(&seen)
+		} else if err := f.apply(); err != nil {
 			return err
 		}
 		if err := f.store.Confirm(f.acked); err != nil {
@@ -251,6 +257,16 @@ func (f *forwarder) take(a sync.Answer) error {
 	return nil
 }
 
+// waits is the part of maxStale that what is in force may end too early at a relay.
+const waits = 60
+
+// mayWait tells whether an answer that says nothing new has to be put into force: at a relay that is the time of all homes, after two seconds
+// again, and its table ends later by so much. Whatever could not be put into force is tried with each answer, and so is what this process forgot when it stood still.
+func (f *forwarder) mayWait() bool {
+	return f.consents.relay && f.forwarding && f.fault == "" && time.Since(f.applied) < f.heard.maxStale/waits &&
+		!f.appliedBy.Before(f.place.stood())
+}
+
 // apply puts the table into force until the server is not heard from for too long. A group that can't be served doesn't keep the others
 // from it and is tried again with the next answer.
 func (f *forwarder) apply() error {
@@ -259,7 +275,7 @@ func (f *forwarder) apply() error {
 	if errors.Is(err, duplicator.ErrNotApplied) {
 		return err
 	}
-	f.forwarding = true
+	f.forwarding, f.applied, f.appliedBy = true, time.Now(), f.heard.asked
 	f.watched = time.Time{}
 	f.settle(tables, errors.Join(portErr, err))
 	return nil

@@ -27,6 +27,8 @@ type place interface {
 	follow(v table.View, k *consents, in table.Inputs, held *sync.Information) (effective, error)
 	// stop ends all copying and forwarding.
 	stop() error
+	// stood is when it was found that this process stood still, last: what was heard before that is in force no more. Zero: never.
+	stood() time.Time
 	// counts may be asked on any goroutine, and so may status, which is nil without a tunnel.
 	counts() counts
 	status() *TunnelStatus
@@ -116,6 +118,9 @@ func (h *home) stop() error {
 	h.way.stop()
 	return errors.Join(h.guard.Apply(nil), h.duplicator.Apply(nil))
 }
+
+// stood is never: what a gateway heard holds until maxStaleSeconds are over.
+func (*home) stood() time.Time { return time.Time{} }
 
 // withoutDestinations keeps the groups: what comes for them is counted and refused as ever, and no camera is told that nobody is there.
 func withoutDestinations(s *table.Snapshot) *table.Snapshot {
@@ -306,6 +311,13 @@ func (n *network) follow(v table.View, k *consents, in table.Inputs, held *sync.
 		}
 	}
 	return n.tables, n.ends.Load().relay.Apply(n.homes)
+}
+
+func (n *network) stood() time.Time {
+	if e := n.ends.Load(); e != nil {
+		return e.relay.Stood()
+	}
+	return time.Time{}
 }
 
 // connect has a peer for each home that is needed. Of the others it keeps where they were last, and speaks to them at once when they are needed again: their gateways

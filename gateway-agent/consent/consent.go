@@ -478,7 +478,12 @@ func (m *Machine) probe(now time.Time, c *check) []Packet {
 		c.probes.sent = maxRequests
 		return nil
 	}
-	packets := m.validate(now, c, to, nil)
+	var packets []Packet
+	if m.slots[slotKey{c.Key, to}] == nil && len(m.slots) >= maxPerGateway {
+		m.counters.Capped.Gateway++ // without looking at each slot for each of the tens of thousands that a relay may want to ask
+	} else {
+		packets = m.validate(now, c, to, nil)
+	}
 	if len(packets) == 0 {
 		c.probeAt = now.Add(retryCapped)
 		return nil

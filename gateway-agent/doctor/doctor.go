@@ -52,7 +52,7 @@ func Examine(ctx context.Context, c config.Config, o Options) []Finding {
 	e.clock()
 	if c.Mode == config.ModeRelay {
 		e.uplink()
-		e.tunnel()
+		e.tunnel() //nolint:contextcheck // nft has a limit of its own
 		e.firewall(ctx)
 		e.receiveBuffer()
 		e.stateDir()
@@ -65,7 +65,7 @@ func Examine(ctx context.Context, c config.Config, o Options) []Finding {
 	e.receiveBuffer()
 	e.stateDir()
 	if c.Tunnel && !c.Gateway.LANAddr.IsLoopback() {
-		e.tunnel()
+		e.tunnel() //nolint:contextcheck // nft has a limit of its own
 	}
 	if e.iface != "" && c.Gateway.Range.Size() > 0 && !c.Gateway.Range.First.IsLoopback() {
 		e.settings()

@@ -229,6 +229,32 @@ func TestWhatIsWrongIsFound(t *testing.T) {
 			h.relay("203.0.113.1")
 			h.dropCapabilities(unix.CAP_NET_RAW)
 		}, "tunnel", doctor.Fail, "CAP_NET_RAW is missing"},
+		"no relay's kernel path without CAP_BPF": {func(h *host) {
+			h.relay("203.0.113.1")
+			h.dropCapabilities(unix.CAP_BPF, unix.CAP_SYS_ADMIN)
+		}, "ebpf", doctor.Warn, "give it CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"},
+		"no relay's kernel path without CAP_PERFMON, but configured": {func(h *host) {
+			h.relay("203.0.113.1")
+			h.config.Backend = config.BackendEBPF
+			h.dropCapabilities(unix.CAP_PERFMON, unix.CAP_SYS_ADMIN)
+		}, "ebpf", doctor.Fail, "the configured ebpf backend can't run"},
+		"a relay without CAP_PERFMON": {func(h *host) {
+			h.relay("203.0.113.1")
+			h.dropCapabilities(unix.CAP_PERFMON, unix.CAP_SYS_ADMIN)
+		}, "CAP_PERFMON", doctor.Warn, "copies by sockets"},
+		"a relay with fixed rates": {func(h *host) {
+			h.relay("203.0.113.1")
+			h.config.DestinationRate = 50_000_000
+		}, "ebpf", doctor.Warn, "destination-rate is set"},
+		"a relay that is told to copy by sockets": {func(h *host) {
+			h.relay("203.0.113.1")
+			h.config.Backend = config.BackendSocket
+		}, "socket", doctor.OK, "the agent takes it"},
+		"a relay without a tunnel device": {func(h *host) {
+			h.relay("203.0.113.1")
+			h.Gateway.Run("ip", "link", "add", "gctry", "type", "veth", "peer", "name", "gcother")
+		}, "tunnel device", doctor.Fail, "gctry"},
+		"a relay where all is well":      {func(h *host) { h.relay("203.0.113.1") }, "ebpf", doctor.OK, "the ebpf backend can run: the agent takes it"},
 		"a relay's address is another's": {func(h *host) { h.relay("203.0.113.77") }, "tunnel-endpoint", doctor.Warn, "is no address of this host"},
 		"a relay's address is its own":   {func(h *host) { h.relay("203.0.113.1") }, "tunnel-endpoint", doctor.OK, "is an address of this host"},
 		"the firewall drops the tunnel": {func(h *host) {
@@ -274,6 +300,10 @@ func TestWhatIsWrongIsFound(t *testing.T) {
 				assert.Contains(t, f.What+f.Do, test.what)
 				if test.level == doctor.Warn || test.level == doctor.Fail {
 					assert.NotEmpty(t, f.Do, "what to do")
+				}
+				if test.check == "ebpf" || test.check == "tunnel device" {
+					_, err := netlink.LinkByName("gctry")
+					assert.Equal(t, test.level == doctor.Fail && test.check == "tunnel device", err == nil, "the doctor leaves no tunnel behind")
 				}
 				assert.Equal(t, test.level == doctor.Fail, worst(findings, test.check).Level == doctor.Fail && doctor.Failed(findings))
 			})

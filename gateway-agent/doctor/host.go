@@ -82,6 +82,21 @@ func (e *examination) capabilities() {
 	default:
 		e.fail("CAP_NET_ADMIN", "run the agent, and this command, as root or give them the capability: the systemd unit of the package does", "this process doesn't have it, so it can't answer ARP for group IPs")
 	}
+	e.kernelCapabilities(has, onLoopback)
+	if has(capNetRaw) {
+		e.ok("CAP_NET_RAW", "this process has it; the agent needs it for the tunnel only")
+	} else {
+		e.ok("CAP_NET_RAW", "only the tunnel needs it, and a camera that runs on this host to set option 0x88")
+	}
+	for _, port := range e.config.MediaPorts {
+		if port < 1024 && !has(capNetBindService) {
+			e.fail("media-ports", "give the agent CAP_NET_BIND_SERVICE, or take ports from 1024", "port %d is for privileged programs", port)
+		}
+	}
+}
+
+// kernelCapabilities are those that copying in the kernel needs beside CAP_NET_ADMIN.
+func (e *examination) kernelCapabilities(has func(int) bool, onLoopback bool) {
 	for _, c := range []struct {
 		name string
 		has  bool
@@ -95,16 +110,6 @@ func (e *examination) capabilities() {
 			e.ok(c.name, "not needed by the socket backend")
 		default:
 			e.warn(c.name, "give the agent the capability if it should copy in the kernel", "this process doesn't have it, so the agent copies by sockets")
-		}
-	}
-	if has(capNetRaw) {
-		e.ok("CAP_NET_RAW", "this process has it; the agent needs it for the tunnel only")
-	} else {
-		e.ok("CAP_NET_RAW", "only the tunnel needs it, and a camera that runs on this host to set option 0x88")
-	}
-	for _, port := range e.config.MediaPorts {
-		if port < 1024 && !has(capNetBindService) {
-			e.fail("media-ports", "give the agent CAP_NET_BIND_SERVICE, or take ports from 1024", "port %d is for privileged programs", port)
 		}
 	}
 }
@@ -130,12 +135,19 @@ func (e *examination) backends() {
 		return
 	}
 	switch err := ebpf.Probe(ebpf.Config{Config: base, Interface: e.iface, PinDir: c.BPFDir}); {
+	case c.Gateway.LANAddr.IsLoopback() && err != nil && c.Backend != config.BackendEBPF:
+		e.ok("ebpf", "not for loopback; the agent copies by sockets")
+	default:
+		e.judgeKernel(err)
+	}
+}
+
+func (e *examination) judgeKernel(err error) {
+	switch {
 	case err == nil:
 		e.ok("ebpf", "the ebpf backend can run%s", chosen(true))
-	case c.Backend == config.BackendEBPF:
+	case e.config.Backend == config.BackendEBPF:
 		e.fail("ebpf", "do what the message says, or set backend to auto", "the configured ebpf backend can't run: %v", err)
-	case c.Gateway.LANAddr.IsLoopback():
-		e.ok("ebpf", "not for loopback; the agent copies by sockets")
 	default:
 		e.warn("ebpf", "do what the message says if the agent should copy in the kernel; else it copies by sockets", "%v", err)
 	}

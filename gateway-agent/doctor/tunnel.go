@@ -24,8 +24,17 @@ func (e *examination) tunnel() {
 	if len(lacks) == 0 {
 		e.ok("tunnel", "this host can have one: raw sockets, and WireGuard of the kernel's or on a tun device")
 	}
-	if relay && e.config.Relay.Endpoint.IsValid() {
+	if !relay {
+		return
+	}
+	if e.config.Relay.Endpoint.IsValid() {
 		e.endpoint(e.config.Relay.Endpoint)
+	}
+	if have, err := effective(); err == nil {
+		e.kernelCapabilities(func(n int) bool { return have&(1<<n) != 0 }, false)
+	}
+	if len(lacks) == 0 {
+		e.relay()
 	}
 }
 

@@ -66,21 +66,14 @@ func Forgettable(departed map[string]time.Time, now time.Time) (keys []string) {
 	if others <= maxDeparted {
 		return keys
 	}
-	type left struct {
-		key string
-		at  time.Time
-	}
-	newest := make([]left, 0, others)
+	newest := make([]string, 0, others)
 	for key, at := range departed {
 		if now.Sub(at) <= departedKept {
-			newest = append(newest, left{key, at})
+			newest = append(newest, key)
 		}
 	}
-	slices.SortFunc(newest, func(a, b left) int { return b.at.Compare(a.at) })
-	for _, l := range newest[maxDeparted:] {
-		keys = append(keys, l.key)
-	}
-	return keys
+	slices.SortFunc(newest, func(a, b string) int { return departed[b].Compare(departed[a]) })
+	return append(keys, newest[maxDeparted:]...)
 }
 
 type destinationCounters struct {

@@ -25,6 +25,8 @@ type Network interface {
 	Apply(map[netip.Addr]*table.Snapshot) error
 	// Counters gives what was counted since the start.
 	Counters() RelayCounters
+	// Stood is when it was found that this process stood still for StandStill, last; zero: never. Nothing is copied by a snapshot that was heard before.
+	Stood() time.Time
 	// Close returns when nothing is copied any more.
 	Close() error
 }
@@ -58,10 +60,10 @@ type Relay struct {
 	waiting  []relayed
 	overflow uint32
 	looked   time.Time // when run last had the processor
-	stood    time.Time // when it found that it hadn't had it for StandStill; zero: never
 	tidied   time.Time
 
 	untidy                     atomic.Bool
+	stood                      atomic.Pointer[time.Time] // when run found that it hadn't had the processor for StandStill; nil: never
 	lost, strangers, malformed atomic.Uint64
 
 	mu       sync.Mutex // one Apply or Close at a time, and counters
@@ -299,10 +301,18 @@ func (r *Relay) run() {
 // look notes if this process stood still: then nothing is copied by what was heard before.
 func (r *Relay) look(now time.Time) {
 	if still := now.Sub(r.looked); still > StandStill {
-		r.stood = now
+		r.stood.Store(&now)
 		r.core.config.Log.Error("this process stood still: nothing is copied until the service answers", "for", still.Round(time.Millisecond))
 	}
 	r.looked = now
+}
+
+// Stood implements Network.
+func (r *Relay) Stood() time.Time {
+	if at := r.stood.Load(); at != nil {
+		return *at
+	}
+	return time.Time{}
 }
 
 // rest is what there is to do while nothing comes.
@@ -340,7 +350,7 @@ func (r *Relay) copyBatch(n int, now time.Time) {
 		l := r.groupOf(key, group)
 		// Each fragment is judged, so that what nobody registered takes no room.
 		v := packet.Decide(home.Snapshot, now, p.Datagram)
-		if home.HeardBefore(r.stood) {
+		if home.HeardBefore(r.Stood()) {
 			v = packet.Verdict{Reason: packet.Stale}
 		}
 		if v.Reason != packet.Copy {

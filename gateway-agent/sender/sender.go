@@ -30,6 +30,7 @@ type Heard func(port uint16, from netip.AddrPort, datagram []byte)
 type Ports struct {
 	uplink   netip.Addr
 	within   Range
+	only4    bool
 	file     string
 	heard    Heard
 	log      *slog.Logger
@@ -39,7 +40,7 @@ type Ports struct {
 	saved    map[string]uint16         // what the file has, by name
 }
 
-// reservation is one port, at the uplink's address and, if the host has IPv6, at all of those.
+// reservation is one port, at the uplink's address and, if the host has IPv6 and it is wanted, at all of those.
 type reservation struct {
 	port   uint16
 	v4, v6 *net.UDPConn
@@ -52,6 +53,9 @@ func (r Range) contains(port uint16) bool { return r == Range{} || r.First <= po
 
 // Within makes the ports to be reserved from here on those of a range.
 func (p *Ports) Within(r Range) { p.within = r }
+
+// Only4 says whether ports are to be reserved over IPv4 only: where nothing leaves over IPv6 the other half of the sockets would wait for nobody. Those that are there stay.
+func (p *Ports) Only4(only bool) { p.only4 = only }
 
 // Open reads which ports the last agent had; none is reserved before Keep.
 func Open(uplink netip.Addr, file string, heard Heard, log *slog.Logger) *Ports {
@@ -81,7 +85,8 @@ func (p *Ports) Keep(senders []consent.Sender) error {
 	}
 	var errs []error
 	for s := range wanted {
-		if p.reserved[s] != nil {
+		if r := p.reserved[s]; r != nil {
+			p.open6(r)
 			continue
 		}
 		r, err := p.find(p.saved[name(s)])
@@ -226,15 +231,20 @@ func (p *Ports) reserve(port uint16) (*reservation, error) {
 		return nil, err
 	}
 	r := &reservation{v4: v4, port: v4.LocalAddr().(*net.UDPAddr).AddrPort().Port()}
-	if r.v6, err = listen("udp6", netip.AddrPortFrom(netip.IPv6Unspecified(), r.port)); err != nil {
-		r.v6 = nil // a host without IPv6, or somebody else's port: IPv6 destinations can't consent then
-	}
-	for _, c := range []*net.UDPConn{r.v4, r.v6} {
-		if c != nil {
-			go Listen(c, r.port, p.heard)
-		}
-	}
+	go Listen(r.v4, r.port, p.heard)
+	p.open6(r)
 	return r, nil
+}
+
+// open6 reserves a port over IPv6 too, if it isn't. On a host without IPv6, or if it is somebody else's port, IPv6 destinations can't consent.
+func (p *Ports) open6(r *reservation) {
+	if p.only4 || r.v6 != nil {
+		return
+	}
+	if c, err := listen("udp6", netip.AddrPortFrom(netip.IPv6Unspecified(), r.port)); err == nil {
+		r.v6 = c
+		go Listen(c, r.port, p.heard)
+	}
 }
 
 // listen binds a port for itself, and only then lets the backend's sockets of this user have it, too: the kernel may give a port that is

@@ -43,6 +43,23 @@ func TestConsentPortsStayOverRestarts(t *testing.T) {
 	require.NoError(t, second.Keep([]consent.Sender{two}), "nothing changes")
 }
 
+// Where nothing leaves over IPv6 there is no socket for it, until something does.
+func TestConsentPortsOverIPv4Only(t *testing.T) {
+	p := Open(uplink, filepath.Join(t.TempDir(), "ports"), func(uint16, netip.AddrPort, []byte) {}, slog.Default())
+	defer p.Close()
+	p.Only4(true)
+	require.NoError(t, p.Keep([]consent.Sender{one}))
+	assert.False(t, p.IPv6(one))
+	port := p.Port(one)
+	p.Only4(false)
+	require.NoError(t, p.Keep([]consent.Sender{one}))
+	assert.Equal(t, port, p.Port(one))
+	if !p.IPv6(one) {
+		_, err := net.ListenUDP("udp6", &net.UDPAddr{Port: int(port)})
+		assert.Error(t, err, "it isn't there though nothing keeps it from being there")
+	}
+}
+
 func TestConsentATakenPortIsReplaced(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "ports")
 	first := Open(uplink, file, nil, slog.Default())

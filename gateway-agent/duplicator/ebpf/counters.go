@@ -2,6 +2,7 @@ package ebpf
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,15 +45,21 @@ type registry struct {
 	next    uint32 // never used so far; 0 stands for none
 	size    uint32
 	answers map[string]*[answers]uint64
+
+	departed map[string]time.Time // of a relay: since when nobody holds a key
 }
 
 type entry struct {
 	index    uint32
 	departed time.Time // zero while it is in force
+	holders  int       // of a relay: how many homes have it in force
 }
 
 func newRegistry(counts, paces *ebpf.Map) *registry {
-	return &registry{counts: counts, paces: paces, used: map[string]*entry{}, next: 1, size: counts.MaxEntries(), answers: map[string]*[answers]uint64{}}
+	return &registry{
+		counts: counts, paces: paces, used: map[string]*entry{}, next: 1, size: counts.MaxEntries(), answers: map[string]*[answers]uint64{},
+		departed: map[string]time.Time{},
+	}
 }
 
 // groupKey can't be an id: ids have no slash. A group's name is its group IP at home, and its id at a relay.
@@ -68,12 +75,21 @@ func (r *registry) index(key string) (uint32, bool) {
 	return 0, false
 }
 
-// keys adds those of a group and its destinations.
-func keys(present map[string]bool, name string, g *table.Group) {
-	present[groupKey(name)] = true
+// keys are those of a group and its destinations.
+func keys(name string, g *table.Group) []string {
+	all := append(make([]string, 0, 1+len(g.Destinations)), groupKey(name))
 	for _, d := range g.Destinations {
-		present[d.ID] = true
+		all = append(all, d.ID)
 	}
+	return all
+}
+
+// hasRoom tells whether there is an element for a key more.
+func (r *registry) hasRoom() bool { return len(r.free) > 0 || r.next < r.size }
+
+// has tells whether each of them has an element.
+func (r *registry) has(keys []string) bool {
+	return !slices.ContainsFunc(keys, func(key string) bool { return r.used[key] == nil })
 }
 
 // keep gives what is present an element each, and takes it from what left long ago.
@@ -90,25 +106,58 @@ func (r *registry) keep(present map[string]bool, now time.Time) {
 		}
 		departed[key] = e.departed
 	}
+	r.forget(departed, now)
+	for key := range present {
+		r.take(key)
+	}
+}
+
+// forget takes their elements from those of what left that needn't be kept.
+func (r *registry) forget(departed map[string]time.Time, now time.Time) {
 	for _, key := range duplicator.Forgettable(departed, now) {
 		e := r.used[key]
 		delete(r.used, key)
 		delete(r.answers, key)
+		delete(departed, key)
 		if r.counts.Put(e.index, make([]tally, ebpf.MustPossibleCPU())) == nil && r.paces.Put(e.index, uint64(0)) == nil { // no packet counts there any more
 			r.free = append(r.free, e.index)
 		}
 	}
-	for key := range present {
-		if r.used[key] != nil {
-			continue
+}
+
+// take gives the entry of a key, a new one if there is none and there is room, and else nil.
+func (r *registry) take(key string) *entry {
+	switch {
+	case r.used[key] != nil:
+	case len(r.free) > 0:
+		r.used[key] = &entry{index: r.free[0]}
+		r.free = r.free[1:]
+	case r.next < r.size:
+		r.used[key] = &entry{index: r.next}
+		r.next++
+	}
+	return r.used[key]
+}
+
+// hold is keep for those keys that one home more has in force; it gives those for which there was room.
+func (r *registry) hold(keys []string) (held []string) {
+	for _, key := range keys {
+		if e := r.take(key); e != nil {
+			e.holders, e.departed = e.holders+1, time.Time{}
+			delete(r.departed, key)
+			held = append(held, key)
 		}
-		switch {
-		case len(r.free) > 0:
-			r.used[key] = &entry{index: r.free[0]}
-			r.free = r.free[1:]
-		case r.next < r.size:
-			r.used[key] = &entry{index: r.next}
-			r.next++
+	}
+	return held
+}
+
+// release is what hold began.
+func (r *registry) release(held []string, now time.Time) {
+	for _, key := range held {
+		if e := r.used[key]; e.holders > 1 {
+			e.holders--
+		} else {
+			e.holders, e.departed, r.departed[key] = 0, now, now
 		}
 	}
 }

@@ -69,6 +69,7 @@ func Open(c Config) (*Backend, error) {
 		return nil, errors.Join(err, b.free())
 	}
 	b.done.Go(func() { b.run(b.swap, b.tidy) })
+	b.done.Go(b.renew)
 	return b, nil
 }
 
@@ -114,7 +115,9 @@ func (b *Backend) Apply(s *table.Snapshot) error {
 	b.until.set(plan.ValidUntil)
 	present := map[string]bool{}
 	for ip, g := range plan.Groups {
-		keys(present, place{group: ip}.name(g), g)
+		for _, key := range keys(place{group: ip}.name(g), g) {
+			present[key] = true
+		}
 	}
 	b.counters.keep(present, time.Now())
 	// A stream that is new to this agent finds a port; those of the last agent keep theirs.

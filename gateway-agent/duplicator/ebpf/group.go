@@ -98,6 +98,17 @@ func (g *group) same(other *group) bool {
 // moreSources are those that the header has no room for.
 func (g *group) moreSources() []source { return g.sources[min(inlineSources, len(g.sources)):] }
 
+// served are the deadlines of the group and of its destinations, each once.
+func (g *group) served() []served {
+	all := []served{{g.index, g.ends}}
+	for _, s := range g.slots {
+		if i := uint32(s.Index); !slices.ContainsFunc(all, func(other served) bool { return other.index == i }) {
+			all = append(all, served{i, g.until[i]})
+		}
+	}
+	return all
+}
+
 // build says what the kernel has to know of a group of the plan. The zero time: it may be served as long as the snapshot.
 func (b *path) build(at place, g *table.Group, ends time.Time, hops map[netip.Addr]nextHop) *group {
 	built := &group{ends: ends, until: map[uint32]time.Time{}, kernelServes: map[member]bool{}}
@@ -321,7 +332,7 @@ func (b *path) remove(at place) error {
 	if old == nil {
 		return nil
 	}
-	_ = b.until.write(old.index, 0) // whatever comes next
+	b.until.stop(old.index) // whatever comes next
 	if err := b.kernel.maps.Groups.Delete(b.key(at)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("take group IP %s out of the kernel: %w", at.group, err)
 	}

@@ -1,6 +1,7 @@
 package ebpf
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -52,6 +53,7 @@ type nextHops struct {
 	ended   chan struct{}
 	stale   atomic.Bool // routes is
 
+	inUse      int                           // routes that the last resolve left
 	routes     map[netip.Addr]route          // to those that are in use; the kernel needn't be asked again for each while nothing changes
 	neighbours map[neighbour]*neighbourState // those that are in use
 }
@@ -95,7 +97,7 @@ func followNextHops(uplink netip.Addr) (*nextHops, error) {
 	}
 	h := &nextHops{
 		uplink: uplink.AsSlice(), handle: handle, events: os.NewFile(uintptr(fd), "netlink"),
-		changed: make(chan struct{}, 1), ended: make(chan struct{}), neighbours: map[neighbour]*neighbourState{},
+		changed: make(chan struct{}, 1), ended: make(chan struct{}), routes: map[netip.Addr]route{}, neighbours: map[neighbour]*neighbourState{},
 	}
 	go h.follow()
 	return h, nil
@@ -106,59 +108,108 @@ func (h *nextHops) follow() {
 	defer close(h.ended)
 	buf := make([]byte, 1<<16)
 	for {
-		if _, err := h.events.Read(buf); err != nil && !errors.Is(err, unix.ENOBUFS) {
+		n, err := h.events.Read(buf)
+		if err != nil && !errors.Is(err, unix.ENOBUFS) {
 			return // closed
 		}
-		h.stale.Store(true)
+		if err != nil || !onlyNeighbours(buf[:n]) {
+			h.stale.Store(true)
+		}
 		time.Sleep(calm)
-		h.dirty()
+		h.again()
 	}
+}
+
+// onlyNeighbours tells whether messages say nothing of routes: of each neighbour they come every few seconds.
+func onlyNeighbours(messages []byte) bool {
+	for len(messages) >= unix.SizeofNlMsghdr {
+		size, kind := binary.NativeEndian.Uint32(messages), binary.NativeEndian.Uint16(messages[4:])
+		if kind != unix.RTM_NEWNEIGH && kind != unix.RTM_DELNEIGH || size < unix.SizeofNlMsghdr {
+			return false
+		}
+		messages = messages[min(int(size+3)&^3, len(messages)):] // each begins at a multiple of four
+	}
+	return true
 }
 
 // forget has the next resolve ask for every route.
 func (h *nextHops) forget() { h.stale.Store(true) }
 
-func (h *nextHops) dirty() {
-	h.stale.Store(true)
+// forgetRoute has the next resolve, which is soon, ask for that route.
+func (h *nextHops) forgetRoute(to netip.Addr) {
+	delete(h.routes, to)
+	h.again()
+}
+
+// again has everybody's next hop be looked at anew.
+func (h *nextHops) again() {
 	select {
 	case h.changed <- struct{}{}:
 	default:
 	}
 }
 
-// resolve gives the next hops of those destinations that the kernel path can reach.
+// outdated tells whether resolve is due, because something changed or because more keeps much more than is in use.
+func (h *nextHops) outdated() bool { return h.stale.Load() || len(h.routes) > 2*h.inUse+1024 }
+
+// resolve gives the next hops of those destinations that the kernel path can reach: all that are in use.
 func (h *nextHops) resolve(destinations []netip.Addr) (map[netip.Addr]nextHop, error) {
+	before := h.routes
+	if h.stale.Swap(false) {
+		before = nil
+	}
+	h.routes = make(map[netip.Addr]route, len(destinations))
+	was := h.neighbours
+	h.neighbours = map[neighbour]*neighbourState{}
+	hops, err := h.find(destinations, before, was, false)
+	if err != nil {
+		h.neighbours = was
+		h.forget()
+	}
+	h.inUse = len(h.routes)
+	return hops, err
+}
+
+// more gives those of some more destinations.
+func (h *nextHops) more(destinations []netip.Addr) (map[netip.Addr]nextHop, error) {
+	if len(destinations) == 0 {
+		return nil, nil
+	}
+	return h.find(destinations, nil, nil, true)
+}
+
+// find keeps in routes and neighbours what it finds, which it takes from those of before if it isn't there. Some: there are others in use beside these.
+func (h *nextHops) find(destinations []netip.Addr, routes map[netip.Addr]route, neighbours map[neighbour]*neighbourState, some bool) (map[netip.Addr]nextHop, error) {
 	links, macs, err := h.tables()
 	if err != nil {
 		return nil, fmt.Errorf("read routes and neighbours: %w", err)
 	}
 	now := time.Now()
-	hops, inUse := map[netip.Addr]nextHop{}, map[neighbour]*neighbourState{}
-	before, known := h.routes, make(map[netip.Addr]route, len(destinations))
-	if h.stale.Swap(false) {
-		before = nil
-	}
-	h.routes = known
+	hops := map[netip.Addr]nextHop{}
 	for _, to := range destinations {
-		if _, done := known[to]; done {
+		if _, done := hops[to]; done {
 			continue
 		}
-		way, ok := before[to]
+		way, ok := h.routes[to]
+		if !ok {
+			way, ok = routes[to]
+		}
 		if !ok {
 			way = h.route(to, links)
 		}
-		known[to] = way
+		h.routes[to] = way
 		if way.neighbour == (neighbour{}) || links[way.ifindex] == nil {
 			continue
 		}
 		n, mtu := way.neighbour, way.mtu
-		state := inUse[n]
+		state := h.neighbours[n]
 		if state == nil {
-			if state = h.neighbours[n]; state == nil {
+			if state = neighbours[n]; state == nil {
 				state = &neighbourState{}
 			}
-			inUse[n] = state
+			h.neighbours[n] = state
 		}
+		valid0, failed0 := state.valid, state.failed
 		hop := nextHop{ifindex: n.ifindex, mtu: mtu, kind: kindResolve}
 		entry := macs[n]
 		state.valid, state.fresh = entry.State&valid != 0 && len(entry.HardwareAddr) == 6, entry.State&fresh != 0
@@ -173,9 +224,11 @@ func (h *nextHops) resolve(destinations []netip.Addr) (map[netip.Addr]nextHop, e
 		case entry.State&netlink.NUD_FAILED != 0, now.Sub(state.since) >= giveUp, state.failed: // until it answers, however often it is asked
 			hop.kind, state.failed = kindUnreachable, true
 		}
+		if some && (state.valid != valid0 || state.failed != failed0) {
+			h.again() // others have it, too
+		}
 		hops[to] = hop
 	}
-	h.neighbours = inUse
 	return hops, nil
 }
 
@@ -237,7 +290,7 @@ func (h *nextHops) ask() error {
 	now := time.Now()
 	for n, state := range h.neighbours {
 		if !state.valid && !state.failed && now.Sub(state.since) >= giveUp {
-			h.dirty()
+			h.again()
 		}
 		pause := refresh
 		if !state.valid {

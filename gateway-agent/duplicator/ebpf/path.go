@@ -66,10 +66,24 @@ func (b *path) present() map[uint32]time.Time {
 	return present
 }
 
-// run follows the network and keeps what is in force from running out.
-func (b *path) run(swap, tidy func() error) {
+// renew keeps what is in force from running out, also while a change of thousands of homes takes its time.
+func (b *path) renew() {
 	renewal := time.NewTicker(b.config.Lease / 6)
 	defer renewal.Stop()
+	for {
+		select {
+		case <-b.quit:
+			return
+		case <-renewal.C:
+			if err := b.until.renew(); err != nil {
+				b.config.Log.Warn("what is in force could not be renewed; trying again", "err", err)
+			}
+		}
+	}
+}
+
+// run follows the network.
+func (b *path) run(swap, tidy func() error) {
 	seconds := time.NewTicker(time.Second)
 	defer seconds.Stop()
 	for {
@@ -78,8 +92,6 @@ func (b *path) run(swap, tidy func() error) {
 			return
 		case <-b.hops.changed:
 			b.locked("follow the network", swap)
-		case <-renewal.C:
-			b.locked("renew", b.until.renew)
 		case <-seconds.C:
 			b.locked("tidy", tidy)
 		}
@@ -96,9 +108,10 @@ func (b *path) locked(what string, f func() error) {
 
 // answers reads what the network answered to copies: at the sockets that hold reserved ports, and where else there are any.
 func (b *path) answers(count func(to netip.AddrPort, a answer), others func(each func(to netip.AddrPort, a answer))) {
-	smaller := false
 	each := func(to netip.AddrPort, a answer) {
-		smaller = smaller || a == answerTooBig
+		if a == answerTooBig {
+			b.hops.forgetRoute(to.Addr()) // the kernel's knows the smaller MTU now
+		}
 		count(to, a)
 	}
 	if others != nil {
@@ -106,9 +119,6 @@ func (b *path) answers(count func(to netip.AddrPort, a answer), others func(each
 	}
 	if b.config.Answered != nil {
 		b.config.Answered(func(fd int) { answersAt(fd, each) })
-	}
-	if smaller {
-		b.hops.dirty() // the kernel's route knows the smaller MTU now
 	}
 }
 
