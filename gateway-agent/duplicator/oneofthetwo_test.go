@@ -101,7 +101,7 @@ func forwardLeavesWhatCameBefore(t *testing.T) {
 	go func() { applied <- f.Apply(nil, netip.Addr{}) }()
 	select {
 	case <-applied:
-		t.Error("Apply returned while a batch was being forwarded")
+		t.Fatal("Apply returned while a batch was being forwarded")
 	case <-time.After(50 * time.Millisecond):
 	}
 	f.batch.Unlock()

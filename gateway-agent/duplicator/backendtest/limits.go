@@ -82,7 +82,7 @@ func wrongClock(t *testing.T, b Backend) {
 	h.Wide = h.WAN.Capture("ext0")
 	s := WorkedExample()
 	s.ValidUntil = time.Now().Add(time.Hour).Round(0) // by the wall clock only
-	for copied := false; !copied; { // on a busy machine a second may be over before
+	for copied := false; !copied; {                   // on a busy machine a second may be over before
 		h.Apply(s)
 		stale := h.drops(packet.Stale.String())
 		h.inject(raw{payload: []byte("in time")}.bytes())
