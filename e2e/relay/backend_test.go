@@ -35,7 +35,8 @@ func TestRelayAgentChoosesItsBackend(t *testing.T) {
 			l := newNetwork(t, netlab.New(t, "relay"), 1)
 			h, r := l.homes[0], l.receiver(netlab.Upload)
 			service := scripted.NewRelay(api.RelayInformation{
-				RelayID: relayID, Epoch: "e", Revision: "1", MaxStaleSeconds: 900, Groups: []api.GatewayGroup{apiGroup(0, netlab.Upload)},
+				// An answer that says nothing new may wait for twenty-four minutes, but not after a hang.
+				RelayID: relayID, Epoch: "e", Revision: "1", MaxStaleSeconds: 86_400, Groups: []api.GatewayGroup{apiGroup(0, netlab.Upload)},
 				Premises: []api.RelayPremises{{PremisesID: "p_0", GatewayID: gatewayID, TunnelKey: h.key.Public(), TunnelAddress: h.inside}},
 			}, relayInside, token)
 			relay := newNode(t, l.relayNS, service.Handler(), append([]string{
