@@ -177,7 +177,7 @@ random-run: ## A camera, a stranger, members, restarts and outages for DURATION 
 
 .PHONY: relay-run
 relay-run: ## PREMISES (200) homes with one group IP, two relays, one killed under load, and every packet judged; needs root, and 6 GB of memory
-	go test -count=1 -timeout 30m -v -run '^TestRelayRun$$' ./e2e/relay -relay.premises=$(or $(PREMISES),200) -relay.every=$(or $(EVERY),500ms) $(if $(JUDGED),-relay.judged) | grep -E '^(relay run|---|ok|FAIL|    run_test)'
+	go test -count=1 -timeout 30m -v -run '^TestRelayRun$$' ./e2e/relay -relay.premises=$(or $(PREMISES),200) -relay.every=$(or $(EVERY),200ms) $(if $(JUDGED),-relay.judged) | grep -E '^(relay run|---|ok|FAIL|    run_test)'
 
 .PHONY: interop
 interop: ## Clients generated from the contract, in Go and TypeScript, against a running service; needs node 20

@@ -95,7 +95,7 @@ func (h *home) copy(v table.View, in table.Inputs, held *sync.Information) (effe
 	h.away = copies != s
 	err = h.duplicator.Apply(copies)
 	if held.Relay == nil {
-		wayErr = h.way.close() // which takes a while, so that copying doesn't wait for it
+		wayErr = h.way.end(held.Network) // which takes a while, so that copying doesn't wait for it
 	}
 	if err != nil {
 		return effective{s}, errors.Join(err, wayErr)
@@ -215,6 +215,16 @@ func (w *forwarding) stop() {
 	if e := w.ends.Load(); e != nil {
 		_ = e.forward.Apply(nil, netip.Addr{}) // it fails only when it is closed
 	}
+}
+
+// end has no relay. If copies are to be made in the network all the same, the tunnel waits for the next one: to open another takes its time.
+func (w *forwarding) end(network bool) error {
+	e := w.ends.Load()
+	if e == nil || !network {
+		return w.close()
+	}
+	w.stop()
+	return e.tunnel.Apply(nil)
 }
 
 func (w *forwarding) close() error {
