@@ -250,7 +250,9 @@ func TestRelayAgents(t *testing.T) {
 		forGateway.Set(stopped)
 		l.until("the gateway has it", func() bool { return gateway.status().Cursor == "e.30" })
 		h.send(datagram(1, cameraAddr, payload(1, 100)))
-		require.Nil(t, gateway.status().Tunnel)
+		waiting := gateway.status().Tunnel
+		require.NotNil(t, waiting, "the tunnel is kept for the next relay")
+		require.Zero(t, waiting.Peers, "and leads nowhere")
 		l.until("it was counted", func() bool { g := gateway.status().Groups; return len(g) == 1 && g[0].Received > 0 })
 		for _, r := range receivers {
 			r.nothing()
@@ -262,5 +264,6 @@ func TestRelayAgents(t *testing.T) {
 		forGateway.Set(home)
 		arrives("copies made at home")
 		require.Equal(t, "198.18.1.1", from)
+		l.until("the tunnel is gone", func() bool { return gateway.status().Tunnel == nil })
 	})
 }
