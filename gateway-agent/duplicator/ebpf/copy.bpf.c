@@ -620,7 +620,11 @@ __noinline int read_content(struct __sk_buff *skb, struct content *content, __u3
 {
 	__u32 zero = 0;
 	struct scratch *scr = bpf_map_lookup_elem(&scratch, &zero);
-	if (!scr || !content || header < MIN_HEADER || header > MAX_HEADER || after > UDP_HEADER || bpf_skb_load_bytes(skb, AT, scr->header, header + after))
+	if (!scr || !content || header < MIN_HEADER || header > MAX_HEADER || after > UDP_HEADER)
+		return 1;
+	__u32 size = header + after;
+	asm volatile("" : "+r"(size)); // the verifier of Linux 6.12 doesn't know the bounds of a sum
+	if (size < MIN_HEADER || size > MAX_HEADER + UDP_HEADER || bpf_skb_load_bytes(skb, AT, scr->header, size))
 		return 1;
 	__u64 sum = 0;
 	for (__u32 i = 0; i < MAX_HEADER && i < header; i += 4)
