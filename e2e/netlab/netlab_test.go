@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -47,15 +48,14 @@ func TestNamespacesAreJoinedToEachOtherAndToNothingElse(t *testing.T) {
 		t.Fatalf("received %q from %s, %v", buf[:n], from, err)
 	}
 
-	frames := capture.Wait(time.Minute, func(frames []netlab.Frame) bool {
-		return len(frames) > 0 && frames[len(frames)-1].IPv4() != nil
-	})
-	last := frames[len(frames)-1]
-	if err := netlab.VerifyIPv4(last.IPv4()); err != nil {
+	isIPv4 := func(f netlab.Frame) bool { return f.IPv4() != nil }
+	frames := capture.Wait(time.Minute, func(frames []netlab.Frame) bool { return slices.ContainsFunc(frames, isIPv4) })
+	datagram := frames[slices.IndexFunc(frames, isIPv4)]
+	if err := netlab.VerifyIPv4(datagram.IPv4()); err != nil {
 		t.Errorf("a captured datagram must carry real checksums: %v", err)
 	}
-	if time.Since(last.At).Abs() > time.Minute {
-		t.Errorf("captured at %s", last.At)
+	if time.Since(datagram.At).Abs() > time.Minute {
+		t.Errorf("captured at %s", datagram.At)
 	}
 	if got := a.Run("cat", "/proc/net/dev"); !strings.Contains(got, "a0:") || strings.Contains(got, "eth0:") {
 		t.Errorf("namespace a has these interfaces:\n%s", got)
